@@ -1,0 +1,251 @@
+"""The U-Net of DDPM (Ho et al. 2020, appendix B): residual blocks with time embedding, self-attention at some sizes."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class UNet(nn.Module):
+    """Network for (x_t, t) -> `[B, C, H, W]`.
+
+    Every level but the last halves the image. A level has `num_res_blocks` residual blocks on the way down and one more
+    on the way up, each followed by self-attention if the level's resolution is in `attention_resolutions`. The last
+    convolution of every block and of the network starts at zero, so that the network starts as the zero function.
+
+    Args:
+        image_size: H = W, or (H, W), in pixels; divisible by 2 ** (levels - 1).
+        in_channels: C.
+        base_channels: channels of the first level.
+        channel_mults: channels of each level, as multiples of `base_channels`; one entry per level.
+        num_res_blocks: residual blocks per level.
+        attention_resolutions: levels with self-attention, named by their shorter side in pixels.
+        dropout: probability of zeroing an activation before a block's second convolution.
+        num_heads: of the self-attention; DDPM has one.
+        norm_groups: of every group normalisation; must divide every level's channels.
+
+    Raises:
+        ValueError: if the sizes do not fit each other; the message names what would.
+    """
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int] = 32,
+        in_channels: int = 3,
+        base_channels: int = 128,
+        channel_mults: Sequence[int] = (1, 2, 2, 2),
+        num_res_blocks: int = 2,
+        attention_resolutions: Sequence[int] = (16,),
+        dropout: float = 0.1,
+        *,
+        num_heads: int = 1,
+        norm_groups: int = 32,
+    ):
+        super().__init__()
+        resolutions = _resolutions(image_size, len(channel_mults))
+        widths = [base_channels * mult for mult in channel_mults]
+        _check(in_channels, widths, num_res_blocks, attention_resolutions, resolutions, dropout, num_heads, norm_groups)
+        time_channels = 4 * base_channels
+        self.time_frequencies: Tensor
+        self.register_buffer("time_frequencies", _frequencies(base_channels), persistent=False)
+        self.time_mlp = nn.Sequential(
+            nn.Linear(base_channels, time_channels),
+            nn.SiLU(),
+            nn.Linear(time_channels, time_channels),
+            nn.SiLU(),  # every block begins by this on the embedding: once is enough
+        )
+
+        def block(channels_in: int, channels_out: int, attention: bool) -> Block:
+            rest = {"num_heads": num_heads, "norm_groups": norm_groups}
+            return Block(channels_in, channels_out, time_channels, attention, dropout, **rest)
+
+        self.conv_in = nn.Conv2d(in_channels, base_channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        channels = base_channels
+        skips = [channels]
+        for width, resolution in zip(widths, resolutions, strict=True):
+            for _ in range(num_res_blocks):
+                self.down.append(block(channels, width, resolution in attention_resolutions))
+                channels = width
+                skips.append(channels)
+            if resolution != resolutions[-1]:
+                self.down.append(Downsample(channels))
+                skips.append(channels)
+
+        self.middle = nn.ModuleList([block(channels, channels, True), block(channels, channels, False)])
+
+        self.up = nn.ModuleList()
+        for width, resolution in zip(reversed(widths), reversed(resolutions), strict=True):
+            for _ in range(num_res_blocks + 1):
+                self.up.append(block(channels + skips.pop(), width, resolution in attention_resolutions))
+                channels = width
+            if resolution != resolutions[0]:
+                self.up.append(Upsample(channels))
+        assert not skips
+
+        self.norm_out = nn.GroupNorm(norm_groups, channels, eps=1e-6)
+        self.conv_out = nn.Conv2d(channels, in_channels, 3, padding=1)
+        self._initialise()
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x is `[B, C, H, W]`, t is `[B]`; returns `[B, C, H, W]`."""
+        time = self.time_mlp(self._embed(t))
+        h = self.conv_in(x)
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, time)
+            skips.append(h)
+        for layer in self.middle:
+            h = layer(h, time)
+        for layer in self.up:
+            if isinstance(layer, Block):
+                h = torch.cat([h, skips.pop()], dim=1)
+            h = layer(h, time)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+    def _embed(self, t: Tensor) -> Tensor:
+        """Sinusoidal embedding of t as in DDPM's code: sin || cos. `[B]` -> `[B, base_channels]`"""
+        angles = t.float()[:, None] * self.time_frequencies[None]
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                # Uniform with variance 1 / (average of fan-in and fan-out), DDPM's initialisation.
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                for weight in module.qkv.weight.data.chunk(3):  # three projections of their own fan-out
+                    nn.init.xavier_uniform_(weight)
+                nn.init.zeros_(module.out.weight)
+            if isinstance(module, Block):
+                nn.init.zeros_(module.conv2.weight)
+        nn.init.zeros_(self.conv_out.weight)
+
+
+class Block(nn.Module):
+    """Residual block with time embedding, followed by self-attention if asked for."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        time_channels: int,
+        attention: bool,
+        dropout: float,
+        *,
+        num_heads: int,
+        norm_groups: int,
+    ):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(norm_groups, channels_in, eps=1e-6)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.time = nn.Linear(time_channels, channels_out)
+        self.norm2 = nn.GroupNorm(norm_groups, channels_out, eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.skip = nn.Identity() if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
+        self.attention = Attention(channels_out, num_heads, norm_groups) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.time(time)[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.attention(self.skip(x) + h)
+
+
+class Attention(nn.Module):
+    """Self-attention over the H x W positions, with a residual connection."""
+
+    def __init__(self, channels: int, num_heads: int, norm_groups: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).view(b, 3, self.num_heads, c // self.num_heads, height * width)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)  # each [B, heads, H * W, C / heads]
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(h.transpose(-1, -2).reshape(b, c, height, width))
+
+
+class Downsample(nn.Module):
+    """Half the resolution by a strided convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # TensorFlow's "SAME" padding, as DDPM was trained
+
+
+class Upsample(nn.Module):
+    """Twice the resolution by nearest neighbours and a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _frequencies(channels: int) -> Tensor:
+    half = channels // 2
+    return torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float64) / max(half - 1, 1)).float()
+
+
+def _resolutions(image_size: int | Sequence[int], levels: int) -> list[int]:
+    """Shorter side of each level in pixels, from the image's down."""
+    if levels < 1:
+        raise ValueError("channel_mults needs at least one level")
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    factor = 2 ** (levels - 1)
+    for side in (height, width):
+        if side < 1 or side % factor != 0:
+            below, above = side // factor * factor, (side // factor + 1) * factor
+            would_do = f"{below} or {above}" if below > 0 else f"{above}"
+            raise ValueError(
+                f"image_size {side} cannot be halved {levels - 1} times, as {levels} channel_mults ask; "
+                f"{would_do} would do"
+            )
+    return [min(height, width) // 2**level for level in range(levels)]
+
+
+def _check(
+    in_channels: int,
+    widths: Sequence[int],
+    num_res_blocks: int,
+    attention_resolutions: Sequence[int],
+    resolutions: Sequence[int],
+    dropout: float,
+    num_heads: int,
+    norm_groups: int,
+) -> None:
+    for name, value in (
+        ("in_channels", in_channels),
+        ("base_channels and channel_mults", min(widths)),
+        ("num_res_blocks", num_res_blocks),
+        ("num_heads", num_heads),
+        ("norm_groups", norm_groups),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), got {dropout:g}")
+    for resolution in attention_resolutions:
+        if resolution not in resolutions:
+            raise ValueError(f"attention_resolutions has {resolution}, but this network's are {list(resolutions)}")
+    for width in widths:
+        if width % norm_groups != 0:
+            raise ValueError(f"norm_groups {norm_groups} does not divide the {width} channels of a level")
+        if width % num_heads != 0:
+            raise ValueError(f"num_heads {num_heads} does not divide the {width} channels of a level")

@@ -1,0 +1,174 @@
+"""The forward process, the loss and the reverse step, against diffusers and against Gaussian data's closed form."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from gaussian import GaussianDenoiser
+from oracles import in_float64
+from torch import Tensor, nn
+
+from ddpm_cli.diffusion import samplers
+from ddpm_cli.diffusion.ddpm import DDPM
+from ddpm_cli.diffusion.schedule import cosine, linear
+from ddpm_cli.diffusion.variance import fixed_large, fixed_small
+
+SHAPE = (6, 3, 4, 4)
+
+
+class FixedOutput(nn.Module):
+    """A network that answers the same whatever it is asked, and remembers the mode it was asked in."""
+
+    def __init__(self, output: Tensor):
+        super().__init__()
+        self.output = nn.Parameter(output)
+        self.was_training: list[bool] = []
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.was_training.append(self.training)
+        return self.output.expand_as(x)
+
+
+@pytest.fixture
+def batch() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    t = torch.tensor([0, 1, 57, 500, 998, 999])
+    return {"t": t} | {name: torch.randn(SHAPE, generator=generator) for name in ("x", "noise", "output")}
+
+
+def test_q_sample_is_diffusers_add_noise(batch):
+    theirs = DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+    x_t, noise = DDPM(FixedOutput(batch["output"]), linear()).q_sample(batch["x"], batch["t"], batch["noise"])
+    assert noise is batch["noise"]
+    torch.testing.assert_close(x_t, theirs.add_noise(batch["x"], batch["noise"], batch["t"]), rtol=1e-5, atol=1e-5)
+
+
+def test_q_sample_draws_standard_normal_noise_when_given_none():
+    torch.manual_seed(0)
+    x_0 = torch.full((2, 1, 100, 100), 0.5)
+    x_t, noise = DDPM(FixedOutput(x_0), linear()).q_sample(x_0, torch.tensor([0, 999]))
+    assert noise.mean().item() == pytest.approx(0, abs=0.03)
+    assert noise.std().item() == pytest.approx(1, abs=0.03)
+    assert x_t[0].std().item() == pytest.approx(math.sqrt(1e-4), rel=0.05)
+    assert x_t[1].std().item() == pytest.approx(1, rel=0.05)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("variance", [fixed_small, fixed_large])
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
+def test_p_sample_is_diffusers_step(batch, schedule, variance, clip):
+    theirs = in_float64(
+        DDPMScheduler(
+            1000,
+            beta_start=1e-4,
+            beta_end=0.02,
+            beta_schedule=schedule,
+            variance_type=variance.__name__,
+            clip_sample=clip,
+        )
+    )
+    ours = linear() if schedule == "linear" else cosine(beta_min=0.0, beta_max=0.999)
+    ddpm = DDPM(FixedOutput(batch["output"]), ours, variance=variance)
+    for i, t in enumerate(batch["t"].tolist()):
+        x_t, output = batch["x"][i : i + 1], batch["output"][i : i + 1]
+        ddpm.model = FixedOutput(output)
+        found = ddpm.p_sample(x_t, torch.tensor([t]), clip_denoised=clip, noise=torch.zeros_like(x_t))
+        generator = torch.Generator().manual_seed(t)
+        noise = torch.randn(x_t.shape, generator=generator)
+        with_noise = ddpm.p_sample(x_t, torch.tensor([t]), clip_denoised=clip, noise=noise)
+        expected = theirs.step(output, t, x_t, generator=torch.Generator().manual_seed(t)).prev_sample.float()
+        scale = max(1.0, expected.abs().max().item())  # unclipped x_0 reaches 1e4 where alpha_bar vanishes
+        torch.testing.assert_close(with_noise / scale, expected / scale, rtol=1e-5, atol=1e-5)
+        assert torch.equal(found, with_noise) == (t == 0), "noise is added at every step but the last"
+
+
+def test_denoise_derives_eps_again_from_the_clipped_x_0(batch):
+    ddpm = DDPM(FixedOutput(batch["output"]), linear())
+    x_0, eps = ddpm.denoise(batch["x"], batch["t"])
+    assert x_0.abs().max() <= 1
+    alpha, sigma = ddpm.schedule.alpha_sigma(batch["t"], x_0.shape)
+    torch.testing.assert_close(alpha * x_0 + sigma * eps, batch["x"], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(eps, batch["output"])
+    free_x_0, free_eps = ddpm.denoise(batch["x"], batch["t"], clip_denoised=False)
+    assert free_x_0.abs().max() > 1
+    torch.testing.assert_close(free_eps[1:5], batch["output"][1:5], rtol=1e-3, atol=1e-3)
+
+
+def test_training_loss_is_the_mean_squared_error_of_the_noise(batch):
+    ddpm = DDPM(FixedOutput(batch["output"]), linear())
+    expected = (batch["output"] - batch["noise"]).square().mean()
+    torch.testing.assert_close(ddpm.training_loss(batch["x"], noise=batch["noise"]), expected)
+    per_image = ddpm.losses(batch["x"], batch["t"], batch["noise"])
+    torch.testing.assert_close(per_image, (batch["output"] - batch["noise"]).square().mean((1, 2, 3)))
+
+
+def test_weighting_gets_the_log_snr(batch):
+    seen = []
+
+    def weighting(log_snr: Tensor) -> Tensor:
+        seen.append(log_snr)
+        return torch.arange(len(log_snr))
+
+    plain = DDPM(FixedOutput(batch["output"]), linear())
+    weighted = DDPM(plain.model, plain.schedule, weighting=weighting)
+    losses = weighted.losses(batch["x"], batch["t"], batch["noise"])
+    torch.testing.assert_close(losses, plain.losses(batch["x"], batch["t"], batch["noise"]) * torch.arange(6))
+    alpha_bar = linear().alphas_cumprod[batch["t"]]
+    torch.testing.assert_close(seen[0], (alpha_bar / (1 - alpha_bar)).log())
+
+
+def test_the_optimal_network_has_the_loss_theory_gives_it():
+    """For data N(m, s^2) the least eps-loss at t is alpha^2 s^2 / (alpha^2 s^2 + sigma^2)."""
+    torch.manual_seed(0)
+    schedule = cosine()
+    ddpm = DDPM(GaussianDenoiser(schedule, mean=0.3, std=0.4), schedule)
+    x_0 = 0.3 + 0.4 * torch.randn(1, 1, 300, 300)
+    for t in (10, 300, 700, 990):
+        alpha_bar = schedule.alphas_cumprod[t].item()
+        expected = alpha_bar * 0.16 / (alpha_bar * 0.16 + 1 - alpha_bar)
+        assert ddpm.losses(x_0, torch.tensor([t])).item() == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [
+        ("ddpm, fixed small", partial(samplers.ddpm, variance=fixed_small)),
+        ("ddpm, fixed large", partial(samplers.ddpm, variance=fixed_large)),
+        ("ddim, eta 1", partial(samplers.ddim, steps=1000, eta=1.0)),
+        ("ddim, eta 0", partial(samplers.ddim, steps=1000, eta=0.0)),
+    ],
+)
+def test_sampling_with_the_exact_denoiser_reproduces_mean_and_variance(name, sampler):
+    """The data's mean and std are small against 1, so that clipping x_0 to [-1, 1] changes nothing."""
+    mean, std = 0.2, 0.15
+    schedule = linear()
+    ddpm = DDPM(GaussianDenoiser(schedule, mean, std), schedule)
+    x = ddpm.sample(8, 32, 1, show_progress=False, sampler=sampler, generator=torch.Generator().manual_seed(0))
+    error = std / math.sqrt(x.numel())
+    assert x.mean().item() == pytest.approx(mean, abs=5 * error), name
+    # The discrete chain is exact only as T grows: 2 % for a std of 0.15 at T = 1000.
+    assert x.std().item() == pytest.approx(std, rel=0.02), name
+
+
+def test_sampling_switches_dropout_off_and_on_again():
+    ddpm = DDPM(FixedOutput(torch.zeros(1, 1, 1, 1)), linear(10)).train()
+    ddpm.sample(2, 4, 1, show_progress=False)
+    model = ddpm.model
+    assert isinstance(model, FixedOutput)
+    assert model.was_training == [False] * 10
+    assert model.training
+
+
+def test_sample_shapes_and_range():
+    ddpm = DDPM(FixedOutput(torch.zeros(1, 1, 1, 1)), linear(10))
+    x = ddpm.sample(2, (4, 8), 3, device="cpu", show_progress=False)
+    assert x.shape == (2, 3, 4, 8)
+    assert x.abs().max() <= 1
+
+
+def test_half_precision_leaves_the_schedule_exact():
+    ddpm = DDPM(FixedOutput(torch.zeros(1, 1, 1, 1)), linear()).to(torch.bfloat16)
+    assert ddpm.schedule.betas.dtype == torch.float64
+    assert ddpm.schedule.betas[0].item() == pytest.approx(1e-4, rel=1e-9)
