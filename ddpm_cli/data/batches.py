@@ -1,0 +1,88 @@
+"""Which images make up training batch n, and how they get to the device.
+
+Batch n depends on (seed, n) alone, so a resumed run meets the batches it would have met, and no position is stored.
+"""
+
+import functools
+import itertools
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm_cli.data.image_set import ImageSet
+from ddpm_cli.seeds import generator
+
+PREFETCHED = 2  # batches in preparation while one trains: one hides the gather, the second its hiccups
+
+
+class Batches:
+    """The endless stream of training batches: epoch after epoch, each in an order of its own, cut every `batch_size`.
+
+    No image is dropped: a batch may begin in one epoch and end in the next (or several later, when the set is smaller
+    than a batch). Raises ValueError for a batch_size below 1.
+    """
+
+    def __init__(self, images: ImageSet, batch_size: int, *, seed: int):
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.images = images
+        self.batch_size = batch_size
+        self.seed = seed
+        # Two are enough: steps come in order, and a batch seldom straddles more than two epochs.
+        self._order = functools.lru_cache(maxsize=2)(self._permutation)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return torch.randperm(len(self.images), generator=generator(self.seed, "order", epoch)).numpy()
+
+    def indices(self, step: int) -> np.ndarray:
+        """int64 `[batch_size]`: which images batch `step` (from 0) holds."""
+        position = step * self.batch_size
+        parts = []
+        missing = self.batch_size
+        while missing > 0:
+            epoch, start = divmod(position, len(self.images))
+            part = self._order(epoch)[start : start + missing]
+            parts.append(part)
+            position += len(part)
+            missing -= len(part)
+        return np.concatenate(parts)
+
+    def flips(self, step: int) -> Tensor:
+        """bool `[batch_size]`: which images of batch `step` are mirrored; none unless the set says `flip`."""
+        if not self.images.flip:
+            return torch.zeros(self.batch_size, dtype=torch.bool)
+        return torch.rand(self.batch_size, generator=generator(self.seed, "flip", step)) < 0.5
+
+    def load(self, step: int) -> Tensor:
+        """uint8 `[batch_size, C, H, W]` on the CPU: the images of batch `step` as they are stored."""
+        return torch.from_numpy(np.asarray(self.images.pixels[self.indices(step)]))
+
+    def prefetch(self, first_step: int, *, pin_memory: bool = False) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """(`load`, `flips`) of `first_step` and every later step, prepared by a thread ahead of their use.
+
+        Closing the generator ends the thread. What goes wrong in the thread is raised here.
+        """
+
+        def prepare(step: int) -> tuple[Tensor, Tensor]:
+            pixels, flips = self.load(step), self.flips(step)
+            return (pixels.pin_memory(), flips.pin_memory()) if pin_memory else (pixels, flips)
+
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+            pending = deque(thread.submit(prepare, first_step + ahead) for ahead in range(PREFETCHED))
+            for step in itertools.count(first_step + PREFETCHED):
+                batch = pending.popleft().result()
+                pending.append(thread.submit(prepare, step))
+                yield batch
+
+
+def augment(pixels: Tensor, flips: Tensor) -> Tensor:
+    """float32 `[B, C, H, W]` in [-1, 1] from uint8 `pixels`, mirrored left to right where `flips` `[B]` is True.
+
+    Runs on the device of its arguments: a quarter of the bytes cross the bus.
+    """
+    pixels = torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)
+    return pixels.float() / 127.5 - 1

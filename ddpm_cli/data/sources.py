@@ -1,0 +1,151 @@
+"""Well-known data sets, each the training split as one `ImageSet`.
+
+torchvision and scikit-learn are imported where they are used: they take seconds.
+"""
+
+import contextlib
+import http.client
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_cli.data.image_set import ImageSet, check_channels, height_width, resize, with_channels
+
+ImageSize = int | Sequence[int]
+
+
+def digits(*, image_size: ImageSize = 8, channels: int = 1, flip: bool = False) -> ImageSet:
+    """scikit-learn's 1797 handwritten digits, 8 x 8; comes with the package, nothing is fetched."""
+    return _image_set("digits", _read_digits, image_size, channels, flip)
+
+
+def mnist(
+    *, root: str = "data", download: bool = False, image_size: ImageSize = 28, channels: int = 1, flip: bool = False
+) -> ImageSet:
+    """MNIST, 60,000 x 28 x 28, from `root`/MNIST/raw, extracted or fetched first where needed.
+
+    Raises FileNotFoundError saying which file should be where, if it is absent or damaged and cannot be fetched.
+    """
+    return _image_set("mnist", lambda: _read_idx("MNIST", root, download), image_size, channels, flip)
+
+
+def fashion_mnist(
+    *, root: str = "data", download: bool = False, image_size: ImageSize = 28, channels: int = 1, flip: bool = False
+) -> ImageSet:
+    """Fashion-MNIST, 60,000 x 28 x 28, from `root`/FashionMNIST/raw; raises as `mnist`."""
+    return _image_set("fashion_mnist", lambda: _read_idx("FashionMNIST", root, download), image_size, channels, flip)
+
+
+def cifar10(
+    *, root: str = "data", download: bool = False, image_size: ImageSize = 32, channels: int = 3, flip: bool = True
+) -> ImageSet:
+    """CIFAR-10, 50,000 x 3 x 32 x 32, from `root`/cifar-10-batches-py or its archive in `root`; raises as `mnist`."""
+    return _image_set("cifar10", lambda: _read_cifar10(root, download), image_size, channels, flip)
+
+
+def _image_set(name: str, read: Callable[[], np.ndarray], image_size: ImageSize, channels: int, flip: bool) -> ImageSet:
+    size = height_width(image_size)  # a wrong setting is found before anything is fetched
+    check_channels(channels)
+    return ImageSet(with_channels(resize(read(), size), channels), name, flip=flip)
+
+
+def _read_digits() -> np.ndarray:
+    from sklearn.datasets import load_digits
+
+    images, _ = load_digits(return_X_y=True)  # [1797, 64], 0..16
+    return np.rint(np.asarray(images) * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+
+
+def _read_idx(dataset: str, root: str, download: bool) -> np.ndarray:
+    """uint8 `[60000, 1, 28, 28]` from the one of an MNIST-like set's four files that holds the training images."""
+    from torchvision import datasets
+    from torchvision.datasets.mnist import read_image_file
+
+    kind = getattr(datasets, dataset)
+    file, md5 = next(resource for resource in kind.resources if resource[0].startswith("train-images"))
+    archive = _Archive(_absolute(root) / dataset / "raw" / file, md5, tuple(mirror + file for mirror in kind.mirrors))
+
+    def read() -> np.ndarray:
+        return read_image_file(str(archive.path.with_suffix(""))).numpy()[:, None]
+
+    return _read_extracting(read, archive, download)
+
+
+def _read_cifar10(root: str, download: bool) -> np.ndarray:
+    """uint8 `[50000, 3, 32, 32]`."""
+    from torchvision.datasets import CIFAR10
+
+    folder = _absolute(root)
+
+    def read() -> np.ndarray:  # checks the MD5 of every file before it unpickles one
+        return np.ascontiguousarray(CIFAR10(folder, train=True, download=False).data.transpose(0, 3, 1, 2))
+
+    archive = _Archive(folder / CIFAR10.filename, CIFAR10.tgz_md5, (CIFAR10.url,))
+    return _read_extracting(read, archive, download)
+
+
+@dataclass(frozen=True)
+class _Archive:
+    """A data set as it is published: the file's place here, its MD5, and the addresses it can be had from."""
+
+    path: Path
+    md5: str
+    urls: tuple[str, ...]
+
+
+def _read_extracting(read: Callable[[], np.ndarray], archive: _Archive, download: bool) -> np.ndarray:
+    """What `read` finds beside the archive; if that fails, what it finds once the archive is extracted there."""
+    from torchvision.datasets.utils import extract_archive
+
+    # What torchvision raises for files that are absent, cut short or changed. Extraction can have been interrupted.
+    with contextlib.suppress(OSError, RuntimeError, ValueError, AssertionError, TypeError, KeyError):
+        return read()
+    _provide(archive, download)
+    extract_archive(archive.path, archive.path.parent)
+    return read()
+
+
+def _provide(archive: _Archive, download: bool) -> None:
+    """Leave a good archive in its place, fetched if `download` and need be, or raise FileNotFoundError."""
+    from torchvision.datasets.utils import check_integrity
+
+    if check_integrity(archive.path, archive.md5):
+        return
+    state = f"is corrupted (its MD5 is not {archive.md5})" if archive.path.exists() else "is missing"
+    if not download:
+        raise FileNotFoundError(f"{archive.path} {state}: set data.download=true, or put {archive.urls[0]} there")
+    failures = []
+    for url in archive.urls:
+        try:
+            _fetch(url, archive)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            failures.append(f"{url}: {error}")
+        else:
+            return
+    raise FileNotFoundError(
+        f"{archive.path} {state} and cannot be fetched; put the file there by hand. Tried {'; '.join(failures)}"
+    )
+
+
+def _fetch(url: str, archive: _Archive) -> None:
+    """Download the archive, under its own name only once its MD5 is right."""
+    from torchvision.datasets.utils import download_url
+
+    partial = archive.path.with_name(f"{archive.path.name}.part")
+    # torchvision draws a progress bar: welcome on a terminal, litter in a log.
+    quiet = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
+    try:
+        with quiet:
+            download_url(url, str(partial.parent), filename=partial.name, md5=archive.md5)
+        partial.replace(archive.path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _absolute(root: str) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(root)))

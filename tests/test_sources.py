@@ -1,0 +1,247 @@
+"""Image sets in memory and the well-known data sets, from small archives in the real format."""
+
+import gzip
+import hashlib
+import http.server
+import io
+import pickle
+import re
+import socket
+import struct
+import tarfile
+import threading
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_cli.data import image_set, sources
+from ddpm_cli.data.image_set import ImageSet
+
+
+def test_image_set_reports_its_length_and_shape():
+    images = ImageSet(np.zeros((5, 3, 4, 6), np.uint8), "zeros", flip=False)
+    assert (len(images), images.shape) == (5, (3, 4, 6))
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((5, 3, 4, 6)), np.zeros((5, 4, 6), np.uint8), np.zeros((0, 3, 4, 6), "u1")]
+)
+def test_image_set_refuses_other_arrays(pixels: np.ndarray):
+    with pytest.raises(ValueError, match=r"bad: .*\[(5|0), "):
+        ImageSet(pixels, "bad", flip=False)
+
+
+@pytest.mark.parametrize("size", [(7, 5), (20, 31)])
+def test_resize_agrees_with_pil_and_goes_batch_by_batch(size, rng, monkeypatch):
+    monkeypatch.setattr(image_set, "RESIZE_BATCH", 2)
+    pixels = rng.integers(0, 256, (5, 1, 12, 15), dtype=np.uint8)
+    # In PIL's float mode: its 8-bit mode clips also between the horizontal and the vertical pass.
+    oracle = [Image.fromarray(p[0].astype("f4")).resize(size[::-1], Image.Resampling.BICUBIC) for p in pixels]
+    expected = np.stack([np.asarray(picture) for picture in oracle]).round().clip(0, 255)
+    resized = image_set.resize(pixels, list(size))
+    assert resized.dtype == np.uint8
+    np.testing.assert_array_equal(resized[:, 0], expected)
+
+
+def test_resize_to_the_same_size_changes_nothing(rng):
+    pixels = rng.integers(0, 256, (2, 3, 8, 8), dtype=np.uint8)
+    assert image_set.resize(pixels, 8) is pixels
+
+
+@pytest.mark.parametrize("size", [0, -4, True, 8.0, "8", [8], [8, 8, 8], [8, 0], [8, 8.5], None])
+def test_impossible_image_size_is_refused(size):
+    with pytest.raises(ValueError, match=f"image_size .*{re.escape(repr(size))}"):
+        image_set.height_width(size)
+
+
+def test_channels_are_converted_as_pil_does(rng):
+    colour = rng.integers(0, 256, (3, 3, 9, 9), dtype=np.uint8)
+    grey = image_set.with_channels(colour, 1)
+    oracle = np.stack([np.asarray(Image.fromarray(c.transpose(1, 2, 0)).convert("L")) for c in colour])
+    np.testing.assert_array_equal(grey, oracle[:, None])
+    np.testing.assert_array_equal(image_set.with_channels(grey, 3), np.stack([oracle] * 3, axis=1))
+    assert image_set.with_channels(colour, 3) is colour
+
+
+@pytest.mark.parametrize("channels", [2, 4, 0, True, "3"])
+def test_other_channels_are_refused(channels):
+    with pytest.raises(ValueError, match=f"channels .*{channels!r}"):
+        sources.digits(channels=channels)
+
+
+def test_digits_are_sklearns_scaled_to_bytes():
+    from sklearn.datasets import load_digits
+
+    images = sources.digits()
+    pixels = images.pixels[:, 0]
+    assert (len(images), images.shape, images.name, images.flip) == (1797, (1, 8, 8), "digits", False)
+    assert (pixels.min(), pixels.max()) == (0, 255)
+    levels, _ = load_digits(return_X_y=True)  # 0..16
+    assert np.abs(pixels.reshape(-1, 64) - np.asarray(levels) * 255 / 16).max() <= 0.5
+    assert sources.digits(image_size=[12, 10], channels=3, flip=True).pixels.shape == (1797, 3, 12, 10)
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+def mnist_file(pixels: np.ndarray) -> bytes:
+    return gzip.compress(struct.pack(">IIII", 0x803, *pixels.shape) + pixels.tobytes())
+
+
+def cifar_archive(pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """cifar-10-python.tar.gz holding `pixels` `[5n, 3, 32, 32]`, with torchvision told its checksums."""
+    from torchvision.datasets import CIFAR10
+
+    parts = pixels.reshape(5, -1, 3072)
+    entries = [(f"data_batch_{i + 1}", {"data": part, "labels": [0] * len(part)}) for i, part in enumerate(parts)]
+    entries += [
+        ("test_batch", {"data": parts[0], "labels": [0] * len(parts[0])}),
+        ("batches.meta", {"label_names": "a"}),
+    ]
+    members = {name: pickle.dumps(entry) for name, entry in entries}
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    sums = [[name, md5(content)] for name, content in members.items()]
+    monkeypatch.setattr(CIFAR10, "train_list", sums[:5])
+    monkeypatch.setattr(CIFAR10, "test_list", sums[5:6])
+    monkeypatch.setitem(CIFAR10.meta, "md5", sums[6][1])
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(packed.getvalue()))
+    return packed.getvalue()
+
+
+class Published:
+    """A data set's archive as published: content, place below the root, pixels, and the source that reads it."""
+
+    def __init__(self, name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch):
+        from torchvision import datasets
+
+        self.source = getattr(sources, name)
+        self.monkeypatch = monkeypatch
+        if name == "cifar10":
+            self.kind = datasets.CIFAR10
+            self.pixels = rng.integers(0, 256, (10, 3, 32, 32), dtype=np.uint8)
+            self.content = cifar_archive(self.pixels, monkeypatch)
+            self.place = "cifar-10-python.tar.gz"
+        else:
+            self.kind = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[name]
+            self.pixels = rng.integers(0, 256, (10, 1, 28, 28), dtype=np.uint8)
+            self.content = mnist_file(self.pixels[:, 0])
+            self.place = f"{self.kind.__name__}/raw/train-images-idx3-ubyte.gz"
+            resources = [("train-images-idx3-ubyte.gz", md5(self.content)), *self.kind.resources[1:]]
+            monkeypatch.setattr(self.kind, "resources", resources)
+
+    def put(self, root: Path, content: bytes) -> Path:
+        path = root / self.place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    def serve_at(self, address: str):
+        if hasattr(self.kind, "mirrors"):
+            self.monkeypatch.setattr(self.kind, "mirrors", [f"{address}/gone/", f"{address}/"])
+        else:
+            self.monkeypatch.setattr(self.kind, "url", f"{address}/{self.place}")
+
+
+@pytest.fixture(params=["mnist", "fashion_mnist", "cifar10"])
+def published(request, rng, monkeypatch) -> Published:
+    return Published(request.param, rng, monkeypatch)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise AssertionError("the network was touched")
+
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+    monkeypatch.setattr(socket.socket, "connect", fail)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_archive_in_place_is_extracted_and_then_the_tree_suffices(published, tmp_path):
+    archive = published.put(tmp_path, published.content)
+    images = published.source(root=str(tmp_path))
+    np.testing.assert_array_equal(images.pixels, published.pixels)
+    assert images.flip == (published.place.startswith("cifar"))
+    archive.unlink()
+    np.testing.assert_array_equal(published.source(root=str(tmp_path), flip=True).pixels, published.pixels)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_interrupted_extraction_is_made_good(published, tmp_path):
+    archive = published.put(tmp_path, published.content)
+    published.source(root=str(tmp_path))
+    extracted = next(p for p in sorted(tmp_path.rglob("*")) if p.is_file() and p != archive and "meta" not in p.name)
+    extracted.write_bytes(extracted.read_bytes()[:-100])
+    np.testing.assert_array_equal(published.source(root=str(tmp_path)).pixels, published.pixels)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_missing_archive_is_named_with_what_to_do(published, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError) as caught:
+        published.source()
+    message = str(caught.value)
+    assert f"{tmp_path}/data/{published.place} is missing" in message
+    assert "data.download=true" in message
+    assert "\n" not in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_network")
+def test_corrupted_archive_is_named(published, tmp_path):
+    archive = published.put(tmp_path, published.content[:-1])
+    with pytest.raises(FileNotFoundError, match=f"{re.escape(str(archive))} is corrupted .*{md5(published.content)}"):
+        published.source(root=str(tmp_path))
+
+
+@pytest.fixture
+def server(tmp_path):
+    """(address, folder it serves) of an HTTP server on this machine."""
+    root = tmp_path / "served"
+    root.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(root))
+
+        def log_message(self, *_args):  # pyright: ignore[reportIncompatibleMethodOverride]
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as httpd:
+        threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        yield f"http://127.0.0.1:{httpd.server_port}", root
+        httpd.shutdown()
+
+
+def test_download_replaces_a_corrupted_archive_in_silence(published, tmp_path, server, capfd):
+    address, served = server
+    (served / Path(published.place).name).write_bytes(published.content)
+    published.serve_at(address)
+    archive = published.put(tmp_path, b"corrupted")
+    images = published.source(root=str(tmp_path), download=True)
+    np.testing.assert_array_equal(images.pixels, published.pixels)
+    assert archive.read_bytes() == published.content
+    assert not list(tmp_path.rglob("*.part"))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("content", [None, b"something else"])
+def test_failed_download_says_where_the_file_should_be(published, tmp_path, server, content):
+    address, served = server
+    if content is not None:
+        (served / Path(published.place).name).write_bytes(content)
+    published.serve_at(address)
+    with pytest.raises(FileNotFoundError) as caught:
+        published.source(root=str(tmp_path), download=True)
+    assert f"{tmp_path / published.place} is missing and cannot be fetched" in str(caught.value)
+    assert address in str(caught.value)
+    assert not [path for path in tmp_path.rglob("*.*") if path.is_file() and served not in path.parents]
