@@ -1,0 +1,54 @@
+"""The options of a training loop, checked before anything is built."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What `trainer=` configures.
+
+    Args:
+        steps: optimizer steps of the whole run.
+        batch_size: images per optimizer step.
+        accumulate: micro-batches a step is computed in; must divide `batch_size`. Saves memory, changes no result.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        precision: of the forward pass. "auto": bf16 where CUDA has it, fp16 on older CUDA, fp32 elsewhere.
+        grad_clip: largest norm of the whole gradient; None: not clipped.
+        warmup_steps: steps over which the learning rate rises to `optimizer.lr`.
+        lr_decay: what the learning rate does after that.
+        log_every: steps between two entries of the log.
+        preview_every: steps between two grids of EMA samples; 0: none.
+        preview_images: images in such a grid.
+        checkpoint_every: steps between two checkpoints; 0: only at the end.
+        keep_last: checkpoints kept; older ones are removed.
+
+    Raises:
+        ValueError: if a value is out of its range; the message names it.
+    """
+
+    steps: int
+    batch_size: int
+    accumulate: int = 1
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    grad_clip: float | None = 1.0
+    warmup_steps: int = 0
+    lr_decay: Literal["constant", "cosine", "linear"] = "constant"
+    log_every: int = 100
+    preview_every: int = 5000
+    preview_images: int = 64
+    checkpoint_every: int = 5000
+    keep_last: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_every", "preview_images", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup_steps", "preview_every", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.batch_size % self.accumulate != 0:
+            raise ValueError(f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}")
+        if self.grad_clip is not None and not self.grad_clip > 0:
+            raise ValueError(f"grad_clip must be positive or null, got {self.grad_clip:g}")

@@ -1,0 +1,220 @@
+"""The training loop: DDPM's algorithm 1 with mixed precision, gradient accumulation, clipping and EMA."""
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpm_cli.data.batches import Batches, augment
+from ddpm_cli.devices import Compute
+from ddpm_cli.diffusion.ddpm import DDPM
+from ddpm_cli.seeds import derive_seed, generator
+from ddpm_cli.training import learning_rate
+from ddpm_cli.training.ema import EMA
+from ddpm_cli.training.settings import Settings
+
+
+class StepResult(NamedTuple):
+    """What one optimizer step leaves to log. The tensors stay on the device: reading them waits for it."""
+
+    losses: Tensor  # [B]
+    t: Tensor  # [B]
+    grad_norm: float  # before clipping
+    skipped: bool  # float16 overflow: nothing was changed
+
+
+class Progress(NamedTuple):
+    """Everything the log says about the steps since it last said something."""
+
+    step: int
+    losses: Tensor  # [steps * B], on the CPU
+    t: Tensor  # [steps * B], on the CPU
+    grad_norm: float  # mean
+    learning_rate: float
+    ema_decay: float
+    images_per_second: float
+    data_fraction: float  # of the time, spent waiting for data
+    overflows: int  # steps skipped for float16 overflow since the run began
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or a gradient is not a finite number; parameters, moments and EMA were left as they were."""
+
+
+class Trainer:
+    """Trains `ddpm` on `batches`. All that changes during a run is here: parameters, optimizer, EMA, scaler, step.
+
+    Nothing random is kept: the order and flips of the images are functions of (seed, step) in `Batches`, timesteps,
+    noise and dropout are keyed on (seed, step) below, so a run that is resumed draws what it would have drawn.
+    """
+
+    def __init__(
+        self,
+        ddpm: DDPM,
+        batches: Batches,
+        *,
+        optimizer: torch.optim.Optimizer,
+        ema: EMA,
+        settings: Settings,
+        compute: Compute,
+        seed: int,
+    ):
+        self.ddpm = ddpm
+        self.batches = batches
+        self.optimizer = optimizer
+        self.ema = ema
+        self.settings = settings
+        self.compute = compute
+        self.seed = seed
+        self.scaler = compute.grad_scaler()
+        self.peak_lr = [group["lr"] for group in optimizer.param_groups]
+        self.step = 0
+        self.overflows = 0
+
+    def train_step(self, pixels: Tensor, flips: Tensor) -> StepResult:
+        """One optimizer step on uint8 images `[B, C, H, W]` (DDPM, algorithm 1); advances `self.step`.
+
+        Raises:
+            NonFiniteError: before anything has been changed.
+        """
+        device = self.compute.device
+        x_0 = augment(pixels.to(device, non_blocking=True), flips.to(device, non_blocking=True))
+        t, noise = self._draw(x_0)
+        torch.manual_seed(derive_seed(self.seed, "dropout", self.step))
+        self._set_learning_rate()
+
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        parts = self.settings.accumulate
+        for micro_batch in zip(x_0.chunk(parts), t.chunk(parts), noise.chunk(parts), strict=True):
+            with self.compute.autocast():
+                loss = self.ddpm.losses(*micro_batch)
+            self.scaler.scale(loss.sum() / len(x_0)).backward()
+            losses.append(loss.detach())
+        losses = torch.cat(losses)
+
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.ddpm.parameters() if p.grad is not None]
+        grad_norm = torch.nn.utils.get_total_norm(gradients)
+        finite = bool(torch.isfinite(grad_norm) & torch.isfinite(losses).all())
+        if not finite and not self.scaler.is_enabled():
+            raise NonFiniteError(self._describe_non_finite(losses, t))
+        if self.settings.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.ddpm.parameters(), self.settings.grad_clip, grad_norm)
+        self.scaler.step(self.optimizer)  # an overflow in float16 skips the step and lowers the scale
+        self.scaler.update()
+        if finite:
+            self.ema.update(self.ddpm.model)
+        else:
+            self.overflows += 1
+        self.step += 1
+        return StepResult(losses, t, grad_norm.item(), skipped=not finite)
+
+    def run(self) -> Iterator[Progress | None]:
+        """Train up to `settings.steps`; after every step yields None, or the `Progress` when it is time to log."""
+        self.ddpm.train()
+        results: list[StepResult] = []
+        waited, since = 0.0, time.perf_counter()
+        pin_memory = self.compute.device.type == "cuda"
+        with closing(self.batches.prefetch(self.step, pin_memory=pin_memory)) as stream:
+            while self.step < self.settings.steps:
+                asked = time.perf_counter()
+                pixels, flips = next(stream)
+                waited += time.perf_counter() - asked
+                results.append(self.train_step(pixels, flips))
+                if self.step % self.settings.log_every == 0 or self.step == self.settings.steps:
+                    elapsed = time.perf_counter() - since
+                    yield self._progress(results, elapsed, waited)
+                    results, waited, since = [], 0.0, time.perf_counter()
+                else:
+                    asked = time.perf_counter()
+                    yield None
+                    since += time.perf_counter() - asked  # previews and checkpoints are not training time
+
+    def _draw(self, x_0: Tensor) -> tuple[Tensor, Tensor]:
+        """Timesteps `[B]` and noise `[B, C, H, W]` of this step: drawn for the whole batch, however it is split."""
+        source = generator(self.seed, "diffusion", self.step, device=x_0.device)
+        t = torch.randint(self.ddpm.schedule.timesteps, (len(x_0),), generator=source, device=x_0.device)
+        return t, torch.randn(x_0.shape, generator=source, device=x_0.device)
+
+    def _set_learning_rate(self) -> None:
+        settings = self.settings
+        factor = learning_rate.factor(
+            self.step, steps=settings.steps, warmup_steps=settings.warmup_steps, decay=settings.lr_decay
+        )
+        for group, peak in zip(self.optimizer.param_groups, self.peak_lr, strict=True):
+            group["lr"] = peak * factor
+
+    def _progress(self, results: list[StepResult], elapsed: float, waited: float) -> Progress:
+        kept = [result.grad_norm for result in results if not result.skipped]
+        losses = torch.cat([result.losses for result in results]).cpu()
+        return Progress(
+            step=self.step,
+            losses=losses,
+            t=torch.cat([result.t for result in results]).cpu(),
+            grad_norm=sum(kept) / len(kept) if kept else float("nan"),
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            ema_decay=self.ema.current_decay,
+            images_per_second=len(losses) / elapsed,
+            data_fraction=waited / elapsed,
+            overflows=self.overflows,
+        )
+
+    def _describe_non_finite(self, losses: Tensor, t: Tensor) -> str:
+        if not torch.isfinite(losses).all():
+            bad = t[~torch.isfinite(losses)].tolist()
+            return f"the loss at step {self.step} is not finite, at timesteps t = {bad[:8]}"
+        for name, parameter in self.ddpm.model.named_parameters():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                return f"the gradient of {name} at step {self.step} is not finite"
+        return f"the norm of the gradient at step {self.step} is not finite"
+
+    # State -------------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything besides the EMA that a resumed run needs, as named tensors."""
+        tensors = {f"model.{name}": value for name, value in self.ddpm.model.state_dict().items()}
+        for name, moments in zip(self._names(), self._moments(), strict=True):
+            tensors |= {f"optimizer.{name}.{key}": torch.as_tensor(value) for key, value in moments.items()}
+        counters = {"step": self.step, "ema_updates": self.ema.updates, "overflows": self.overflows}
+        tensors |= {f"counter.{name}": torch.tensor(value) for name, value in counters.items()}
+        if self.scaler.is_enabled():
+            scaler = self.scaler.state_dict()
+            tensors |= {f"scaler.{key}": torch.tensor(scaler[key], dtype=torch.float64) for key in _SCALER_KEYS}
+        return tensors
+
+    def load_state(self, state: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
+        """Go back to what `state()` and the EMA's weights were.
+
+        Raises:
+            RuntimeError: if names or shapes are not those of this run.
+        """
+        self.ddpm.model.load_state_dict(_below("model.", state))
+        self.ema.model.load_state_dict(ema)
+        moments = {
+            index: _below(f"optimizer.{name}.", state)
+            for index, name in enumerate(self._names())
+            if f"optimizer.{name}.step" in state
+        }
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.step, self.ema.updates, self.overflows = (
+            int(state[f"counter.{name}"]) for name in ("step", "ema_updates", "overflows")
+        )
+        if self.scaler.is_enabled() and "scaler.scale" in state:
+            self.scaler.load_state_dict({key: state[f"scaler.{key}"].item() for key in _SCALER_KEYS})
+
+    def _names(self) -> list[str]:
+        return [name for name, _ in self.ddpm.model.named_parameters()]
+
+    def _moments(self) -> list[dict]:
+        return [self.optimizer.state.get(parameter, {}) for parameter in self.ddpm.model.parameters()]
+
+
+_SCALER_KEYS = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

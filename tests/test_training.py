@@ -1,0 +1,281 @@
+"""The loop: it learns, accumulates exactly, resumes exactly, and keeps what is not finite out of the weights."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ddpm_cli.data.batches import Batches
+from ddpm_cli.data.image_set import ImageSet
+from ddpm_cli.data.sources import digits
+from ddpm_cli.devices import choose_compute
+from ddpm_cli.diffusion import samplers
+from ddpm_cli.diffusion.ddpm import DDPM
+from ddpm_cli.diffusion.schedule import cosine
+from ddpm_cli.models.unet import UNet
+from ddpm_cli.seeds import ImageNoise
+from ddpm_cli.training import learning_rate
+from ddpm_cli.training.ema import EMA
+from ddpm_cli.training.optimizers import adam, adamw
+from ddpm_cli.training.settings import Settings
+from ddpm_cli.training.trainer import NonFiniteError, Trainer
+
+
+def make_trainer(*, seed: int = 0, dropout: float = 0.0, decay: float = 0.99, optimizer=adamw, **settings) -> Trainer:
+    images = digits(image_size=8)
+    torch.manual_seed(seed)
+    unet = UNet(8, 1, 16, (1, 2), 1, (4,), dropout, norm_groups=4)
+    options = {"steps": 6, "batch_size": 16, "log_every": 1, "device": "cpu"} | settings
+    return Trainer(
+        DDPM(unet, cosine(100)),
+        Batches(images, options["batch_size"], seed=seed),
+        optimizer=optimizer(unet.parameters(), lr=2e-3),
+        ema=EMA(unet, decay=decay),
+        settings=Settings(**options),
+        compute=choose_compute("cpu", "fp32"),
+        seed=seed,
+    )
+
+
+def run(trainer: Trainer) -> list[float]:
+    return [progress.losses.mean().item() for progress in trainer.run() if progress is not None]
+
+
+def assert_same_state(one: Trainer, other: Trainer) -> None:
+    assert one.state().keys() == other.state().keys()
+    for name, value in one.state().items():
+        assert torch.equal(value, other.state()[name]), name
+    averages, others = one.ema.model.state_dict(), other.ema.model.state_dict()
+    for name, value in averages.items():
+        assert torch.equal(value, others[name]), name
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[Trainer, list[float]]:
+    """The digits network after 400 steps, and its losses."""
+    trainer = make_trainer(steps=400, batch_size=64, warmup_steps=20)
+    return trainer, run(trainer)
+
+
+def test_a_few_hundred_steps_on_digits_lower_the_loss(trained):
+    _, losses = trained
+    assert np.mean(losses[:5]) > 0.8  # a network that says nothing has a loss of 1
+    assert np.mean(losses[-50:]) < 0.27
+
+
+def test_ema_samples_look_like_the_data_in_mean_and_variance(trained):
+    trainer, _ = trained
+    ddpm = trainer.ddpm.with_model(trainer.ema.model)
+    *_, last = ddpm.sample_states(ImageNoise(0, range(128), (1, 8, 8)), samplers.ddpm)
+    data = torch.from_numpy(digits(image_size=8).pixels) / 127.5 - 1
+    assert last.x.mean().item() == pytest.approx(data.mean().item(), abs=0.06)
+    assert last.x.std().item() == pytest.approx(data.std().item(), abs=0.06)
+    # and pixel by pixel: digits are bright in the middle column and dark at the edges
+    correlation = np.corrcoef(last.x.mean((0, 1)).flatten(), data.mean((0, 1)).flatten())[0, 1]
+    assert correlation > 0.9
+
+
+def test_same_seed_same_losses_bit_for_bit_and_another_seed_others():
+    one, twin, other = (make_trainer(seed=seed, dropout=0.2) for seed in (3, 3, 4))
+    losses = run(one)
+    assert losses == run(twin)
+    assert losses != run(other)
+    assert_same_state(one, twin)
+
+
+@pytest.mark.parametrize("optimizer", [adamw, adam])
+def test_a_resumed_run_is_bit_equal_to_one_that_was_never_stopped(optimizer):
+    options = {"dropout": 0.2, "warmup_steps": 4, "lr_decay": "cosine", "optimizer": optimizer}
+    straight = make_trainer(**options)
+    losses = run(straight)
+    stopped = make_trainer(**options)
+    steps = stopped.run()
+    first = [progress.losses.mean().item() for progress in (next(steps) for _ in range(3)) if progress is not None]
+    steps.close()
+    state = {name: value.clone() for name, value in stopped.state().items()}
+    ema = {name: value.clone() for name, value in stopped.ema.model.state_dict().items()}
+    resumed = make_trainer(**options)
+    torch.manual_seed(999)  # whatever state the process is in
+    resumed.load_state(state, ema)
+    assert first + run(resumed) == losses
+    assert_same_state(straight, resumed)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 16])
+def test_accumulation_equals_the_large_batch(accumulate: int):
+    whole, parts = make_trainer(), make_trainer(accumulate=accumulate)
+    for one, other in zip(whole.run(), parts.run(), strict=True):
+        assert one is not None
+        assert other is not None
+        torch.testing.assert_close(one.losses, other.losses, rtol=1e-4, atol=1e-5)
+        assert torch.equal(one.t, other.t)
+        assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-4)
+
+
+def test_one_step_is_the_step_written_out_by_hand():
+    """AdamW's first step moves every weight by lr times the sign of its gradient; EMA follows by 1 - 1/10."""
+    trainer = make_trainer(steps=1, grad_clip=None)
+    before = {name: value.clone() for name, value in trainer.ddpm.model.state_dict().items()}
+    run(trainer)
+    for name, parameter in trainer.ddpm.model.named_parameters():
+        gradient = parameter.grad
+        assert gradient is not None
+        expected = before[name] - 2e-3 * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-7, msg=name)
+    for (name, average), parameter in zip(
+        trainer.ema.model.named_parameters(), trainer.ddpm.model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(average, 0.1 * before[name] + 0.9 * parameter.detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_gradients_are_clipped_and_the_norm_is_logged_unclipped():
+    clipped, free = make_trainer(steps=1, grad_clip=1e-3), make_trainer(steps=1, grad_clip=None)
+    norms = []
+    for trainer in (clipped, free):
+        (progress,) = trainer.run()
+        assert progress is not None
+        norms.append(progress.grad_norm)
+    assert norms[0] == pytest.approx(norms[1])
+    total = torch.cat([p.grad.flatten() for p in clipped.ddpm.model.parameters() if p.grad is not None]).norm().item()
+    assert total == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_not_finite_stops_the_run_before_it_reaches_anything(where: str):
+    trainer = make_trainer(steps=4)
+    steps = trainer.run()
+    next(steps)
+    next(steps)
+    before = {name: value.clone() for name, value in trainer.state().items()}
+    average = {name: value.clone() for name, value in trainer.ema.model.state_dict().items()}
+    if where == "loss":
+        trainer.ddpm.weighting = lambda log_snr: torch.full_like(log_snr, float("inf"))
+    else:
+        trainer.ddpm.model.get_parameter("conv_out.bias").register_hook(lambda grad: grad * float("nan"))
+    says = "the loss at step 2 is not finite, at timesteps t = " if where == "loss" else "the gradient of conv_out.bias"
+    with pytest.raises(NonFiniteError, match=says):
+        next(steps)
+    for name, value in trainer.state().items():
+        assert torch.equal(value, before[name]), name
+    for name, value in trainer.ema.model.state_dict().items():
+        assert torch.equal(value, average[name]), name
+
+
+def test_a_float16_overflow_is_skipped_and_counted():
+    """The scaler is what CUDA uses; on a CPU it is switched on here to see that nothing moves, EMA included."""
+    trainer = make_trainer(steps=2)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    trainer.ddpm.model.get_parameter("conv_out.bias").register_hook(lambda grad: grad * float("inf"))
+    before = {name: value.clone() for name, value in trainer.ddpm.model.state_dict().items()}
+    (*_, progress) = trainer.run()
+    assert progress is not None
+    assert progress.overflows == 2
+    assert trainer.step == 2
+    assert trainer.ema.updates == 0
+    assert trainer.scaler.get_scale() == 1.0
+    for name, value in trainer.ddpm.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    restored = make_trainer(steps=2)
+    restored.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    restored.load_state(trainer.state(), trainer.ema.model.state_dict())
+    assert restored.scaler.get_scale() == 1.0
+    assert restored.overflows == 2
+
+
+def test_timesteps_are_uniform_and_noise_is_normal():
+    trainer = make_trainer(steps=200)
+    seen = [progress.t for progress in trainer.run() if progress is not None]
+    t = torch.cat(seen)
+    counts = torch.bincount(t, minlength=100).float()
+    # chi-squared with 99 degrees of freedom: above 149 once in a thousand draws
+    assert ((counts - 32).square() / 32).sum().item() < 149
+    _, noise = trainer._draw(torch.zeros(16, 1, 8, 8))
+    assert noise.std().item() == pytest.approx(1, abs=0.1)
+
+
+def test_progress_says_how_fast_and_how_long_it_waited():
+    (*_, progress) = make_trainer(steps=4, log_every=2).run()
+    assert progress is not None
+    assert progress.step == 4
+    assert len(progress.losses) == len(progress.t) == 2 * 16
+    assert progress.images_per_second > 0
+    assert 0 <= progress.data_fraction < 1
+
+
+def test_ema_is_the_weighted_sum_written_out():
+    model = nn.BatchNorm1d(2)
+    ema = EMA(model, decay=0.5)
+    expected, values = model.weight.detach().clone(), [torch.full((2,), float(i)) for i in range(2, 8)]
+    for n, value in enumerate(values):
+        model.weight.data.copy_(value)
+        model.running_mean = value * 10
+        ema.update(model)
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * value
+    torch.testing.assert_close(ema.model.get_parameter("weight"), expected)
+    assert torch.equal(ema.model.get_buffer("running_mean"), values[-1] * 10), "buffers are copied"
+    assert not ema.model.training
+    assert not any(p.requires_grad for p in ema.model.parameters())
+
+
+def test_an_ema_of_decay_zero_is_the_network():
+    trainer = make_trainer(decay=0.0, steps=2)
+    run(trainer)
+    for average, parameter in zip(trainer.ema.model.parameters(), trainer.ddpm.model.parameters(), strict=True):
+        assert torch.equal(average, parameter)
+
+
+def test_learning_rate_shapes():
+    factor = partial(learning_rate.factor, steps=110, warmup_steps=10)
+    assert [factor(step, decay="constant") for step in (0, 4, 9, 10, 109)] == [0.1, 0.5, 1.0, 1.0, 1.0]
+    assert [factor(step, decay="linear") for step in (10, 60)] == [1.0, 0.5]
+    assert [factor(step, decay="cosine") for step in (10, 60)] == pytest.approx([1.0, 0.5])
+    assert factor(109, decay="cosine") == pytest.approx(0.000247, rel=0.01)
+    assert learning_rate.factor(0, steps=5, warmup_steps=0, decay="linear") == 1.0
+
+
+def test_the_learning_rate_reaches_the_optimizer():
+    trainer = make_trainer(steps=4, warmup_steps=2, lr_decay="linear")
+    rates = [progress.learning_rate for progress in trainer.run() if progress is not None]
+    assert rates == pytest.approx([1e-3, 2e-3, 2e-3, 1e-3])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"batch_size": 10, "accumulate": 3}, "accumulate 3 does not divide batch_size 10"),
+        ({"grad_clip": 0.0}, "grad_clip must be positive"),
+        ({"preview_every": -1}, "preview_every must not be negative"),
+        ({"keep_last": 0}, "keep_last must be at least 1"),
+    ],
+)
+def test_impossible_settings_are_refused(change: dict, says: str):
+    with pytest.raises(ValueError, match=says):
+        Settings(**({"steps": 1, "batch_size": 1} | change))
+
+
+@pytest.mark.parametrize("make", [partial(EMA, nn.Linear(1, 1), decay=1.0), partial(adamw, [], lr=0.0)])
+def test_impossible_decay_and_learning_rate_are_refused(make):
+    with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\), got 1|lr must be positive, got 0"):
+        make()
+
+
+def test_a_set_smaller_than_a_batch_trains(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8), dtype=np.uint8)
+    trainer = make_trainer(steps=2)
+    trainer.batches = Batches(ImageSet(pixels, "tiny", flip=True), 16, seed=0)
+    assert len(run(trainer)) == 2
+
+
+def test_one_image_is_learned_by_heart():
+    """A single bright square: after a short run the samples are that image, whatever the noise."""
+    image = np.zeros((1, 1, 8, 8), dtype=np.uint8)
+    image[..., 2:6, 2:6] = 255
+    trainer = make_trainer(steps=400, batch_size=32, decay=0.9)
+    trainer.batches = Batches(ImageSet(image, "square", flip=False), 32, seed=0)
+    run(trainer)
+    x: Tensor = trainer.ddpm.with_model(trainer.ema.model).sample(8, 8, 1, show_progress=False)
+    assert (x - (torch.from_numpy(image) / 127.5 - 1)).abs().mean().item() < 0.1
