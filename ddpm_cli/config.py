@@ -1,0 +1,312 @@
+"""Configurations: checked against what will consume them, then built.
+
+A configuration is a tree of plain dicts. A node with `_target_` names a function or class, and its other keys are that
+target's arguments; with `_partial_: true` the target is not called yet, and its positional parameters are left to the
+program. A node's keys are therefore checked against the target's signature, which is read from its source: a typo is
+found without importing torch.
+"""
+
+import ast
+import difflib
+import functools
+import importlib
+import importlib.util
+import inspect
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from ddpm_cli.diffusion.ddpm import DDPM
+
+
+class ConfigError(ValueError):
+    """The user's configuration cannot be run; the message names the key, the value and what would do."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a target, as its source spells it."""
+
+    name: str
+    annotation: ast.expr | None
+    required: bool
+    positional: bool
+
+
+def configs_directory() -> Path:
+    """The folder of our YAML files: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "configs", package.parent / "configs"):
+        if (candidate / "train.yaml").is_file():
+            return candidate
+    raise FileNotFoundError(f"no configs/train.yaml in {package} or {package.parent}")
+
+
+def check(config: dict, target: str) -> None:
+    """Check a whole configuration whose top-level keys are the arguments of `target`.
+
+    Raises:
+        ConfigError: for the first key that is unknown, missing or of a wrong type.
+    """
+    _check_arguments(config, target, path="", partial=False, trusted=None)
+
+
+def check_untrusted(group: str, node: Any, *, trust: Iterable[str] = ()) -> None:
+    """Check one group of a configuration that came with a checkpoint: it may name only what we ship for that group.
+
+    Args:
+        trust: further names that `_target_` may be, by the user's own word.
+
+    Raises:
+        ConfigError: as `check`, and for a `_target_` that is not on the list.
+    """
+    trusted = {key: targets.union(trust) for key, targets in shipped_targets().items()}
+    _check_value(node, ast.Name("dict"), key=group, path=group, trusted=trusted)
+
+
+def build(node: Any, path: str, *arguments: Any) -> Any:
+    """The object that a checked node describes; nested nodes are built first. Other values are returned as they are.
+
+    Raises:
+        ConfigError: if the target refuses a value, with `path` before its message.
+    """
+    if isinstance(node, list):
+        return tuple(build(item, path) for item in node)
+    if not is_node(node):
+        return node
+    keywords = {key: build(value, f"{path}.{key}") for key, value in node.items() if key not in _NODE_KEYS}
+    target = _resolve(node["_target_"], path)
+    if node.get("_partial_"):
+        return functools.partial(target, **keywords)
+    with naming(path):
+        return target(*arguments, **keywords)
+
+
+DDPM_GROUPS = ("model", "schedule", "prediction", "weighting", "variance")
+
+
+def build_ddpm(config: dict) -> "DDPM":
+    """The network and its diffusion that a checked configuration describes, on the CPU.
+
+    Raises:
+        ConfigError: if a value is refused.
+    """
+    from ddpm_cli.diffusion.ddpm import DDPM
+
+    built = {group: build(config[group], group) for group in DDPM_GROUPS}
+    return DDPM(**built)
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Turn a refused value, or a file that cannot be used, into a ConfigError that names the key it came from."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+        raise ConfigError(f"{key}: {reason}") from error
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def is_node(value: object) -> bool:
+    return isinstance(value, dict) and "_target_" in value
+
+
+def shipped_targets() -> dict[str, frozenset[str]]:
+    """For every group, each `_target_` in our own YAML files: the exact list of what a checkpoint may ask for."""
+
+    def targets(key: str, value: object) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict):
+            if "_target_" in value:
+                yield key, value["_target_"]
+            for inner_key, inner in value.items():
+                yield from targets(inner_key, inner)
+
+    found = defaultdict(set)
+    for file in configs_directory().glob("*/*.yaml"):
+        for key, target in targets(file.parent.name, yaml.safe_load(file.read_text(encoding="utf-8"))):
+            found[key].add(target)
+    return {key: frozenset(names) for key, names in found.items()}
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str:
+    """A hint at the candidate nearest to `word`, to end a message with; empty if none is near."""
+    found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
+    return f" (did you mean '{found[0]}'?)" if found else ""
+
+
+# Checking ------------------------------------------------------------------------------------------------------------
+
+_NODE_KEYS = ("_target_", "_partial_")
+
+
+Trusted = dict[str, frozenset[str]] | None
+
+
+def _check_arguments(node: dict, target: str, *, path: str, partial: bool, trusted: Trusted) -> None:
+    parameters = signature(target, path)
+    if parameters is None:  # takes anything
+        return
+    settable = {p.name: p for p in parameters if not (partial and p.positional)}
+    for key, value in node.items():
+        if key in _NODE_KEYS:
+            continue
+        where = f"{path}.{key}" if path else str(key)
+        if key not in settable:
+            options = ", ".join(settable) if settable else "no options"
+            raise ConfigError(
+                f"{where}: no such option{nearest(str(key), settable)}; {path or 'this command'} takes {options}"
+            )
+        _check_value(value, settable[key].annotation, key=str(key), path=where, trusted=trusted)
+    for name, parameter in settable.items():
+        if parameter.required and name not in node:
+            raise ConfigError(f"{path}.{name}: missing" if path else f"{name}: missing")
+
+
+def _check_value(value: Any, annotation: ast.expr | None, *, key: str, path: str, trusted: Trusted) -> None:
+    if is_node(value):
+        target = value["_target_"]
+        if not isinstance(target, str):
+            raise ConfigError(f"{path}._target_: expected the full name of a function or class, got {target!r}")
+        if trusted is not None and target not in trusted.get(key, ()):
+            raise ConfigError(f"{path}._target_: {target} is not on the list of what a checkpoint may ask for")
+        _check_arguments(value, target, path=path, partial=bool(value.get("_partial_")), trusted=trusted)
+        return
+    expected = mismatch(value, annotation)
+    if expected is not None:
+        raise ConfigError(f"{path}: expected {expected}, got {json.dumps(value, default=str)}")
+
+
+def mismatch(value: object, annotation: ast.expr | None) -> str | None:
+    """What a parameter annotated so would have expected, or None if the value fits or the annotation is not plain."""
+    alternatives = _alternatives(annotation)
+    descriptions = []
+    for alternative in alternatives:
+        fits, description = _fits(value, alternative)
+        if fits:
+            return None
+        descriptions.append(description)
+    return " or ".join(descriptions) or None
+
+
+def _alternatives(annotation: ast.expr | None) -> list[ast.expr]:
+    if annotation is None:
+        return []
+    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
+        return _alternatives(annotation.left) + _alternatives(annotation.right)
+    return [annotation]
+
+
+def _fits(value: object, annotation: ast.expr) -> tuple[bool, str]:
+    match annotation:
+        case ast.Constant(value=None):
+            return value is None, "null"
+        case ast.Name(id="bool"):
+            return isinstance(value, bool), "true or false"
+        case ast.Name(id="int"):
+            return isinstance(value, int) and not isinstance(value, bool), "a whole number"
+        case ast.Name(id="float"):
+            return isinstance(value, int | float) and not isinstance(value, bool), "a number"
+        case ast.Name(id="str"):
+            return isinstance(value, str), "text"
+        case ast.Name(id="dict"):
+            return is_node(value), "a group of options"
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
+            allowed = [ast.literal_eval(item) for item in _elements(choices)]
+            close = nearest(value, allowed) if isinstance(value, str) else ""
+            return value in allowed, f"one of {', '.join(map(str, allowed))}{close}"
+        case ast.Subscript(value=ast.Name(id="Sequence" | "list" | "tuple"), slice=items):
+            return _fits_list(value, _elements(items))
+    return True, ""
+
+
+def _fits_list(value: object, items: list[ast.expr]) -> tuple[bool, str]:
+    any_length = len(items) == 1 or (isinstance(items[-1], ast.Constant) and items[-1].value is ...)
+    expected = f"a list of {ast.unparse(items[0])}" if any_length else f"a list of {len(items)} numbers"
+    if not isinstance(value, list | tuple) or (not any_length and len(value) != len(items)):
+        return False, expected
+    annotations = [items[0]] * len(value) if any_length else items
+    return all(mismatch(v, a) is None for v, a in zip(value, annotations, strict=True)), expected
+
+
+def _elements(node: ast.expr) -> list[ast.expr]:
+    return node.elts if isinstance(node, ast.Tuple) else [node]
+
+
+# Targets -------------------------------------------------------------------------------------------------------------
+
+
+def signature(target: str, path: str) -> list[Parameter] | None:
+    """Parameters of a function or class, from its source; None if it accepts any keyword.
+
+    Raises:
+        ConfigError: if there is no such target.
+    """
+    module, _, name = target.rpartition(".")
+    definition = _find_definition(module, name)
+    if definition is None:  # defined elsewhere and imported there, or not in Python: ask the object itself
+        return _live_signature(_resolve(target, path))
+    if isinstance(definition, ast.FunctionDef):
+        return _parameters(definition.args, skip_self=False)
+    for item in definition.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            return _parameters(item.args, skip_self=True)
+    return [  # a dataclass
+        Parameter(item.target.id, item.annotation, required=item.value is None, positional=False)
+        for item in definition.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    ]
+
+
+def _find_definition(module: str, name: str) -> ast.FunctionDef | ast.ClassDef | None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    for item in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+        if isinstance(item, ast.FunctionDef | ast.ClassDef) and item.name == name:
+            return item
+    return None
+
+
+def _parameters(arguments: ast.arguments, *, skip_self: bool) -> list[Parameter] | None:
+    if arguments.kwarg is not None:
+        return None
+    positional = [*arguments.posonlyargs, *arguments.args]
+    first_default = len(positional) - len(arguments.defaults)
+    found = [
+        Parameter(a.arg, a.annotation, required=i < first_default, positional=True) for i, a in enumerate(positional)
+    ]
+    found = found[1:] if skip_self else found
+    keywords = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return found + [Parameter(a.arg, a.annotation, required=d is None, positional=False) for a, d in keywords]
+
+
+def _live_signature(target: Any) -> list[Parameter] | None:
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return [Parameter(p.name, None, p.default is p.empty, p.kind is not p.KEYWORD_ONLY) for p in parameters]
+
+
+def _resolve(target: str, path: str) -> Any:
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path}._target_: there is no {target!r} ({error})") from error
