@@ -1,0 +1,38 @@
+"""Sweeps (`-m`): what each run leaves behind, and the table at the end."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+RESULT_FILE = "result.json"
+
+
+def write_result(directory: Path, *, overrides: list[str], loss: float | None, error: str | None) -> None:
+    """Keep in a run of a sweep how it ended, where `SweepReport` finds it whichever launcher ran it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    result = {"overrides": overrides, "final_loss": loss, "error": error}
+    (directory / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+class SweepReport(Callback):
+    """Hydra callback: when a sweep is over, prints one line per run with its overrides and final loss or error."""
+
+    failed = 0  # runs of this process's sweep that failed: the exit status says so
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        directory = Path(config.hydra.sweep.dir)
+        results = sorted(directory.glob(f"*/{RESULT_FILE}"), key=lambda file: (len(file.parent.name), file.parent.name))
+        print(f"\nsweep in {directory}")
+        for file in results:
+            result = json.loads(file.read_text(encoding="utf-8"))
+            print(f"  {file.parent.name}  {' '.join(result['overrides'])}  {_ended(result)}")
+            SweepReport.failed += result["error"] is not None
+
+
+def _ended(result: dict) -> str:
+    if result["error"] is not None:
+        return f"FAILED: {result['error']}"
+    return "done" if result["final_loss"] is None else f"loss {result['final_loss']:.4f}"

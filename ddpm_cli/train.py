@@ -1,0 +1,264 @@
+"""`ddpm-train`: from a checked configuration to a trained model.
+
+Heavy modules are imported inside the functions: `--help`, `--cfg job` and a mistyped key are answered without torch.
+"""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from ddpm_cli import run_directory
+from ddpm_cli.cli import Call, RunFailed, launch
+from ddpm_cli.config import ConfigError, build, build_ddpm, check, check_untrusted, is_node, naming
+from ddpm_cli.logs import log, logging_to
+from ddpm_cli.resume import merge
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddpm_cli.diffusion.ddpm import DDPM
+    from ddpm_cli.diffusion.samplers import Sampler
+    from ddpm_cli.training.trainer import Trainer
+
+NON_FINITE_STATUS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The top-level keys of configs/train.yaml; the groups are nodes as `ddpm_cli.config` describes them."""
+
+    name: str | None
+    seed: int
+    output_dir: str
+    resume: str | None
+    trust: list[str]
+    schedule: dict
+    model: dict
+    prediction: dict
+    variance: dict
+    weighting: dict
+    sampler: dict
+    optimizer: dict
+    ema: dict
+    trainer: dict
+    data: dict
+
+
+OPTIONS = f"{__name__}.{Options.__name__}" if __name__ != "__main__" else "ddpm_cli.train.Options"
+
+
+def main() -> None:
+    launch("ddpm-train", "train", OPTIONS, start)
+
+
+def start(config: dict, call: Call) -> float:
+    """Set up a run, new or resumed, and train it. Returns its final loss.
+
+    Raises:
+        ConfigError: before anything has been written, if the configuration cannot be run here.
+        RunFailed: if the run had to end early.
+    """
+    if config["resume"] is None:
+        options = Options(**config)
+        directory = call.sweep_directory
+        if options.name is not None:
+            with naming("name"):
+                run_directory.check_name(options.name)
+        trainer, sampler = _set_up(options)
+    else:
+        directory = Path(config["resume"])
+        options, trainer, sampler = _resume(directory, config, call)
+    with naming("output_dir"):
+        if directory is None:
+            name = options.name if options.name is not None else trainer.batches.images.name
+            directory = run_directory.create(options.output_dir, name)
+        _check_space(directory, trainer)
+        (directory / run_directory.CONFIG_FILE).write_text(_as_yaml(options), encoding="utf-8")
+    with logging_to(directory / run_directory.LOG_FILE):
+        _announce(trainer, directory)
+        return _train(trainer, sampler, options, directory)
+
+
+def _set_up(options: Options) -> "tuple[Trainer, Sampler]":
+    import torch
+
+    from ddpm_cli.data.batches import Batches
+    from ddpm_cli.devices import choose_compute
+    from ddpm_cli.diffusion import samplers
+    from ddpm_cli.seeds import derive_seed
+    from ddpm_cli.training.trainer import Trainer
+
+    settings = build(options.trainer, "trainer")
+    with naming("trainer"):
+        compute = choose_compute(settings.device, settings.precision)
+    torch.manual_seed(derive_seed(options.seed, "weights"))
+    ddpm = build_ddpm(asdict(options))
+    sampler = build(options.sampler, "sampler")
+    with naming("sampler"):
+        samplers.check_options(sampler, ddpm.schedule)
+    with naming("data"):
+        images = build(options.data, "data")
+    _check_network(ddpm, images.shape)
+    compute.place(ddpm)
+    with naming("optimizer"):
+        optimizer = build(options.optimizer, "optimizer")(ddpm.model.parameters())
+    with naming("ema"):
+        ema = build(options.ema, "ema")(ddpm.model)
+    batches = Batches(images, settings.batch_size, seed=options.seed)
+    trainer = Trainer(
+        ddpm, batches, optimizer=optimizer, ema=ema, settings=settings, compute=compute, seed=options.seed
+    )
+    return trainer, sampler
+
+
+def _resume(directory: Path, config: dict, call: Call) -> "tuple[Options, Trainer, Sampler]":
+    from ddpm_cli import checkpoint
+
+    with naming("resume"):
+        newest = checkpoint.newest(directory)
+        ema, _ = checkpoint.load_ema(newest)
+        state, description = checkpoint.load_training(newest)
+    merged = merge(description["config"], config, call.changed_keys)
+    for group, node in merged.items():
+        if is_node(node):
+            check_untrusted(group, node, trust=config["trust"])
+    check(merged, OPTIONS)
+    options = Options(**merged)
+    trainer, sampler = _set_up(options)
+    images = len(trainer.batches.images)
+    if images != description["images"]:
+        raise ConfigError(f"data: the run was trained on {description['images']} images, there are now {images}")
+    with naming("resume"):
+        trainer.load_state(state, ema)
+    if trainer.step >= trainer.settings.steps:
+        raise ConfigError(f"resume: {directory} has done its {trainer.step} steps; to go further add trainer.steps=N")
+    return options, trainer, sampler
+
+
+def _check_network(ddpm: "DDPM", shape: tuple[int, int, int]) -> None:
+    """Send one black image through the network: what does not fit is found now, not after the run has begun."""
+    import torch
+
+    x, t = torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64)
+    try:
+        with torch.no_grad():
+            out = ddpm.model(x, t)
+    except RuntimeError as error:
+        raise ConfigError(f"model: cannot take the data's {_pixels(shape)} images: {error}") from error
+    if out.shape != x.shape:
+        raise ConfigError(f"model: makes {list(out.shape)} of the data's {list(x.shape)}; the shapes must be the same")
+
+
+def _check_space(directory: Path, trainer: "Trainer") -> None:
+    from ddpm_cli import checkpoint
+
+    # AdamW will add two moments to every parameter before the first checkpoint is written.
+    parameters = sum(p.numel() * p.element_size() for p in trainer.ddpm.parameters())
+    needed = checkpoint.size(trainer.ema.model.state_dict(), trainer.state()) + 2 * parameters
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise OSError(f"{directory} has {free / 1e6:,.0f} MB free, a checkpoint takes {needed / 1e6:,.0f} MB")
+
+
+def _announce(trainer: "Trainer", directory: Path) -> None:
+    images, settings = trainer.batches.images, trainer.settings
+    parameters = sum(p.numel() for p in trainer.ddpm.parameters())
+    epochs = settings.steps * settings.batch_size / len(images)
+    log.info(f"data     {images.name}: {len(images):,} images, {_pixels(images.shape)}")
+    log.info(f"network  {type(trainer.ddpm.model).__name__}, {parameters:,} parameters")
+    log.info(f"device   {trainer.compute}")
+    log.info(f"steps    {settings.steps:,} of batch {settings.batch_size} ({epochs:,.1f} epochs)")
+    log.info(f"run      {directory}")
+    if trainer.step > 0:
+        log.info(f"resumed  at step {trainer.step:,}")
+
+
+def _train(trainer: "Trainer", sampler: "Sampler", options: Options, directory: Path) -> float:
+    from ddpm_cli.training.monitor import Monitor
+    from ddpm_cli.training.trainer import NonFiniteError
+
+    settings = trainer.settings
+    loss, saved = float("nan"), None
+    monitor = Monitor(
+        directory,
+        first_step=trainer.step,
+        steps=settings.steps,
+        timesteps=trainer.ddpm.schedule.timesteps,
+        device=trainer.compute.device,
+    )
+
+    def due(every: int) -> bool:
+        return every > 0 and (trainer.step % every == 0 or trainer.step == settings.steps)
+
+    try:
+        with monitor:
+            monitor.config(_as_yaml(options))
+            for progress in trainer.run():
+                monitor.bar.update()
+                if progress is not None:
+                    monitor.progress(progress)
+                    loss = progress.losses.mean().item()
+                if due(settings.preview_every):
+                    monitor.preview(trainer.step, _preview(trainer, sampler, options.seed))
+                if due(settings.checkpoint_every) or trainer.step == settings.steps:
+                    saved = _save(trainer, options, directory)
+    except NonFiniteError as error:
+        message = f"{error}; stopped before it reached the weights. Run: {directory}"
+        raise RunFailed(message, NON_FINITE_STATUS) from error
+    except OSError as error:
+        message = f"step {trainer.step}: {error}; earlier checkpoints are untouched. Run: {directory}"
+        raise RunFailed(message, status=1) from error
+    except KeyboardInterrupt:
+        log.info(f"stopped at step {trainer.step:,}; from the newest checkpoint on: ddpm-train resume={directory}")
+        raise
+    log.info(f"saved    {saved}")
+    log.info(f"sample   ddpm-sample ckpt={directory}")
+    return loss
+
+
+def _preview(trainer: "Trainer", sampler: "Sampler", seed: int) -> "Tensor":
+    """uint8 EMA samples `[N, C, H, W]` from noise that is the same at every step."""
+    from ddpm_cli.images import to_uint8
+    from ddpm_cli.seeds import ImageNoise
+
+    ddpm = trainer.ddpm.with_model(trainer.ema.model)
+    indices = range(trainer.settings.preview_images)
+    noise = ImageNoise(seed, indices, trainer.batches.images.shape, trainer.compute.device)
+    with trainer.compute.autocast():
+        *_, last = ddpm.sample_states(noise, sampler)
+    return to_uint8(last.x)
+
+
+def _save(trainer: "Trainer", options: Options, directory: Path) -> Path:
+    from ddpm_cli import checkpoint
+
+    description = {
+        "step": trainer.step,
+        "image_shape": list(trainer.batches.images.shape),
+        "images": len(trainer.batches.images),
+        "config": asdict(options),
+        "versions": checkpoint.versions(),
+    }
+    return checkpoint.save(
+        directory / run_directory.CHECKPOINTS,
+        ema=trainer.ema.model.state_dict(),
+        training=trainer.state(),
+        description=description,
+        keep_last=trainer.settings.keep_last,
+    )
+
+
+def _as_yaml(options: Options) -> str:
+    return yaml.safe_dump(asdict(options), sort_keys=False)
+
+
+def _pixels(shape: tuple[int, int, int]) -> str:
+    channels, height, width = shape
+    return f"{height} x {width} x {channels}"
+
+
+if __name__ == "__main__":
+    main()
