@@ -4,6 +4,7 @@ Hydra composes; we check every key before anything starts, and answer a mistake 
 `HYDRA_FULL_ERROR=1` shows the traceback instead.
 """
 
+import argparse
 import os
 import re
 import sys
@@ -55,9 +56,12 @@ def launch(program: str, config_name: str, target: str, job: Callable[[dict, Cal
     show_traceback = bool(os.environ.get("HYDRA_FULL_ERROR"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us as exceptions instead of being printed by Hydra
 
+    composed = False
     failures: list[Exception] = []  # Hydra would announce an exception itself before handing it on
 
     def task(cfg: DictConfig) -> Any:
+        nonlocal composed
+        composed = True
         hydra_config = HydraConfig.get()
         in_sweep = hydra_config.mode is RunMode.MULTIRUN
         overrides = list(hydra_config.overrides.task)
@@ -67,8 +71,6 @@ def launch(program: str, config_name: str, target: str, job: Callable[[dict, Cal
             sweep_directory=Path(hydra_config.runtime.output_dir) if in_sweep else None,
         )
         try:
-            if hydra_config.run.dir != ".":
-                raise ConfigError("hydra.run.dir: has no effect here; output_dir and name say where a run goes")
             if call.sweep_directory is not None:
                 return _run_of_sweep(lambda: job(_checked(cfg, target), call), call, call.sweep_directory, program)
             return job(_checked(cfg, target), call)
@@ -76,12 +78,18 @@ def launch(program: str, config_name: str, target: str, job: Callable[[dict, Cal
             failures.append(error)
 
     OmegaConf.register_new_resolver("options", _options)
+    # argparse takes flags before or after all the overrides, not among them.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     try:
+        if any(argument.startswith("hydra.run.dir=") for argument in sys.argv):
+            raise ConfigError("hydra.run.dir: has no effect here; output_dir and name say where a run goes")
         hydra.main(version_base="1.3", config_path=str(configs_directory()), config_name=config_name)(task)()
         if failures:
             raise failures[0]
-    except (ConfigError, RunFailed, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        if show_traceback:
+    except Exception as error:
+        # Whatever Hydra raises before it has a configuration is about the command line or a YAML file.
+        expected = isinstance(error, ConfigError | RunFailed | OmegaConfBaseException) or not composed
+        if show_traceback or not expected:
             raise
         print(f"{program}: {_short(error, config_name, target)}", file=sys.stderr)
         sys.exit(error.status if isinstance(error, RunFailed) else 2)
@@ -133,6 +141,11 @@ def _short(error: BaseException, config_name: str, target: str) -> str:
         available = option[3].split()
         close = nearest(option[2], available)
         return f"{option[1]}={option[2]}: no such option{close}; there are {', '.join(available)}"
+    if text.startswith("Config group override must be"):
+        for override in OverridesParser.create().parse_overrides(_given_overrides()):
+            options = _options(override.key_or_group)
+            if options and not isinstance(override.value(), str | list):
+                return f"{override.input_line}: expected the name of an option; there are {options}"
     if isinstance(error, yaml.YAMLError):
         return f"a configuration file is no valid YAML: {' '.join(text.split())}"
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -140,15 +153,26 @@ def _short(error: BaseException, config_name: str, target: str) -> str:
     return text
 
 
+def _given_overrides() -> list[str]:
+    return [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
+
+
+def _own_configs() -> list[str]:
+    """The user's folder of further groups, as an override that has the same effect as `--config-dir`."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd")
+    directory = parser.parse_known_args()[0].config_dir
+    return [] if directory is None else [f"hydra.searchpath=['file://{Path(directory).absolute()}']"]
+
+
 def _unknown_key(key: str, config_name: str, target: str) -> str | None:
     """What our own check says of a key that Hydra refused: it knows the nearest right one."""
-    given = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
-    others = [argument for argument in given if argument.lstrip("+~").partition("=")[0] != key]
+    others = [argument for argument in _given_overrides() if argument.lstrip("+~").partition("=")[0] != key]
     for overrides in (others, []):
         try:
             GlobalHydra.instance().clear()
             with hydra.initialize_config_dir(str(configs_directory()), version_base="1.3"):
-                cfg = hydra.compose(config_name, [*overrides, f"++{key}=null"])
+                cfg = hydra.compose(config_name, [*_own_configs(), *overrides, f"++{key}=null"])
             config = OmegaConf.to_container(cfg, resolve=True)
             assert isinstance(config, dict)
             check(config, target)

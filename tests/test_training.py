@@ -25,8 +25,10 @@ from ddpm_cli.training.trainer import NonFiniteError, Trainer
 
 def make_trainer(*, seed: int = 0, dropout: float = 0.0, decay: float = 0.99, optimizer=adamw, **settings) -> Trainer:
     images = digits(image_size=8)
+    compute = choose_compute("cpu", "fp32")
     torch.manual_seed(seed)
     unet = UNet(8, 1, 16, (1, 2), 1, (4,), dropout, norm_groups=4)
+    compute.place(unet)
     options = {"steps": 6, "batch_size": 16, "log_every": 1, "device": "cpu"} | settings
     return Trainer(
         DDPM(unet, cosine(100)),
@@ -34,7 +36,7 @@ def make_trainer(*, seed: int = 0, dropout: float = 0.0, decay: float = 0.99, op
         optimizer=optimizer(unet.parameters(), lr=2e-3),
         ema=EMA(unet, decay=decay),
         settings=Settings(**options),
-        compute=choose_compute("cpu", "fp32"),
+        compute=compute,
         seed=seed,
     )
 

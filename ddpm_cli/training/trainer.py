@@ -195,9 +195,8 @@ class Trainer:
         self.ddpm.model.load_state_dict(_below("model.", state))
         self.ema.model.load_state_dict(ema)
         moments = {
-            index: _below(f"optimizer.{name}.", state)
-            for index, name in enumerate(self._names())
-            if f"optimizer.{name}.step" in state
+            index: {key: _laid_out_as(parameter, value) for key, value in _below(f"optimizer.{name}.", state).items()}
+            for index, (name, parameter) in enumerate(self.ddpm.model.named_parameters())
         }
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.step, self.ema.updates, self.overflows = (
@@ -214,6 +213,11 @@ class Trainer:
 
 
 _SCALER_KEYS = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """A moment in its parameter's memory format: fused optimizers walk both in the order they lie in memory."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
