@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors
@@ -26,6 +27,46 @@ TRAINING_FILE = "training.safetensors"
 DESCRIPTION_FILE = "checkpoint.json"
 MANIFEST_FILE = "manifest.json"
 _HEADER_KEY = "ddpm_cli"
+MOST_PIXELS = 2**26  # of one image, all channels: a description may not ask for memory without bound
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a checkpoint says of itself.
+
+    Args:
+        step: optimizer steps done.
+        image_shape: (C, H, W) of its images.
+        images: how many it was trained on.
+        config: the run's configuration; from a foreign checkpoint not to be trusted before `config.check_untrusted`.
+        versions: of what wrote it.
+    """
+
+    step: int
+    image_shape: tuple[int, int, int]
+    images: int
+    config: dict
+    versions: dict[str, str]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what cannot be: the numbers may come from anywhere."""
+        shape = self.image_shape
+        if not (isinstance(shape, tuple) and len(shape) == 3 and all(_in_range(side, 1, 2**16) for side in shape)):
+            raise ValueError(f"image_shape {shape!r}")
+        if shape[0] * shape[1] * shape[2] > MOST_PIXELS:
+            raise ValueError(f"image_shape {shape!r}: too large")
+        for name in ("step", "images"):
+            if not _in_range(getattr(self, name), 0, 2**53):
+                raise ValueError(f"{name} {getattr(self, name)!r}")
+        if not isinstance(self.config, dict) or not isinstance(self.versions, dict):
+            raise ValueError("config and versions must be objects")
+
+    def as_json(self) -> str:
+        return json.dumps({"format": FORMAT} | asdict(self), indent=2)
+
+
+def _in_range(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 class CheckpointError(ValueError):
@@ -33,7 +74,7 @@ class CheckpointError(ValueError):
 
 
 def save(
-    directory: Path, *, ema: dict[str, Tensor], training: dict[str, Tensor], description: dict, keep_last: int
+    directory: Path, *, ema: dict[str, Tensor], training: dict[str, Tensor], description: Description, keep_last: int
 ) -> Path:
     """Write `directory/step_<step>` durably, then remove all but the newest `keep_last`.
 
@@ -42,19 +83,18 @@ def save(
 
     Args:
         directory: the run's `checkpoints/`; made if missing.
-        description: JSON-able; its "step" names the checkpoint. "format" is added here.
 
     Raises:
         OSError: if the disk is full or cannot be written; earlier checkpoints are untouched.
     """
-    final = directory / f"step_{description['step']:08d}"
+    final = directory / f"step_{description.step:08d}"
     temporary, replaced = directory / f".{final.name}.tmp", directory / f".{final.name}.replaced"
     directory.mkdir(parents=True, exist_ok=True)
     for left_over in (temporary, replaced):
         shutil.rmtree(left_over, ignore_errors=True)
     temporary.mkdir()
     try:
-        text = json.dumps({"format": FORMAT} | description, indent=2)
+        text = description.as_json()
         _save_tensors(ema, temporary / EMA_FILE, text)
         _save_tensors(training, temporary / TRAINING_FILE, None)
         (temporary / DESCRIPTION_FILE).write_text(text + "\n", encoding="utf-8")
@@ -99,7 +139,7 @@ def find(path: str | Path) -> Path:
         CheckpointError: if the path is none of these.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.lexists(path):
         raise CheckpointError(f"{path} does not exist")
     if path.is_file():
         if path.parent.joinpath(MANIFEST_FILE).is_file() and path.name == EMA_FILE:
@@ -115,7 +155,7 @@ def find(path: str | Path) -> Path:
     raise CheckpointError(f"{path} is neither a run directory nor a checkpoint nor an EMA file ({EMA_FILE})")
 
 
-def load_ema(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
+def load_ema(checkpoint: Path) -> tuple[dict[str, Tensor], Description]:
     """EMA weights on the CPU and the description, from what `find` returned.
 
     Raises:
@@ -127,15 +167,14 @@ def load_ema(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safetensors.safe_open(checkpoint, "pt") as file:
             header = file.metadata() or {}
-            description = json.loads(header[_HEADER_KEY])
+            description = _parse(header[_HEADER_KEY], checkpoint)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
-    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (safetensors.SafetensorError, KeyError) as error:
         raise CheckpointError(f"{checkpoint} is no EMA file of ddpm-cli: {type(error).__name__}: {error}") from error
-    _check_format(description, checkpoint)
     return tensors, description
 
 
-def load_training(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
+def load_training(checkpoint: Path) -> tuple[dict[str, Tensor], Description]:
     """Training state on the CPU and the description, from a checkpoint directory.
 
     Raises:
@@ -144,8 +183,7 @@ def load_training(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
     if not checkpoint.is_dir():
         raise CheckpointError(f"{checkpoint} holds the EMA weights alone; this needs a whole checkpoint directory")
     verify(checkpoint, TRAINING_FILE, DESCRIPTION_FILE)
-    description = json.loads((checkpoint / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-    _check_format(description, checkpoint)
+    description = _parse((checkpoint / DESCRIPTION_FILE).read_text(encoding="utf-8"), checkpoint)
     return load_file(checkpoint / TRAINING_FILE), description
 
 
@@ -186,13 +224,23 @@ def _all(directory: Path) -> list[Path]:
 
 def _save_tensors(tensors: dict[str, Tensor], file: Path, description: str | None) -> None:
     metadata = {"format": "pt"} if description is None else {"format": "pt", _HEADER_KEY: description}
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file, metadata)
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file, metadata)
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{file} cannot be written: {error}") from error
 
 
-def _check_format(description: object, path: Path) -> None:
-    found = description.get("format") if isinstance(description, dict) else None
-    if found != FORMAT:
-        raise CheckpointError(f"{path} is of checkpoint format {found!r}; this version reads format {FORMAT}")
+def _parse(text: str, path: Path) -> Description:
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
+            raise CheckpointError(f"{path} is of another checkpoint format; this version reads format {FORMAT}")
+        found["image_shape"] = tuple(found["image_shape"])
+        return Description(**found)
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its description cannot be: {type(error).__name__}: {error}") from error
 
 
 def _fingerprint(file: Path) -> dict[str, int | str]:

@@ -67,7 +67,7 @@ def check_untrusted(group: str, node: Any, *, trust: Iterable[str] = ()) -> None
     Raises:
         ConfigError: as `check`, and for a `_target_` that is not on the list.
     """
-    trusted = {key: targets.union(trust) for key, targets in shipped_targets().items()}
+    trusted = {key: frozenset(targets).union(trust) for key, targets in shipped_targets().items()}
     _check_value(node, ast.Name("dict"), key=group, path=group, trusted=trusted)
 
 
@@ -78,15 +78,19 @@ def build(node: Any, path: str, *arguments: Any) -> Any:
         ConfigError: if the target refuses a value, with `path` before its message.
     """
     if isinstance(node, list):
-        return tuple(build(item, path) for item in node)
+        return tuple(node)  # nothing inside a list is ever built
     if not is_node(node):
         return node
     keywords = {key: build(value, f"{path}.{key}") for key, value in node.items() if key not in _NODE_KEYS}
     target = _resolve(node["_target_"], path)
     if node.get("_partial_"):
         return functools.partial(target, **keywords)
-    with naming(path):
-        return target(*arguments, **keywords)
+    try:
+        with naming(path):
+            return target(*arguments, **keywords)
+    except (TypeError, OverflowError, RuntimeError, MemoryError) as error:  # such as more memory than there is
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ConfigError(f"{path}: {reason}") from error
 
 
 DDPM_GROUPS = ("model", "schedule", "prediction", "weighting", "variance")
@@ -122,21 +126,25 @@ def is_node(value: object) -> bool:
     return isinstance(value, dict) and "_target_" in value
 
 
-def shipped_targets() -> dict[str, frozenset[str]]:
-    """For every group, each `_target_` in our own YAML files: the exact list of what a checkpoint may ask for."""
+@functools.cache
+def shipped_targets() -> dict[str, dict[str, bool]]:
+    """For every group, each `_target_` in our own YAML files, with its `_partial_`.
 
-    def targets(key: str, value: object) -> Iterator[tuple[str, str]]:
+    This is the exact list of what a checkpoint may ask for.
+    """
+
+    def targets(key: str, value: object) -> Iterator[tuple[str, str, bool]]:
         if isinstance(value, dict):
             if "_target_" in value:
-                yield key, value["_target_"]
+                yield key, value["_target_"], value.get("_partial_", False)
             for inner_key, inner in value.items():
                 yield from targets(inner_key, inner)
 
-    found = defaultdict(set)
+    found = defaultdict(dict)
     for file in configs_directory().glob("*/*.yaml"):
-        for key, target in targets(file.parent.name, yaml.safe_load(file.read_text(encoding="utf-8"))):
-            found[key].add(target)
-    return {key: frozenset(names) for key, names in found.items()}
+        for key, target, partial in targets(file.parent.name, yaml.safe_load(file.read_text(encoding="utf-8"))):
+            found[key][target] = partial
+    return dict(found)
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:
@@ -180,7 +188,10 @@ def _check_value(value: Any, annotation: ast.expr | None, *, key: str, path: str
             raise ConfigError(f"{path}._target_: expected the full name of a function or class, got {target!r}")
         if trusted is not None and target not in trusted.get(key, ()):
             raise ConfigError(f"{path}._target_: {target} is not on the list of what a checkpoint may ask for")
-        _check_arguments(value, target, path=path, partial=bool(value.get("_partial_")), trusted=trusted)
+        partial = value.get("_partial_", False)
+        if not isinstance(partial, bool) or partial != shipped_targets().get(key, {}).get(target, partial):
+            raise ConfigError(f"{path}._partial_: cannot be {json.dumps(partial, default=str)} for {target}")
+        _check_arguments(value, target, path=path, partial=partial, trusted=trusted)
         return
     expected = mismatch(value, annotation)
     if expected is not None:
@@ -221,6 +232,8 @@ def _fits(value: object, annotation: ast.expr) -> tuple[bool, str]:
             return isinstance(value, str), "text"
         case ast.Name(id="dict"):
             return is_node(value), "a group of options"
+        case ast.Subscript(value=ast.Name(id="Callable")):
+            return is_node(value) or value is None, "a group of options"  # None: filled in by the program
         case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
             allowed = [ast.literal_eval(item) for item in _elements(choices)]
             close = nearest(value, allowed) if isinstance(value, str) else ""
@@ -230,9 +243,13 @@ def _fits(value: object, annotation: ast.expr) -> tuple[bool, str]:
     return True, ""
 
 
+_PLURALS = {"int": "whole numbers", "float": "numbers", "str": "texts"}
+
+
 def _fits_list(value: object, items: list[ast.expr]) -> tuple[bool, str]:
     any_length = len(items) == 1 or (isinstance(items[-1], ast.Constant) and items[-1].value is ...)
-    expected = f"a list of {ast.unparse(items[0])}" if any_length else f"a list of {len(items)} numbers"
+    what = _PLURALS.get(ast.unparse(items[0]), "values")
+    expected = f"a list of {what}" if any_length else f"a list of {len(items)} {what}"
     if not isinstance(value, list | tuple) or (not any_length and len(value) != len(items)):
         return False, expected
     annotations = [items[0]] * len(value) if any_length else items
@@ -253,45 +270,61 @@ def signature(target: str, path: str) -> list[Parameter] | None:
         ConfigError: if there is no such target.
     """
     module, _, name = target.rpartition(".")
-    definition = _find_definition(module, name)
-    if definition is None:  # defined elsewhere and imported there, or not in Python: ask the object itself
-        return _live_signature(_resolve(target, path))
-    if isinstance(definition, ast.FunctionDef):
-        return _parameters(definition.args, skip_self=False)
-    for item in definition.body:
-        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            return _parameters(item.args, skip_self=True)
-    return [  # a dataclass
-        Parameter(item.target.id, item.annotation, required=item.value is None, positional=False)
+    source = _source(module)
+    definitions = {item.name: item for item in source if isinstance(item, ast.FunctionDef | ast.ClassDef)}
+    aliases = {
+        item.targets[0].id: item.value
+        for item in source
+        if isinstance(item, ast.Assign) and len(item.targets) == 1 and isinstance(item.targets[0], ast.Name)
+    }
+    match definitions.get(name):
+        case ast.FunctionDef(args=arguments):
+            return _parameters(arguments, aliases, skip_self=False)
+        case ast.ClassDef() as definition:
+            for item in definition.body:
+                if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                    return _parameters(item.args, aliases, skip_self=True)
+            if any("dataclass" in ast.unparse(decorator) for decorator in definition.decorator_list):
+                return _fields(definition, aliases)
+            if not definition.bases:
+                return []
+    # Defined elsewhere and imported there, inherited, or not in Python: the object itself is asked.
+    return _live_signature(_resolve(target, path))
+
+
+def _source(module: str) -> list[ast.stmt]:
+    """The statements of a module, without running it (its parent packages are imported)."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError):
+        return []
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return []
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+
+
+def _fields(definition: ast.ClassDef, aliases: dict[str, ast.expr]) -> list[Parameter]:
+    return [
+        Parameter(item.target.id, _plain(item.annotation, aliases), required=item.value is None, positional=False)
         for item in definition.body
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
     ]
 
 
-def _find_definition(module: str, name: str) -> ast.FunctionDef | ast.ClassDef | None:
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError, AttributeError):
-        return None
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return None
-    for item in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
-        if isinstance(item, ast.FunctionDef | ast.ClassDef) and item.name == name:
-            return item
-    return None
+def _plain(annotation: ast.expr | None, aliases: dict[str, ast.expr]) -> ast.expr | None:
+    """An annotation with the module's own name for a type replaced by that type."""
+    return aliases.get(annotation.id, annotation) if isinstance(annotation, ast.Name) else annotation
 
 
-def _parameters(arguments: ast.arguments, *, skip_self: bool) -> list[Parameter] | None:
+def _parameters(arguments: ast.arguments, aliases: dict[str, ast.expr], *, skip_self: bool) -> list[Parameter] | None:
     if arguments.kwarg is not None:
         return None
     positional = [*arguments.posonlyargs, *arguments.args]
-    first_default = len(positional) - len(arguments.defaults)
-    found = [
-        Parameter(a.arg, a.annotation, required=i < first_default, positional=True) for i, a in enumerate(positional)
-    ]
-    found = found[1:] if skip_self else found
+    required = len(positional) - len(arguments.defaults)
     keywords = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    return found + [Parameter(a.arg, a.annotation, required=d is None, positional=False) for a, d in keywords]
+    found = [(a, i < required, True) for i, a in enumerate(positional)][1 if skip_self else 0 :]
+    found += [(a, default is None, False) for a, default in keywords]
+    return [Parameter(a.arg, _plain(a.annotation, aliases), needed, place) for a, needed, place in found]
 
 
 def _live_signature(target: Any) -> list[Parameter] | None:

@@ -15,7 +15,7 @@ class _Terminal(logging.Handler):
     """Prints records to stdout without tearing a progress bar, and leaves out what the bar already shows."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if getattr(record, "on_bar", False) and sys.stderr.isatty():
+        if getattr(record, "on_bar", False) and sys.stderr.isatty() and sys.stdout.isatty():
             return
         tqdm.write(self.format(record), file=sys.stdout)
         sys.stdout.flush()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ddpm_cli import checkpoint
 from ddpm_cli.checkpoint import CheckpointError
-from ddpm_cli.config import DDPM_GROUPS, build_ddpm, check_untrusted
+from ddpm_cli.config import DDPM_GROUPS, build_ddpm, check_untrusted, naming
 from ddpm_cli.diffusion.ddpm import DDPM
 
 
@@ -40,11 +40,9 @@ def load(path: str | Path, *, weights: str = "ema", trust: Iterable[str] = ()) -
     else:
         raise ValueError(f"weights must be 'ema' or 'model', got {weights!r}")
     try:
-        config, step = description["config"], description["step"]
-        channels, height, width = description["image_shape"]
-        groups = {group: config[group] for group in DDPM_GROUPS}
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{found}: its description is incomplete ({type(error).__name__}: {error})") from error
+        groups = {group: description.config[group] for group in DDPM_GROUPS}
+    except KeyError as error:
+        raise CheckpointError(f"{found}: its configuration has no {error}") from error
     for group, node in groups.items():
         check_untrusted(group, node, trust=trust)
     ddpm = build_ddpm(groups).eval()
@@ -52,4 +50,6 @@ def load(path: str | Path, *, weights: str = "ema", trust: Iterable[str] = ()) -
         ddpm.model.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(f"{found}: its weights do not fit the network it describes: {error}") from error
-    return Pretrained(ddpm, (channels, height, width), step, config)
+    with naming("model"):
+        ddpm.check_images(description.image_shape)
+    return Pretrained(ddpm, description.image_shape, description.step, description.config)

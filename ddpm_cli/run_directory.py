@@ -16,6 +16,11 @@ def check_name(name: str) -> None:
         raise ValueError(f"may hold letters, digits, '_', '-' and '.', got {name!r}")
 
 
+def plain_name(text: str) -> str:
+    """A name that `check_name` accepts, out of any text."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).lstrip(".-") or "run"
+
+
 def create(output_dir: str | Path, name: str) -> Path:
     """Make and return a new directory `output_dir/name/<date>_<time>`, with `-2`, `-3`... added if that one exists.
 

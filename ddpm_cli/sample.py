@@ -5,6 +5,7 @@ Heavy modules are imported inside the functions: `--help` and a mistyped key are
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Literal
 
 from ddpm_cli import run_directory
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from ddpm_cli.pretrained import Pretrained
 
 GRID_FILE = "samples.png"
+IMAGES_DIRECTORY = "images"
+NPZ_FILE = "samples.npz"
+STRIP_FILE = "steps.png"
+FILM_FILE = "steps.gif"
 GRID_IMAGES = 400  # more would make a picture nobody can open; the others are in save=images or save=npz
 FILM_IMAGES = 8
 FILM_FRAMES = 16
@@ -86,6 +91,8 @@ def _sampler_node(options: Options, trained: dict) -> dict:
             name = options.sampler["_target_"].rpartition(".")[2]
             raise ConfigError(f"variance: has no effect with sampler={name}; it belongs to sampler=ddpm")
         return options.sampler
+    if options.sampler["variance"] != options.variance:
+        raise ConfigError("sampler.variance: is chosen by variance=fixed_small or another option of that group")
     variance = options.variance if options.variance is not None else trained["variance"]
     return options.sampler | {"variance": variance}
 
@@ -99,9 +106,11 @@ def _output_directory(options: Options, call: Call) -> Path:
         return run_directory.create(runs[0] if runs else "outputs", run_directory.SAMPLES)
     directory = Path(options.out)
     directory.mkdir(parents=True, exist_ok=True)
-    if (directory / GRID_FILE).exists():
-        raise ConfigError(f"out: {directory} already holds {GRID_FILE}; choose another directory")
-    return directory
+    for name in (GRID_FILE, IMAGES_DIRECTORY, NPZ_FILE, STRIP_FILE, FILM_FILE):
+        if (directory / name).exists():
+            raise ConfigError(f"out: {directory} already holds {name}; choose another directory")
+    with TemporaryFile(dir=directory):  # whether it can be written to is better known before than after sampling
+        return directory
 
 
 def _draw(
@@ -148,18 +157,18 @@ def _write(images: "Tensor", film: "Tensor | None", directory: Path, options: Op
     written = [directory / GRID_FILE]
     save_png(grid(images[:GRID_IMAGES]), directory / GRID_FILE)
     if options.save == "images":
-        (directory / "images").mkdir()
+        (directory / IMAGES_DIRECTORY).mkdir()
         for i, image in enumerate(images):
-            save_png(image, directory / "images" / f"{i:06d}.png")
-        written.append(directory / "images")
+            save_png(image, directory / IMAGES_DIRECTORY / f"{i:06d}.png")
+        written.append(directory / IMAGES_DIRECTORY)
     if options.save == "npz":
-        np.savez(directory / "samples.npz", images.permute(0, 2, 3, 1).numpy())
-        written.append(directory / "samples.npz")
+        np.savez(directory / NPZ_FILE, images.permute(0, 2, 3, 1).numpy())
+        written.append(directory / NPZ_FILE)
     if film is not None:
         frames, shown = film.shape[:2]
-        save_png(grid(film.transpose(0, 1).flatten(0, 1), columns=frames), directory / "steps.png")
-        save_gif([grid(frame, columns=shown) for frame in film], directory / "steps.gif")
-        written += [directory / "steps.png", directory / "steps.gif"]
+        save_png(grid(film.transpose(0, 1).flatten(0, 1), columns=frames), directory / STRIP_FILE)
+        save_gif([grid(frame, columns=shown) for frame in film], directory / FILM_FILE)
+        written += [directory / STRIP_FILE, directory / FILM_FILE]
     for path in written:
         print(path)
 

@@ -10,11 +10,20 @@ from omegaconf import DictConfig
 RESULT_FILE = "result.json"
 
 
-def write_result(directory: Path, *, overrides: list[str], loss: float | None, error: str | None) -> None:
+def write_result(
+    directory: Path, *, overrides: list[str], loss: float | None, error: str | None, details: str | None = None
+) -> None:
     """Keep in a run of a sweep how it ended, where `SweepReport` finds it whichever launcher ran it."""
     directory.mkdir(parents=True, exist_ok=True)
+    if details is not None:
+        (directory / "error.log").write_text(details, encoding="utf-8")
     result = {"overrides": overrides, "final_loss": loss, "error": error}
     (directory / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def has_result(directory: Path) -> bool:
+    """Whether a run of some sweep has ended in this directory."""
+    return (directory / RESULT_FILE).exists()
 
 
 class SweepReport(Callback):

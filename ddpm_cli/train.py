@@ -47,7 +47,7 @@ class Options:
     data: dict
 
 
-OPTIONS = f"{__name__}.{Options.__name__}" if __name__ != "__main__" else "ddpm_cli.train.Options"
+OPTIONS = "ddpm_cli.train.Options"
 
 
 def main() -> None:
@@ -61,21 +61,22 @@ def start(config: dict, call: Call) -> float:
         ConfigError: before anything has been written, if the configuration cannot be run here.
         RunFailed: if the run had to end early.
     """
-    if config["resume"] is None:
+    if call.resume is None:
         options = Options(**config)
-        directory = call.sweep_directory
         if options.name is not None:
             with naming("name"):
                 run_directory.check_name(options.name)
         trainer, sampler = _set_up(options)
+        with naming("output_dir"):
+            _check_space(Path(options.output_dir), trainer)
+            name = options.name or run_directory.plain_name(trainer.batches.images.name)
+            directory = call.sweep_directory or run_directory.create(options.output_dir, name)
     else:
-        directory = Path(config["resume"])
-        options, trainer, sampler = _resume(directory, config, call)
+        directory = Path(call.resume)
+        options, trainer, sampler = _resume(directory, call)
+        with naming("resume"):
+            _check_space(directory, trainer)
     with naming("output_dir"):
-        if directory is None:
-            name = options.name if options.name is not None else trainer.batches.images.name
-            directory = run_directory.create(options.output_dir, name)
-        _check_space(directory, trainer)
         (directory / run_directory.CONFIG_FILE).write_text(_as_yaml(options), encoding="utf-8")
     with logging_to(directory / run_directory.LOG_FILE):
         _announce(trainer, directory)
@@ -101,7 +102,8 @@ def _set_up(options: Options) -> "tuple[Trainer, Sampler]":
         samplers.check_options(sampler, ddpm.schedule)
     with naming("data"):
         images = build(options.data, "data")
-    _check_network(ddpm, images.shape)
+    with naming("model"):
+        _check_images(ddpm, options.model.get("image_size"), images.shape)
     compute.place(ddpm)
     with naming("optimizer"):
         optimizer = build(options.optimizer, "optimizer")(ddpm.model.parameters())
@@ -114,23 +116,25 @@ def _set_up(options: Options) -> "tuple[Trainer, Sampler]":
     return trainer, sampler
 
 
-def _resume(directory: Path, config: dict, call: Call) -> "tuple[Options, Trainer, Sampler]":
+def _resume(directory: Path, call: Call) -> "tuple[Options, Trainer, Sampler]":
     from ddpm_cli import checkpoint
 
     with naming("resume"):
+        if not directory.is_dir():
+            raise FileNotFoundError(f"there is no run directory {directory}")
         newest = checkpoint.newest(directory)
         ema, _ = checkpoint.load_ema(newest)
         state, description = checkpoint.load_training(newest)
-    merged = merge(description["config"], config, call.changed_keys)
-    for group, node in merged.items():
-        if is_node(node):
-            check_untrusted(group, node, trust=config["trust"])
+    merged = merge(description.config, call.changes)
     check(merged, OPTIONS)
     options = Options(**merged)
+    for group, node in merged.items():
+        if is_node(node):
+            check_untrusted(group, node, trust=options.trust)
     trainer, sampler = _set_up(options)
     images = len(trainer.batches.images)
-    if images != description["images"]:
-        raise ConfigError(f"data: the run was trained on {description['images']} images, there are now {images}")
+    if images != description.images:
+        raise ConfigError(f"data: the run was trained on {description.images} images, there are now {images}")
     with naming("resume"):
         trainer.load_state(state, ema)
     if trainer.step >= trainer.settings.steps:
@@ -138,29 +142,28 @@ def _resume(directory: Path, config: dict, call: Call) -> "tuple[Options, Traine
     return options, trainer, sampler
 
 
-def _check_network(ddpm: "DDPM", shape: tuple[int, int, int]) -> None:
-    """Send one black image through the network: what does not fit is found now, not after the run has begun."""
-    import torch
-
-    x, t = torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64)
-    try:
-        with torch.no_grad():
-            out = ddpm.model(x, t)
-    except RuntimeError as error:
-        raise ConfigError(f"model: cannot take the data's {_pixels(shape)} images: {error}") from error
-    if out.shape != x.shape:
-        raise ConfigError(f"model: makes {list(out.shape)} of the data's {list(x.shape)}; the shapes must be the same")
+def _check_images(ddpm: "DDPM", image_size: object, shape: tuple[int, int, int]) -> None:
+    """Find now, not after the run has begun, that the network and the data do not fit."""
+    sides = [image_size, image_size] if isinstance(image_size, int) else image_size
+    if sides is not None and sides != list(shape[1:]):
+        raise ValueError(f"image_size is {image_size}, but the data's images are {_pixels(shape)}")
+    ddpm.check_images(shape)
 
 
 def _check_space(directory: Path, trainer: "Trainer") -> None:
+    """Refuse to begin where the checkpoints that will be kept, and the one being written, have no room."""
     from ddpm_cli import checkpoint
 
-    # AdamW will add two moments to every parameter before the first checkpoint is written.
-    parameters = sum(p.numel() * p.element_size() for p in trainer.ddpm.parameters())
-    needed = checkpoint.size(trainer.ema.model.state_dict(), trainer.state()) + 2 * parameters
-    free = shutil.disk_usage(directory).free
+    settings = trainer.settings
+    size = checkpoint.size(trainer.ema.model.state_dict(), trainer.state())
+    if trainer.step == 0:  # the optimizer will add two moments to every parameter
+        size += 2 * sum(p.numel() * p.element_size() for p in trainer.ddpm.parameters())
+    saves = settings.steps // settings.checkpoint_every + 1 if settings.checkpoint_every > 0 else 1
+    needed = size * min(saves, settings.keep_last + 1)
+    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free
     if free < needed:
-        raise OSError(f"{directory} has {free / 1e6:,.0f} MB free, a checkpoint takes {needed / 1e6:,.0f} MB")
+        raise OSError(f"{existing} has {free / 1e6:,.0f} MB free, the run's checkpoints take {needed / 1e6:,.0f} MB")
 
 
 def _announce(trainer: "Trainer", directory: Path) -> None:
@@ -182,19 +185,14 @@ def _train(trainer: "Trainer", sampler: "Sampler", options: Options, directory: 
 
     settings = trainer.settings
     loss, saved = float("nan"), None
-    monitor = Monitor(
-        directory,
-        first_step=trainer.step,
-        steps=settings.steps,
-        timesteps=trainer.ddpm.schedule.timesteps,
-        device=trainer.compute.device,
-    )
+    bounds = {"first_step": trainer.step, "steps": settings.steps}
+    timesteps, device = trainer.ddpm.schedule.timesteps, trainer.compute.device
 
     def due(every: int) -> bool:
         return every > 0 and (trainer.step % every == 0 or trainer.step == settings.steps)
 
     try:
-        with monitor:
+        with Monitor(directory, timesteps=timesteps, device=device, **bounds) as monitor:
             monitor.config(_as_yaml(options))
             for progress in trainer.run():
                 monitor.bar.update()
@@ -235,13 +233,13 @@ def _preview(trainer: "Trainer", sampler: "Sampler", seed: int) -> "Tensor":
 def _save(trainer: "Trainer", options: Options, directory: Path) -> Path:
     from ddpm_cli import checkpoint
 
-    description = {
-        "step": trainer.step,
-        "image_shape": list(trainer.batches.images.shape),
-        "images": len(trainer.batches.images),
-        "config": asdict(options),
-        "versions": checkpoint.versions(),
-    }
+    description = checkpoint.Description(
+        step=trainer.step,
+        image_shape=trainer.batches.images.shape,
+        images=len(trainer.batches.images),
+        config=asdict(options),
+        versions=checkpoint.versions(),
+    )
     return checkpoint.save(
         directory / run_directory.CHECKPOINTS,
         ema=trainer.ema.model.state_dict(),

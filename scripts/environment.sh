@@ -13,7 +13,7 @@ make_environment() {
     wanted="$spec $(cksum < pyproject.toml)"
     if ! grep -qsxF "$wanted" .venv/installed; then
         echo "installing ddpm-cli into .venv (PyTorch is large: this takes minutes)"
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable "$spec"
+        .venv/bin/python -m pip install -qq --disable-pip-version-check --editable "$spec"
         echo "$wanted" >> .venv/installed
     fi
 }

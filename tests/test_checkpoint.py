@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ddpm_cli import checkpoint
-from ddpm_cli.checkpoint import CheckpointError
+from ddpm_cli.checkpoint import CheckpointError, Description
 from ddpm_cli.config import ConfigError
 from ddpm_cli.diffusion.variance import fixed_large
 from ddpm_cli.models.unet import UNet
@@ -17,17 +17,19 @@ from ddpm_cli.pretrained import load
 
 NETWORK = {"image_size": 8, "in_channels": 1, "base_channels": 8, "channel_mults": [1], "num_res_blocks": 1}
 NETWORK |= {"attention_resolutions": [], "dropout": 0.0, "norm_groups": 4}
+SIMPLE = {"_target_": "ddpm_cli.diffusion.weighting.simple", "_partial_": True}
 CONFIG = {
     "model": {"_target_": "ddpm_cli.models.unet.UNet", **NETWORK},
     "schedule": {"_target_": "ddpm_cli.diffusion.schedule.linear", "timesteps": 10},
     "prediction": {"_target_": "ddpm_cli.diffusion.prediction.Epsilon"},
-    "weighting": {"_target_": "ddpm_cli.diffusion.weighting.simple", "_partial_": True},
+    "weighting": SIMPLE,
     "variance": {"_target_": "ddpm_cli.diffusion.variance.fixed_large", "_partial_": True},
 }
 
 
-def describe(step: int, **changes) -> dict:
-    return {"step": step, "image_shape": [1, 8, 8], "config": CONFIG} | changes
+def describe(step: int, **changes) -> Description:
+    known = {"step": step, "image_shape": (1, 8, 8), "images": 9, "config": CONFIG, "versions": {"torch": "2"}}
+    return Description(**known | changes)
 
 
 def write(directory: Path, step: int = 5, *, keep_last: int = 3, **changes) -> Path:
@@ -45,7 +47,7 @@ def test_what_is_saved_comes_back(tmp_path: Path):
     assert path == tmp_path / "checkpoints" / "step_00000005"
     ema, description = checkpoint.load_ema(path)
     training, again = checkpoint.load_training(path)
-    assert description == again == {"format": 1} | describe(5)
+    assert description == again == describe(5)
     assert training["counter.step"].item() == 5
     for name, value in load_file(path / "ema.safetensors").items():
         assert torch.equal(ema[name], value)
@@ -92,8 +94,8 @@ def test_the_newest_are_kept_and_the_newest_is_found(tmp_path: Path):
 
 def test_the_same_step_can_be_saved_again(tmp_path: Path):
     write(tmp_path, 5)
-    write(tmp_path, 5, image_shape=[3, 8, 8])
-    assert checkpoint.load_ema(checkpoint.newest(tmp_path))[1]["image_shape"] == [3, 8, 8]
+    write(tmp_path, 5, image_shape=(3, 8, 8))
+    assert checkpoint.load_ema(checkpoint.newest(tmp_path))[1].image_shape == (3, 8, 8)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
 
 
@@ -152,18 +154,41 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("description", "says"),
+    ("change", "says"),
     [
-        ({"format": 2, **describe(1)}, "format 2; this version reads format 1"),
-        ({"format": 1, "step": 1}, "description is incomplete"),
-        ([], "format None"),
+        ({"format": 2}, "another checkpoint format; this version reads format 1"),
+        ({"step": "abc"}, "its description cannot be: ValueError: step 'abc'"),
+        ({"step": -1}, "step -1"),
+        ({"step": True}, "step True"),
+        ({"images": None}, "images None"),
+        ({"image_shape": ["a", "b", "c"]}, "image_shape"),
+        ({"image_shape": [1, -5, 8]}, "image_shape"),
+        ({"image_shape": [1, 60000, 60000]}, "too large"),
+        ({"image_shape": 3}, "its description cannot be"),
+        ({"config": []}, "config and versions must be objects"),
+        ({"config": {}}, "its configuration has no 'model'"),
+        ({"surprise": 1}, "its description cannot be: TypeError"),
     ],
 )
-def test_descriptions_of_another_kind_are_refused(tmp_path: Path, description: object, says: str):
+def test_descriptions_that_cannot_be_are_refused(tmp_path: Path, change: dict, says: str):
     file = tmp_path / "x.safetensors"
+    description = json.loads(describe(1).as_json()) | change
     save_file(UNet(**NETWORK).state_dict(), file, {"ddpm_cli": json.dumps(description)})
     with pytest.raises(CheckpointError, match=says):
         load(file)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "null", "[" * 200_000])
+def test_headers_that_are_no_description_are_refused(tmp_path: Path, text: str):
+    file = tmp_path / "x.safetensors"
+    save_file(UNet(**NETWORK).state_dict(), file, {"ddpm_cli": text})
+    with pytest.raises(CheckpointError, match=r"x\.safetensors"):
+        load(file)
+
+
+def test_images_the_network_does_not_take_are_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="model: cannot take images of shape"):
+        load(write(tmp_path, image_shape=(3, 8, 8)))
 
 
 @pytest.mark.parametrize(
@@ -176,12 +201,18 @@ def test_descriptions_of_another_kind_are_refused(tmp_path: Path, description: o
         ("variance", {"_target_": "builtins.exec", "_partial_": True}),
         ("weighting", "ddpm_cli.diffusion.weighting.simple"),
         ("prediction", {"_target_": ["os.system"]}),
+        ("weighting", SIMPLE | {"log_snr": [{"_target_": "os.system", "command": "touch canary"}]}),
+        ("model", CONFIG["model"] | {"image_size": [{"_target_": "os.system", "command": "touch canary"}, 8]}),
+        ("weighting", {"_target_": SIMPLE["_target_"], "log_snr": 3}),
+        ("prediction", CONFIG["prediction"] | {"_partial_": True}),
+        ("schedule", CONFIG["schedule"] | {"timesteps": 10**13}),
+        ("model", CONFIG["model"] | {"base_channels": 10**9}),
     ],
 )
 def test_a_checkpoint_builds_only_what_is_on_the_list(tmp_path: Path, monkeypatch, group: str, node: object):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, config=CONFIG | {group: node})
-    with pytest.raises(ConfigError, match=r"not on the list|expected"):
+    with pytest.raises(ConfigError, match=r"not on the list|expected|no such option|cannot be|model: |schedule: "):
         load(path)
     assert not (tmp_path / "canary").exists()
 

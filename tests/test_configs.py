@@ -46,6 +46,12 @@ def test_every_option_composes_checks_and_builds(file: Path, tmp_path: Path):
         assert build(config["data"], "data").shape == (1, 16, 16)
 
 
+@pytest.mark.parametrize("data", ["digits", "mnist", "cifar10", "folder"])
+def test_an_ema_that_was_chosen_is_the_ema_that_runs(data: str):
+    for option, decay in (("none", 0.0), ("short", 0.995), ("standard", 0.9999)):
+        assert compose("train", f"data={data}", "++data.path=x", f"ema={option}")["ema"]["decay"] == decay
+
+
 def test_the_tests_above_saw_every_group():
     assert GROUPS == [
         "data", "ema", "experiment", "model", "optimizer", "prediction", "sampler", "schedule", "trainer", "variance",

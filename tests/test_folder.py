@@ -148,7 +148,9 @@ def test_files_that_cannot_be_read_are_named_with_the_reason(tmp_path, monkeypat
             (tmp_path / name).write_bytes(content)
         with monkeypatch.context() as patch:
             if name == "bomb.png":
-                patch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 - 1)  # over the limit, not over twice the limit
+                patch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 - 1)
+                assert decode.decode(tmp_path / name, (8, 8), 3).shape == (3, 8, 8), "large is no bomb"
+                patch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 // 2 - 1)
             with pytest.raises(ValueError, match=f"cannot read image .*{re.escape(name)}: .*{reason}"):
                 decode.decode(tmp_path / name, (8, 8), 3)
 

@@ -26,10 +26,11 @@ ALLOWED = {
     "resume": {"config"},
     "pretrained": {"checkpoint", "config", "diffusion"},
     "sweep": set(),
-    "cli": {"config", "sweep"},
+    "mistakes": {"config"},
+    "cli": {"config", "mistakes", "sweep"},
 }
 ENTRY_POINTS = {"train", "sample"}
-KNOWS_HYDRA = {"cli", "sweep"}
+KNOWS_HYDRA = {"cli", "mistakes", "sweep"}
 
 
 def room(module: Path) -> str:

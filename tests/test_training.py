@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ddpm_cli import checkpoint
+from ddpm_cli.checkpoint import Description
 from ddpm_cli.data.batches import Batches
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.data.sources import digits
 from ddpm_cli.devices import choose_compute
-from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.schedule import cosine
 from ddpm_cli.models.unet import UNet
@@ -70,7 +71,7 @@ def test_a_few_hundred_steps_on_digits_lower_the_loss(trained):
 def test_ema_samples_look_like_the_data_in_mean_and_variance(trained):
     trainer, _ = trained
     ddpm = trainer.ddpm.with_model(trainer.ema.model)
-    *_, last = ddpm.sample_states(ImageNoise(0, range(128), (1, 8, 8)), samplers.ddpm)
+    *_, last = ddpm.sample_states(ImageNoise(0, range(128), (1, 8, 8)))
     data = torch.from_numpy(digits(image_size=8).pixels) / 127.5 - 1
     assert last.x.mean().item() == pytest.approx(data.mean().item(), abs=0.06)
     assert last.x.std().item() == pytest.approx(data.std().item(), abs=0.06)
@@ -88,7 +89,7 @@ def test_same_seed_same_losses_bit_for_bit_and_another_seed_others():
 
 
 @pytest.mark.parametrize("optimizer", [adamw, adam])
-def test_a_resumed_run_is_bit_equal_to_one_that_was_never_stopped(optimizer):
+def test_a_resumed_run_is_bit_equal_to_one_that_was_never_stopped(optimizer, tmp_path):
     options = {"dropout": 0.2, "warmup_steps": 4, "lr_decay": "cosine", "optimizer": optimizer}
     straight = make_trainer(**options)
     losses = run(straight)
@@ -96,8 +97,10 @@ def test_a_resumed_run_is_bit_equal_to_one_that_was_never_stopped(optimizer):
     steps = stopped.run()
     first = [progress.losses.mean().item() for progress in (next(steps) for _ in range(3)) if progress is not None]
     steps.close()
-    state = {name: value.clone() for name, value in stopped.state().items()}
-    ema = {name: value.clone() for name, value in stopped.ema.model.state_dict().items()}
+    description = Description(step=3, image_shape=(1, 8, 8), images=1797, config={}, versions={})
+    ema, state = stopped.ema.model.state_dict(), stopped.state()
+    path = checkpoint.save(tmp_path, ema=ema, training=state, description=description, keep_last=1)
+    ema, state = checkpoint.load_ema(path)[0], checkpoint.load_training(path)[0]
     resumed = make_trainer(**options)
     torch.manual_seed(999)  # whatever state the process is in
     resumed.load_state(state, ema)
@@ -186,6 +189,20 @@ def test_a_float16_overflow_is_skipped_and_counted():
     assert restored.overflows == 2
 
 
+def test_overflows_in_a_row_stop_the_run():
+    trainer = make_trainer(steps=100)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    trainer.ddpm.model.get_parameter("conv_out.bias").register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(NonFiniteError, match=r"conv_out\.bias at step 20 is not finite"):
+        run(trainer)
+
+
+def test_a_state_of_another_network_is_refused():
+    trainer = make_trainer()
+    with pytest.raises(ValueError, match="not that of this configuration"):
+        trainer.load_state({"model.x": torch.zeros(1)}, {})
+
+
 def test_timesteps_are_uniform_and_noise_is_normal():
     trainer = make_trainer(steps=200)
     seen = [progress.t for progress in trainer.run() if progress is not None]
@@ -252,6 +269,7 @@ def test_the_learning_rate_reaches_the_optimizer():
         ({"grad_clip": 0.0}, "grad_clip must be positive"),
         ({"preview_every": -1}, "preview_every must not be negative"),
         ({"keep_last": 0}, "keep_last must be at least 1"),
+        ({"lr_decay": "cosin"}, "lr_decay must be one of constant, cosine, linear, got 'cosin'"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict, says: str):

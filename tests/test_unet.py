@@ -148,6 +148,7 @@ def test_the_time_embedding_is_ddpms():
         ({"dropout": 1.0}, "dropout must lie in"),
         ({"num_res_blocks": 0}, "num_res_blocks must be at least 1"),
         ({"channel_mults": ()}, "at least one level"),
+        ({"base_channels": 3, "norm_groups": 1}, "base_channels must be even"),
         ({"in_channels": 0}, "in_channels must be at least 1"),
     ],
 )

@@ -56,7 +56,7 @@ def folder(
     if memory_mb < 0:
         raise ValueError(f"memory_mb must be 0 or more, got {memory_mb}")
 
-    root = Path(path).expanduser().absolute()
+    root = Path(os.path.abspath(os.path.expanduser(path)))
     files = _image_files(root)
     shape = (len(files), channels, *size)
     cache = _cache_dir(cache_dir) / f"{size[0]}x{size[1]}x{channels}-{_key(root, files)}.npy"
@@ -99,7 +99,8 @@ def _raise(error: OSError) -> None:
 
 def _key(root: Path, files: list[str]) -> str:
     """32 hex digits that change with the list of images, with any of the files, and with the way they are decoded."""
-    digest = hashlib.sha256(repr(DECODE_VERSION).encode())
+    # The place counts too: archives unpack with equal times, and equal names and sizes are common among frames.
+    digest = hashlib.sha256(repr((DECODE_VERSION, str(root.resolve()))).encode())
     for file in files:
         stat = os.stat(f"{root}/{file}")
         digest.update(repr((file, stat.st_size, stat.st_mtime_ns)).encode())

@@ -16,16 +16,19 @@ import numpy as np
 
 from ddpm_cli.data.image_set import ImageSet, check_channels, height_width, resize, with_channels
 
-ImageSize = int | Sequence[int]
 
-
-def digits(*, image_size: ImageSize = 8, channels: int = 1, flip: bool = False) -> ImageSet:
+def digits(*, image_size: int | Sequence[int] = 8, channels: int = 1, flip: bool = False) -> ImageSet:
     """scikit-learn's 1797 handwritten digits, 8 x 8; comes with the package, nothing is fetched."""
     return _image_set("digits", _read_digits, image_size, channels, flip)
 
 
 def mnist(
-    *, root: str = "data", download: bool = False, image_size: ImageSize = 28, channels: int = 1, flip: bool = False
+    *,
+    root: str = "data",
+    download: bool = False,
+    image_size: int | Sequence[int] = 28,
+    channels: int = 1,
+    flip: bool = False,
 ) -> ImageSet:
     """MNIST, 60,000 x 28 x 28, from `root`/MNIST/raw, extracted or fetched first where needed.
 
@@ -35,20 +38,32 @@ def mnist(
 
 
 def fashion_mnist(
-    *, root: str = "data", download: bool = False, image_size: ImageSize = 28, channels: int = 1, flip: bool = False
+    *,
+    root: str = "data",
+    download: bool = False,
+    image_size: int | Sequence[int] = 28,
+    channels: int = 1,
+    flip: bool = False,
 ) -> ImageSet:
     """Fashion-MNIST, 60,000 x 28 x 28, from `root`/FashionMNIST/raw; raises as `mnist`."""
     return _image_set("fashion_mnist", lambda: _read_idx("FashionMNIST", root, download), image_size, channels, flip)
 
 
 def cifar10(
-    *, root: str = "data", download: bool = False, image_size: ImageSize = 32, channels: int = 3, flip: bool = True
+    *,
+    root: str = "data",
+    download: bool = False,
+    image_size: int | Sequence[int] = 32,
+    channels: int = 3,
+    flip: bool = True,
 ) -> ImageSet:
     """CIFAR-10, 50,000 x 3 x 32 x 32, from `root`/cifar-10-batches-py or its archive in `root`; raises as `mnist`."""
     return _image_set("cifar10", lambda: _read_cifar10(root, download), image_size, channels, flip)
 
 
-def _image_set(name: str, read: Callable[[], np.ndarray], image_size: ImageSize, channels: int, flip: bool) -> ImageSet:
+def _image_set(
+    name: str, read: Callable[[], np.ndarray], image_size: int | Sequence[int], channels: int, flip: bool
+) -> ImageSet:
     size = height_width(image_size)  # a wrong setting is found before anything is fetched
     check_channels(channels)
     return ImageSet(with_channels(resize(read(), size), channels), name, flip=flip)

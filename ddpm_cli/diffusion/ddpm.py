@@ -46,12 +46,33 @@ class DDPM(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # nn.Module moves parameters and buffers only. The schedule follows by device alone: `.half()` leaves it exact.
         super()._apply(fn, recurse)
-        self.schedule.to(next(self.parameters()).device)
+        self.schedule.to(self.device)
         return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        first = next(self.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
 
     def with_model(self, model: nn.Module) -> "DDPM":
         """The same diffusion around another network, such as an average of this one."""
         return DDPM(model, self.schedule, prediction=self.prediction, weighting=self.weighting, variance=self.variance)
+
+    @torch.no_grad()
+    def check_images(self, shape: tuple[int, int, int]) -> None:
+        """Send one black image of `shape` (C, H, W) through the network.
+
+        Raises:
+            ValueError: if the network does not take it, or answers with another shape.
+        """
+        x, t = torch.zeros(1, *shape, device=self.device), torch.zeros(1, dtype=torch.int64, device=self.device)
+        try:
+            out = self.model(x, t)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"cannot take images of shape {list(shape)}: {error}") from error
+        if out.shape != x.shape:
+            raise ValueError(f"makes {list(out.shape[1:])} out of images of shape {list(shape)}; they must be the same")
 
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x_t and its noise, drawn from q(x_t | x_0) in closed form (DDPM eq. 4). t is `[B]` int64 in {0 .. T-1}."""
@@ -117,8 +138,7 @@ class DDPM(nn.Module):
             self.to(device)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         shape = (batch_size, channels, height, width)
-        device = next(self.parameters()).device
-        states = self.sample_states(lambda: torch.randn(shape, generator=generator, device=device), sampler)
+        states = self.sample_states(lambda: torch.randn(shape, generator=generator, device=self.device), sampler)
         x = torch.empty(0)
         with tqdm(desc="sampling", unit="step", disable=not show_progress, leave=False) as bar:
             for state in states:

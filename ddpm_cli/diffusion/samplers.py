@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.diffusion.schedule import NoiseSchedule
-from ddpm_cli.diffusion.variance import fixed_small
 
 
 class Denoised(NamedTuple):
@@ -47,7 +46,7 @@ def ddpm(
     noise: Noise,
     *,
     steps: int | None = None,
-    variance: Variance = fixed_small,
+    variance: Variance,
 ) -> Iterator[State]:
     """Ancestral sampling (DDPM, algorithm 2) over all T steps, or over `steps` of them, evenly spaced."""
     pairs = step_pairs(schedule.timesteps, steps)
@@ -65,7 +64,7 @@ def ddpm_step(
     denoised: Denoised,
     noise: Tensor,
     *,
-    variance: Variance = fixed_small,
+    variance: Variance,
 ) -> Tensor:
     """x_s drawn from N(posterior mean, variance) (DDPM eq. 7 for the mean); no noise where s is clean data."""
     posterior = schedule.posterior(t, s, x_t.shape)
@@ -102,7 +101,10 @@ def ddim_step(
 def check_options(sampler: Sampler, schedule: NoiseSchedule) -> None:
     """Raise now what `sampler` would raise for its options at its first step, without a network."""
     x = torch.zeros(1, 1, 1, 1, device=schedule.device)
-    next(sampler(lambda x_t, _: Denoised(x_t, x_t), schedule, x, lambda: x))
+    try:
+        next(sampler(lambda x_t, _: Denoised(x_t, x_t), schedule, x, lambda: x))
+    except TypeError as error:
+        raise ValueError(f"cannot be called with these options: {error}") from error
 
 
 def step_pairs(timesteps: int, steps: int | None = None) -> list[tuple[int, int]]:

@@ -46,7 +46,10 @@ class UNet(nn.Module):
         super().__init__()
         resolutions = _resolutions(image_size, len(channel_mults))
         widths = [base_channels * mult for mult in channel_mults]
-        _check(in_channels, widths, num_res_blocks, attention_resolutions, resolutions, dropout, num_heads, norm_groups)
+        _check(
+            in_channels, base_channels, widths, num_res_blocks, attention_resolutions, resolutions, dropout, num_heads,
+            norm_groups,
+        )  # fmt: skip
         time_channels = 4 * base_channels
         self.time_frequencies: Tensor
         self.register_buffer("time_frequencies", _frequencies(base_channels), persistent=False)
@@ -222,6 +225,7 @@ def _resolutions(image_size: int | Sequence[int], levels: int) -> list[int]:
 
 def _check(
     in_channels: int,
+    base_channels: int,
     widths: Sequence[int],
     num_res_blocks: int,
     attention_resolutions: Sequence[int],
@@ -239,6 +243,10 @@ def _check(
     ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if base_channels % 2 != 0:
+        raise ValueError(
+            f"base_channels must be even, for the sines and cosines of the time embedding, got {base_channels}"
+        )
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout:g}")
     for resolution in attention_resolutions:

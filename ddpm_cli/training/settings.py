@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+_CHOICES = {"precision": ("auto", "fp32", "bf16", "fp16"), "lr_decay": ("constant", "cosine", "linear")}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -11,7 +13,8 @@ class Settings:
     Args:
         steps: optimizer steps of the whole run.
         batch_size: images per optimizer step.
-        accumulate: micro-batches a step is computed in; must divide `batch_size`. Saves memory, changes no result.
+        accumulate: micro-batches a step is computed in; must divide `batch_size`. Saves memory; the step
+            is the same but for rounding and the draws of dropout.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         precision: of the forward pass. "auto": bf16 where CUDA has it, fp16 on older CUDA, fp32 elsewhere.
         grad_clip: largest norm of the whole gradient; None: not clipped.
@@ -42,6 +45,9 @@ class Settings:
     keep_last: int = 3
 
     def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name in ("steps", "batch_size", "accumulate", "log_every", "preview_images", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -16,6 +16,8 @@ from ddpm_cli.training import learning_rate
 from ddpm_cli.training.ema import EMA
 from ddpm_cli.training.settings import Settings
 
+MOST_OVERFLOWS_IN_A_ROW = 20
+
 
 class StepResult(NamedTuple):
     """What one optimizer step leaves to log. The tensors stay on the device: reading them waits for it."""
@@ -73,6 +75,7 @@ class Trainer:
         self.peak_lr = [group["lr"] for group in optimizer.param_groups]
         self.step = 0
         self.overflows = 0
+        self.overflows_in_a_row = 0
 
     def train_step(self, pixels: Tensor, flips: Tensor) -> StepResult:
         """One optimizer step on uint8 images `[B, C, H, W]` (DDPM, algorithm 1); advances `self.step`.
@@ -99,17 +102,20 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.ddpm.parameters() if p.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm(gradients)
-        finite = bool(torch.isfinite(grad_norm) & torch.isfinite(losses).all())
-        if not finite and not self.scaler.is_enabled():
+        finite = bool(torch.isfinite(grad_norm))
+        self.overflows_in_a_row = 0 if finite else self.overflows_in_a_row + 1
+        # A gradient scaled for float16 may overflow now and then: the step is skipped and the scale lowered.
+        may_skip = self.scaler.is_enabled() and self.overflows_in_a_row <= MOST_OVERFLOWS_IN_A_ROW
+        if not (torch.isfinite(losses).all() and (finite or may_skip)):
             raise NonFiniteError(self._describe_non_finite(losses, t))
-        if self.settings.grad_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.ddpm.parameters(), self.settings.grad_clip, grad_norm)
-        self.scaler.step(self.optimizer)  # an overflow in float16 skips the step and lowers the scale
-        self.scaler.update()
         if finite:
+            if self.settings.grad_clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.ddpm.parameters(), self.settings.grad_clip, grad_norm)
+            self.scaler.step(self.optimizer)
             self.ema.update(self.ddpm.model)
         else:
             self.overflows += 1
+        self.scaler.update()
         self.step += 1
         return StepResult(losses, t, grad_norm.item(), skipped=not finite)
 
@@ -183,15 +189,21 @@ class Trainer:
         tensors |= {f"counter.{name}": torch.tensor(value) for name, value in counters.items()}
         if self.scaler.is_enabled():
             scaler = self.scaler.state_dict()
-            tensors |= {f"scaler.{key}": torch.tensor(scaler[key], dtype=torch.float64) for key in _SCALER_KEYS}
+            tensors |= {f"scaler.{key}": torch.tensor(scaler[key]) for key in _SCALER_KEYS}
         return tensors
 
     def load_state(self, state: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
         """Go back to what `state()` and the EMA's weights were.
 
         Raises:
-            RuntimeError: if names or shapes are not those of this run.
+            ValueError: if names or shapes are not those of this run.
         """
+        try:
+            self._load_state(state, ema)
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"the training state is not that of this configuration: {error}") from error
+
+    def _load_state(self, state: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
         self.ddpm.model.load_state_dict(_below("model.", state))
         self.ema.model.load_state_dict(ema)
         moments = {
@@ -202,8 +214,9 @@ class Trainer:
         self.step, self.ema.updates, self.overflows = (
             int(state[f"counter.{name}"]) for name in ("step", "ema_updates", "overflows")
         )
-        if self.scaler.is_enabled() and "scaler.scale" in state:
-            self.scaler.load_state_dict({key: state[f"scaler.{key}"].item() for key in _SCALER_KEYS})
+        if self.scaler.is_enabled():
+            saved = {key: state[f"scaler.{key}"].item() for key in _SCALER_KEYS}
+            self.scaler.load_state_dict(self.scaler.state_dict() | saved)
 
     def _names(self) -> list[str]:
         return [name for name, _ in self.ddpm.model.named_parameters()]
@@ -212,7 +225,7 @@ class Trainer:
         return [self.optimizer.state.get(parameter, {}) for parameter in self.ddpm.model.parameters()]
 
 
-_SCALER_KEYS = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
+_SCALER_KEYS = ("scale", "_growth_tracker")
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
