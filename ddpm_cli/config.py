@@ -9,18 +9,16 @@ found without importing torch.
 import ast
 import difflib
 import functools
-import importlib
-import importlib.util
-import inspect
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+
+from ddpm_cli.signatures import resolve, signature
 
 if TYPE_CHECKING:
     from ddpm_cli.diffusion.ddpm import DDPM
@@ -28,16 +26,6 @@ if TYPE_CHECKING:
 
 class ConfigError(ValueError):
     """The user's configuration cannot be run; the message names the key, the value and what would do."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a target, as its source spells it."""
-
-    name: str
-    annotation: ast.expr | None
-    required: bool
-    positional: bool
 
 
 def configs_directory() -> Path:
@@ -82,7 +70,8 @@ def build(node: Any, path: str, *arguments: Any) -> Any:
     if not is_node(node):
         return node
     keywords = {key: build(value, f"{path}.{key}") for key, value in node.items() if key not in _NODE_KEYS}
-    target = _resolve(node["_target_"], path)
+    with _importing(path):
+        target = resolve(node["_target_"])
     if node.get("_partial_"):
         return functools.partial(target, **keywords)
     try:
@@ -161,8 +150,17 @@ _NODE_KEYS = ("_target_", "_partial_")
 Trusted = dict[str, frozenset[str]] | None
 
 
+@contextmanager
+def _importing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(f"{path}._target_: {error}") from error
+
+
 def _check_arguments(node: dict, target: str, *, path: str, partial: bool, trusted: Trusted) -> None:
-    parameters = signature(target, path)
+    with _importing(path):
+        parameters = signature(target)
     if parameters is None:  # takes anything
         return
     settable = {p.name: p for p in parameters if not (partial and p.positional)}
@@ -258,88 +256,3 @@ def _fits_list(value: object, items: list[ast.expr]) -> tuple[bool, str]:
 
 def _elements(node: ast.expr) -> list[ast.expr]:
     return node.elts if isinstance(node, ast.Tuple) else [node]
-
-
-# Targets -------------------------------------------------------------------------------------------------------------
-
-
-def signature(target: str, path: str) -> list[Parameter] | None:
-    """Parameters of a function or class, from its source; None if it accepts any keyword.
-
-    Raises:
-        ConfigError: if there is no such target.
-    """
-    module, _, name = target.rpartition(".")
-    source = _source(module)
-    definitions = {item.name: item for item in source if isinstance(item, ast.FunctionDef | ast.ClassDef)}
-    aliases = {
-        item.targets[0].id: item.value
-        for item in source
-        if isinstance(item, ast.Assign) and len(item.targets) == 1 and isinstance(item.targets[0], ast.Name)
-    }
-    match definitions.get(name):
-        case ast.FunctionDef(args=arguments):
-            return _parameters(arguments, aliases, skip_self=False)
-        case ast.ClassDef() as definition:
-            for item in definition.body:
-                if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-                    return _parameters(item.args, aliases, skip_self=True)
-            if any("dataclass" in ast.unparse(decorator) for decorator in definition.decorator_list):
-                return _fields(definition, aliases)
-            if not definition.bases:
-                return []
-    # Defined elsewhere and imported there, inherited, or not in Python: the object itself is asked.
-    return _live_signature(_resolve(target, path))
-
-
-def _source(module: str) -> list[ast.stmt]:
-    """The statements of a module, without running it (its parent packages are imported)."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError, AttributeError):
-        return []
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return []
-    return ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
-
-
-def _fields(definition: ast.ClassDef, aliases: dict[str, ast.expr]) -> list[Parameter]:
-    return [
-        Parameter(item.target.id, _plain(item.annotation, aliases), required=item.value is None, positional=False)
-        for item in definition.body
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-    ]
-
-
-def _plain(annotation: ast.expr | None, aliases: dict[str, ast.expr]) -> ast.expr | None:
-    """An annotation with the module's own name for a type replaced by that type."""
-    return aliases.get(annotation.id, annotation) if isinstance(annotation, ast.Name) else annotation
-
-
-def _parameters(arguments: ast.arguments, aliases: dict[str, ast.expr], *, skip_self: bool) -> list[Parameter] | None:
-    if arguments.kwarg is not None:
-        return None
-    positional = [*arguments.posonlyargs, *arguments.args]
-    required = len(positional) - len(arguments.defaults)
-    keywords = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    found = [(a, i < required, True) for i, a in enumerate(positional)][1 if skip_self else 0 :]
-    found += [(a, default is None, False) for a, default in keywords]
-    return [Parameter(a.arg, _plain(a.annotation, aliases), needed, place) for a, needed, place in found]
-
-
-def _live_signature(target: Any) -> list[Parameter] | None:
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):
-        return None
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return [Parameter(p.name, None, p.default is p.empty, p.kind is not p.KEYWORD_ONLY) for p in parameters]
-
-
-def _resolve(target: str, path: str) -> Any:
-    module, _, name = target.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path}._target_: there is no {target!r} ({error})") from error

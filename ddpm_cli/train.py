@@ -69,8 +69,11 @@ def start(config: dict, call: Call) -> float:
         trainer, sampler = _set_up(options)
         with naming("output_dir"):
             _check_space(Path(options.output_dir), trainer)
-            name = options.name or run_directory.plain_name(trainer.batches.images.name)
-            directory = call.sweep_directory or run_directory.create(options.output_dir, name)
+            directory = call.sweep_directory
+            if directory is None:
+                default_name = run_directory.plain_name(trainer.batches.images.name)
+                name = default_name if options.name is None else options.name
+                directory = run_directory.create(options.output_dir, name)
     else:
         directory = Path(call.resume)
         options, trainer, sampler = _resume(directory, call)
@@ -125,12 +128,13 @@ def _resume(directory: Path, call: Call) -> "tuple[Options, Trainer, Sampler]":
         newest = checkpoint.newest(directory)
         ema, _ = checkpoint.load_ema(newest)
         state, description = checkpoint.load_training(newest)
-    merged = merge(description.config, call.changes)
-    check(merged, OPTIONS)
-    options = Options(**merged)
+    # Whose classes to trust is said on the command line, never by the checkpoint.
+    merged = merge(description.config, {"trust": []} | call.changes)
     for group, node in merged.items():
         if is_node(node):
-            check_untrusted(group, node, trust=options.trust)
+            check_untrusted(group, node, trust=map(str, merged["trust"]))
+    check(merged, OPTIONS)
+    options = Options(**merged)
     trainer, sampler = _set_up(options)
     images = len(trainer.batches.images)
     if images != description.images:

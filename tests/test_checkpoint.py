@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ddpm_cli import checkpoint
+from ddpm_cli import checkpoint, train
 from ddpm_cli.checkpoint import CheckpointError, Description
+from ddpm_cli.cli import Call
 from ddpm_cli.config import ConfigError
 from ddpm_cli.diffusion.variance import fixed_large
 from ddpm_cli.models.unet import UNet
@@ -214,6 +215,15 @@ def test_a_checkpoint_builds_only_what_is_on_the_list(tmp_path: Path, monkeypatc
     path = write(tmp_path, config=CONFIG | {group: node})
     with pytest.raises(ConfigError, match=r"not on the list|expected|no such option|cannot be|model: |schedule: "):
         load(path)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("group", ["model", "optimizer", "data", "trainer", "surprise"])
+def test_resuming_builds_only_what_is_on_the_list_whatever_the_checkpoint_trusts(tmp_path: Path, group: str):
+    hostile = {group: {"_target_": "os.system", "command": f"touch {tmp_path}/canary"}, "trust": ["os.system"]}
+    write(tmp_path, config=CONFIG | hostile)
+    with pytest.raises(ConfigError, match=rf"{group}._target_: os\.system is not on the list"):
+        train.start({}, Call(resume=str(tmp_path), changes={"resume": str(tmp_path)}, sweep_directory=None))
     assert not (tmp_path / "canary").exists()
 
 

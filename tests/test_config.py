@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from ddpm_cli import run_directory
-from ddpm_cli.config import ConfigError, build, check, naming, nearest, shipped_targets, signature
+from ddpm_cli.config import ConfigError, build, check, naming, nearest, shipped_targets
 from ddpm_cli.resume import merge
+from ddpm_cli.signatures import signature
 
 OWN_MODULE = """
 from collections.abc import Sequence
@@ -129,19 +130,19 @@ def test_naming_names_files_that_cannot_be_used(tmp_path: Path):
 
 
 def test_signature_reads_every_kind_of_target():
-    own = signature("mymodule.part", "")
+    own = signature("mymodule.part")
     assert own is not None
     assert [(p.name, p.required, p.positional) for p in own] == [
         ("given", True, True), ("mode", False, False), ("betas", False, False), ("on", False, False)
     ]  # fmt: skip
-    assert signature("mymodule.anything", "") is None
-    imported = signature("ddpm_cli.train.Call", "")  # imported there, defined elsewhere
+    assert signature("mymodule.anything") is None
+    imported = signature("ddpm_cli.train.Call")  # imported there, defined elsewhere
     assert imported is not None
     assert [p.name for p in imported] == ["resume", "changes", "sweep_directory"]
 
 
 def test_classes_without_an_init_of_their_own_are_asked():
-    heir, bare, aliased = (signature(f"mymodule.{name}", "") for name in ("Heir", "Bare", "aliased"))
+    heir, bare, aliased = (signature(f"mymodule.{name}") for name in ("Heir", "Bare", "aliased"))
     assert heir is not None
     assert [p.name for p in heir] == ["width", "height"]
     assert bare == []

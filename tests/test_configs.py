@@ -12,6 +12,7 @@ from ddpm_cli import sample, train
 from ddpm_cli.config import build, build_ddpm, check, configs_directory
 from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.schedule import cosine, linear
+from ddpm_cli.signatures import signature
 
 FILES = sorted(configs_directory().glob("*/*.yaml"))
 GROUPS = sorted({file.parent.name for file in FILES})
@@ -123,8 +124,6 @@ def test_options_spell_out_every_argument(file: Path):
     """What can be set is visible in the YAML: no argument hides in a signature."""
     content = yaml.safe_load(file.read_text())
     node = content[file.parent.name] if file.parent.name == "data" else content
-    from ddpm_cli.config import signature
-
-    parameters = signature(node["_target_"], "") or []
+    parameters = signature(node["_target_"]) or []
     settable = {p.name for p in parameters if not (node.get("_partial_") and p.positional)}
     assert settable == set(node) - {"_target_", "_partial_"}
