@@ -55,11 +55,12 @@ def check_untrusted(group: str, node: Any, *, trust: Iterable[str] = ()) -> None
     Raises:
         ConfigError: as `check`, and for a `_target_` that is not on the list.
     """
-    trusted = {key: frozenset(targets).union(trust) for key, targets in shipped_targets().items()}
+    own = frozenset(trust)
+    trusted = {key: own.union(targets) for key, targets in shipped_targets().items()}
     _check_value(node, ast.Name("dict"), key=group, path=group, trusted=trusted)
 
 
-def build(node: Any, path: str, *arguments: Any) -> Any:
+def build(node: Any, path: str) -> Any:
     """The object that a checked node describes; nested nodes are built first. Other values are returned as they are.
 
     Raises:
@@ -76,7 +77,7 @@ def build(node: Any, path: str, *arguments: Any) -> Any:
         return functools.partial(target, **keywords)
     try:
         with naming(path):
-            return target(*arguments, **keywords)
+            return target(**keywords)
     except (TypeError, OverflowError, RuntimeError, MemoryError) as error:  # such as more memory than there is
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ConfigError(f"{path}: {reason}") from error

@@ -1,5 +1,6 @@
 """What several tests share."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -17,14 +18,22 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="session")
-def trained(home: Path) -> tuple[Path, subprocess.CompletedProcess]:
-    """A finished run of four steps, from a directory that has nothing to do with the project."""
-    done = train(*TINY_RUN, cwd=home)
+def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """A run of four steps, from a directory that has nothing to do with the project. Not to be changed: see `home`."""
+    place = tmp_path_factory.mktemp("finished")
+    done = train(*TINY_RUN, cwd=place)
     assert done.returncode == 0, done.stderr
+    return place, done
+
+
+@pytest.fixture
+def home(finished, tmp_path: Path) -> Path:
+    """A directory of the test's own in which the finished run lies."""
+    return shutil.copytree(finished[0], tmp_path / "home")
+
+
+@pytest.fixture
+def trained(finished, home: Path) -> tuple[Path, subprocess.CompletedProcess]:
+    """The finished run in `home`, and what the command said."""
     (directory,) = (home / "outputs" / "digits").iterdir()
-    return directory, done
+    return directory, finished[1]

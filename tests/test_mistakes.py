@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import TINY, TINY_RUN, assert_one_message, sample, train
+import torch
+from commands import TINY, TINY_RUN, assert_one_message, run, sample, train
 from PIL import Image
 
 MISTAKES = {
@@ -37,6 +38,7 @@ MISTAKES = {
     "data=folder data.path=broken": "data: 1 images in .* cannot be read:.*broken/bad.png",
     "data=cifar10": r"data: .*data/cifar-10-python.tar.gz is missing: set data.download=true",
     "output_dir=file": "output_dir: file/digits/.*: Not a directory",
+    "trainer.device=tpu": "trainer: device must be auto, cpu, cuda, cuda:N or mps, got 'tpu'",
     "resume=nowhere": "resume: there is no run directory nowhere",
     "name='a=b'": "name: may hold letters",
     "experimen=quickstart": r"experimen: no such option \(did you mean 'experiment'\?\)",
@@ -57,6 +59,14 @@ def test_a_mistake_gets_one_message_and_starts_nothing(mistake: str, tmp_path: P
     done = train(*mistake.split(), cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path.parent / "cache"))
     assert_one_message(done, "train", MISTAKES[mistake])
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+@pytest.mark.parametrize("program", ["train", "sample"])
+def test_asking_for_a_gpu_where_there_is_none_says_so(program: str, tmp_path: Path, trained):
+    key = {"train": ["trainer.device=cuda"], "sample": [f"ckpt={trained[0]}", "device=cuda"]}[program]
+    says = "device cuda was asked for, but there is no usable CUDA device here; use auto or cpu"
+    assert_one_message(run(program, *key, cwd=tmp_path), program, says)
 
 
 SAMPLE_MISTAKES = {
@@ -82,9 +92,11 @@ def test_a_mistake_in_sampling_gets_one_message(mistake: str, tmp_path: Path, tr
 
 
 def test_a_damaged_checkpoint_is_named(home: Path, tmp_path: Path):
-    done = train(*TINY, "trainer.steps=1", "trainer.preview_every=0", f"output_dir={tmp_path}", "name=x", cwd=home)
+    done = train(
+        *TINY, "trainer.steps=1", "trainer.preview_every=0", f"output_dir={tmp_path}/damaged", "name=x", cwd=home
+    )
     assert done.returncode == 0, done.stderr
-    (file,) = tmp_path.rglob("ema.safetensors")
+    (file,) = (tmp_path / "damaged").rglob("ema.safetensors")
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)

@@ -152,6 +152,11 @@ def test_a_schedule_and_a_dataset_of_ones_own_are_one_function_and_one_yaml(tmp_
     (run_directory,) = (tmp_path / "outputs" / "stripes").iterdir()
     refused = run("sample", f"ckpt={run_directory}", "n=1", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert_one_message(refused, "sample", "schedule._target_: mine.constant is not on the list")
+    resume = [f"resume={run_directory}", "trainer.steps=6"]
+    refused = train(*resume, "trust=[mine.constant]", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert_one_message(refused, "train", "data._target_: mine.stripes is not on the list")
+    trusted = train(*resume, "trust=[mine.constant,mine.stripes]", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert trusted.returncode == 0, trusted.stderr
     trusted = run(
         "sample", f"ckpt={run_directory}", "n=1", "trust=[mine.constant]", cwd=tmp_path, PYTHONPATH=str(tmp_path)
     )

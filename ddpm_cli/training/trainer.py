@@ -183,7 +183,8 @@ class Trainer:
     def state(self) -> dict[str, Tensor]:
         """Everything besides the EMA that a resumed run needs, as named tensors."""
         tensors = {f"model.{name}": value for name, value in self.ddpm.model.state_dict().items()}
-        for name, moments in zip(self._names(), self._moments(), strict=True):
+        for name, parameter in self.ddpm.model.named_parameters():
+            moments = self.optimizer.state.get(parameter, {})
             tensors |= {f"optimizer.{name}.{key}": torch.as_tensor(value) for key, value in moments.items()}
         counters = {"step": self.step, "ema_updates": self.ema.updates, "overflows": self.overflows}
         tensors |= {f"counter.{name}": torch.tensor(value) for name, value in counters.items()}
@@ -217,12 +218,6 @@ class Trainer:
         if self.scaler.is_enabled():
             saved = {key: state[f"scaler.{key}"].item() for key in _SCALER_KEYS}
             self.scaler.load_state_dict(self.scaler.state_dict() | saved)
-
-    def _names(self) -> list[str]:
-        return [name for name, _ in self.ddpm.model.named_parameters()]
-
-    def _moments(self) -> list[dict]:
-        return [self.optimizer.state.get(parameter, {}) for parameter in self.ddpm.model.parameters()]
 
 
 _SCALER_KEYS = ("scale", "_growth_tracker")
