@@ -56,8 +56,8 @@ def launch(program: str, config_name: str, target: str, job: Callable[[dict, Cal
     """
     show_traceback = bool(os.environ.get("HYDRA_FULL_ERROR"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us as exceptions instead of being printed by Hydra
-    OmegaConf.register_new_resolver("options", _options)
-    OmegaConf.register_new_resolver("prefix", lambda name: "" if name is None else f"{name}_")
+    OmegaConf.register_new_resolver("options", _options, replace=True)
+    OmegaConf.register_new_resolver("prefix", lambda name: "" if name is None else f"{name}_", replace=True)
     composed = False
     failures: list[Exception] = []  # Hydra would announce an exception itself before handing it on
 

@@ -161,6 +161,24 @@ def test_sampling_switches_dropout_off_and_on_again():
     assert model.training
 
 
+def test_checking_a_network_leaves_its_statistics_alone():
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(1)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.norm(x)
+
+    ddpm = DDPM(Normed(), linear(10)).train()
+    before = {name: value.clone() for name, value in ddpm.model.state_dict().items()}
+    ddpm.check_images((1, 4, 4))
+    assert all(torch.equal(value, before[name]) for name, value in ddpm.model.state_dict().items())
+    assert ddpm.model.training
+    with pytest.raises(ValueError, match=r"cannot take images of shape \[3, 4, 4\]"):
+        ddpm.check_images((3, 4, 4))
+
+
 def test_sample_shapes_and_range():
     ddpm = DDPM(FixedOutput(torch.zeros(1, 1, 1, 1)), linear(10))
     x = ddpm.sample(2, (4, 8), 3, device="cpu", show_progress=False)

@@ -1,6 +1,7 @@
 """Denoising diffusion probabilistic models (Ho et al. 2020): the forward process, the loss, the reverse process."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Self
 
@@ -68,7 +69,8 @@ class DDPM(nn.Module):
         """
         x, t = torch.zeros(1, *shape, device=self.device), torch.zeros(1, dtype=torch.int64, device=self.device)
         try:
-            out = self.model(x, t)
+            with self._evaluating():  # statistics that a network keeps in training must not see this image
+                out = self.model(x, t)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"cannot take images of shape {list(shape)}: {error}") from error
         if out.shape != x.shape:
@@ -151,9 +153,14 @@ class DDPM(nn.Module):
     def sample_states(self, noise: Noise, sampler: Sampler | None = None) -> Iterator[State]:
         """The whole reverse process from `noise()` `[B, C, H, W]` on, state by state, with dropout off."""
         sampler = partial(samplers.ddpm, variance=self.variance) if sampler is None else sampler
+        with self._evaluating():
+            yield from sampler(self.denoise, self.schedule, noise(), noise)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
         was_training = self.model.training
         self.model.eval()
         try:
-            yield from sampler(self.denoise, self.schedule, noise(), noise)
+            yield
         finally:
             self.model.train(was_training)
