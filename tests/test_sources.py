@@ -203,6 +203,91 @@ def test_corrupted_archive_is_named(published, tmp_path):
         published.source(root=str(tmp_path))
 
 
+def tar_of(*members: tuple[str, bytes, str]) -> bytes:
+    """A .tar.gz of members (name, type, what a link leads to); files hold b"content"."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, kind, target in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = kind, target, 7 if kind == tarfile.REGTYPE else 0
+            tar.addfile(info, io.BytesIO(b"content"))
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        ("../escaped", tarfile.REGTYPE, ""),
+        ("cifar-10-batches-py/../../escaped", tarfile.REGTYPE, ""),
+        ("{outside}/escaped", tarfile.REGTYPE, ""),
+        ("{outside}", tarfile.DIRTYPE, ""),
+        ("link", tarfile.SYMTYPE, "../escaped"),
+        ("link", tarfile.SYMTYPE, "{outside}"),
+        ("link", tarfile.LNKTYPE, "../secret"),
+        ("fifo", tarfile.FIFOTYPE, ""),
+        ("device", tarfile.CHRTYPE, ""),
+    ],
+)
+def test_an_archive_that_leads_outside_is_refused_whole(member, tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    name, kind, target = member
+    name, target = (text.format(outside=tmp_path / "outside") for text in (name, target))
+    content = tar_of(("cifar-10-batches-py/data_batch_1", tarfile.REGTYPE, ""), (name, kind, target))
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(content))
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "cifar-10-python.tar.gz").write_bytes(content)
+    (tmp_path / "secret").touch()
+    with pytest.raises(ValueError, match=rf"{re.escape(str(root))}/cifar-10-python\.tar\.gz .*{re.escape(name)}"):
+        sources.cifar10(root=str(root))
+    assert {path.name for path in tmp_path.rglob("*")} == {"data", "cifar-10-python.tar.gz", "secret"}
+
+
+def test_a_link_in_an_archive_is_no_way_out(tmp_path, monkeypatch):
+    """Each member is harmless before the others are there."""
+    from torchvision.datasets import CIFAR10
+
+    content = tar_of(
+        ("a", tarfile.SYMTYPE, "b/c/../.."),  # here, until b/c is more than a name
+        ("b/c", tarfile.SYMTYPE, ".."),
+        ("a/escaped", tarfile.REGTYPE, ""),
+    )
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(content))
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "cifar-10-python.tar.gz").write_bytes(content)
+    with pytest.raises(OSError, match=r"cifar-10-python\.tar\.gz.*a/escaped.*outside"):
+        sources.cifar10(root=str(root))
+    assert not any((place / "escaped").exists() for place in (root, tmp_path, tmp_path.parent))
+
+
+def test_a_python_that_cannot_unpack_safely_does_not(rng, tmp_path, monkeypatch):
+    published = Published("cifar10", rng, monkeypatch)
+    published.put(tmp_path, published.content)
+    with monkeypatch.context() as patch:
+        patch.delattr(tarfile, "data_filter")
+        with pytest.raises(OSError, match=r"cifar-10-python\.tar\.gz safely with Python .* use 3\.11\.4 or later"):
+            published.source(root=str(tmp_path))
+    np.testing.assert_array_equal(published.source(root=str(tmp_path)).pixels, published.pixels)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"none", lambda b: b[:20] + b"x" + b[21:]])
+def test_an_archive_that_is_none_is_named(published, tmp_path, monkeypatch, damage):
+    """Its checksum is right, and still it cannot be unpacked."""
+    content = damage(published.content)
+    archive = published.put(tmp_path, content)
+    if hasattr(published.kind, "tgz_md5"):
+        monkeypatch.setattr(published.kind, "tgz_md5", md5(content))
+    else:
+        monkeypatch.setattr(published.kind, "resources", [(archive.name, md5(content))])
+    with pytest.raises(OSError, match=f"cannot unpack {re.escape(str(archive))}: "):
+        published.source(root=str(tmp_path))
+    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*-ubyte"))
+
+
 @pytest.fixture
 def server(tmp_path):
     """(address, folder it serves) of an HTTP server on this machine."""

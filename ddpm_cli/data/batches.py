@@ -23,15 +23,21 @@ class Batches:
     """The endless stream of training batches: epoch after epoch, each in an order of its own, cut every `batch_size`.
 
     No image is dropped: a batch may begin in one epoch and end in the next (or several later, when the set is smaller
-    than a batch). Raises ValueError for a batch_size below 1.
+    than a batch). Of `ranks` processes that train together, each loads its part of every batch.
+
+    Raises ValueError for a batch_size below 1, or one that `ranks` does not divide.
     """
 
-    def __init__(self, images: ImageSet, batch_size: int, *, seed: int):
+    def __init__(self, images: ImageSet, batch_size: int, *, seed: int, rank: int = 0, ranks: int = 1):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size % ranks != 0:
+            raise ValueError(f"batch_size {batch_size} cannot be divided among {ranks} processes")
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
+        size = batch_size // ranks
+        self.part = slice(rank * size, (rank + 1) * size)  # of every batch: what is loaded here
         # Two are enough: steps come in order, and a batch seldom straddles more than two epochs.
         self._order = functools.lru_cache(maxsize=2)(self._permutation)
 
@@ -58,17 +64,17 @@ class Batches:
         return torch.rand(self.batch_size, generator=generator(self.seed, "flip", step)) < 0.5
 
     def load(self, step: int) -> Tensor:
-        """uint8 `[batch_size, C, H, W]` on the CPU: the images of batch `step` as they are stored."""
-        return torch.from_numpy(np.asarray(self.images.pixels[self.indices(step)]))
+        """uint8 `[part, C, H, W]` on the CPU: the images of this process's part of batch `step`, as they are stored."""
+        return torch.from_numpy(np.asarray(self.images.pixels[self.indices(step)[self.part]]))
 
     def prefetch(self, first_step: int, *, pin_memory: bool = False) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """(`load`, `flips`) of `first_step` and every later step, prepared by a thread ahead of their use.
+        """(`load`, part of `flips`) of `first_step` and every later step, prepared by a thread ahead of their use.
 
         Closing the generator ends the thread. What goes wrong in the thread is raised here.
         """
 
         def prepare(step: int) -> tuple[Tensor, Tensor]:
-            pixels, flips = self.load(step), self.flips(step)
+            pixels, flips = self.load(step), self.flips(step)[self.part]
             return (pixels.pin_memory(), flips.pin_memory()) if pin_memory else (pixels, flips)
 
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:

@@ -1,15 +1,23 @@
 """From an image file to uint8 pixels of a given size.
 
-Worker processes import this module and nothing else of ours: it needs only PIL and NumPy, which load in a fraction of
-the time torch takes.
+Worker processes import this module and nothing else of ours but the standard library's: it needs only PIL and NumPy,
+which load in a fraction of the time torch takes.
 """
 
+import errno
 import os
+import stat
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+
+from ddpm_cli.data.bad_images import BadImage
+
+# Formats are told by content: pictures are often misnamed. Not every format PIL knows may come in under a picture's
+# name, though: for EPS it would run a program (Ghostscript). Those that PIL imports first stand first.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000")
 
 # How a picture stored with an EXIF orientation is put upright; 1 and unknown values leave it as it is.
 _UPRIGHT = {
@@ -21,6 +29,11 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_MACHINE = {errno.ENOMEM, errno.EMFILE, errno.ENFILE}  # memory or file handles have run out: no fault of the file
+
+
+class DecodingFailed(OSError):  # noqa: N818 (what failed is no single image)
+    """Decoding cannot go on, and neither an image nor the place for the pixels is to blame."""
 
 
 def decode(path: str | os.PathLike[str], size: tuple[int, int], channels: int) -> np.ndarray:
@@ -29,48 +42,83 @@ def decode(path: str | os.PathLike[str], size: tuple[int, int], channels: int) -
     The picture is put upright (EXIF), laid over white where transparent, scaled with antialiasing so that it covers
     `size`, and cropped about its centre. 16-bit grey is scaled to 8 bits. Of an animation this is the first frame.
 
-    Raises ValueError naming the path for whatever cannot be read: not an image, truncated, a decompression bomb,
-    floating-point pixels.
+    Raises:
+        ValueError: saying what is wrong with a file that holds no such picture: not an image, truncated, a
+            decompression bomb, floating-point pixels, no file at all but a FIFO or a device.
+        OSError: if the file cannot be read now: gone, no permission, a failing disk.
+        DecodingFailed: if memory or file handles have run out.
     """
     assert channels in (1, 3), channels
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large; twice as large is refused
-            with Image.open(path) as image:
+        # PIL gets a file, not a path: a BMP it would map by itself, and if that shrinks the process is killed (SIGBUS).
+        with open(path, "rb", opener=_without_waiting) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # oddities in metadata; large pictures (twice as large is refused)
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError("not a regular file")
+            if status.st_size == 0:
+                raise ValueError("the file is empty")
+            with Image.open(file, formats=_formats()) as image:
                 pixels = np.asarray(_upright_at(image, size, channels))
     except UnidentifiedImageError as error:
-        raise ValueError(f"cannot read image {path}: not in a known image format") from error
+        raise ValueError("not in a known image format") from error
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error and others on broken files
-        raise ValueError(f"cannot read image {path}: {str(error) or type(error).__name__}") from error
+        number = error.errno if isinstance(error, OSError) else None
+        if isinstance(error, MemoryError) or number in _MACHINE:
+            raise DecodingFailed(f"out of memory or file handles at {path}; fewer data.workers need less") from error
+        if number is not None and number != errno.EINVAL:  # EINVAL: a broken file sent PIL to a negative position
+            raise
+        raise ValueError(str(error) or type(error).__name__) from error
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
 def decode_into(
-    file: str | os.PathLike[str], offset: int, paths: Sequence[str], size: tuple[int, int], channels: int
-) -> list[str]:
-    """Write the images at `paths` into `file` from byte `offset` on: uint8 `[channels, H, W]`, one after another.
+    file: str | os.PathLike[str],
+    root: str,
+    size: tuple[int, int],
+    channels: int,
+    offset: int,
+    names: Sequence[str],
+) -> list[BadImage]:
+    """Write the images `names` below `root` into `file` from byte `offset` on: uint8 `[channels, H, W]`, one by one.
 
-    Returns a message for each image that cannot be read; its bytes stay what they were. Raises OSError if `file` cannot
-    be written.
+    Returns those that cannot be decoded; their bytes stay what they were. Raises OSError if `file` cannot be written,
+    DecodingFailed as `decode`.
     """
-    failures = []
+    bad = []
     with open(file, "r+b") as out:
         out.seek(offset)
-        for path in paths:
+        for name in names:
             try:
-                pixels = decode(path, size, channels)
-            except ValueError as error:
-                failures.append(str(error))
+                pixels = decode(f"{root}/{name}", size, channels)
+            except DecodingFailed:
+                raise
+            except (ValueError, OSError) as error:
+                lasting = isinstance(error, ValueError)
+                bad.append(BadImage(name, str(error) if lasting else str(error.strerror), lasting))
                 out.seek(channels * size[0] * size[1], os.SEEK_CUR)
             else:
                 out.write(pixels.tobytes())
-    return failures
+    return bad
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens as `open` does, but not even a FIFO that nobody writes to keeps it waiting."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _formats() -> list[str]:
+    """Those of FORMATS that this build of PIL can read."""
+    Image.init()
+    return [format for format in FORMATS if format in Image.OPEN]
 
 
 def _upright_at(image: Image.Image, size: tuple[int, int], channels: int) -> Image.Image:
     """The picture in mode L or RGB at `size` (H, W), upright."""
     height, width = size
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    if image.format not in ("JPEG", "MPO"):  # which are read at reduced size, see below
+        image.load()
+    orientation = _orientation(image)
     if orientation in (5, 6, 7, 8):  # stored on its side; it is cheapest turned last, when it is small
         height, width = width, height
     # JPEG can leave out what a small picture does not need. From twice the target, antialiasing still has the say.
@@ -84,6 +132,16 @@ def _upright_at(image: Image.Image, size: tuple[int, int], channels: int) -> Ima
     image = _flat(image).convert("L" if channels == 1 else "RGB")
     image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1 (upright) where there is none, or where broken metadata accompany a good picture."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except MemoryError:
+        raise
+    except Exception:  # anything, from PIL's reader of TIFF tags; every viewer shows such a picture
+        return 1
 
 
 def _flat(image: Image.Image) -> Image.Image:

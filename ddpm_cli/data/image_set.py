@@ -14,12 +14,15 @@ RESIZE_BATCH = 1024  # images turned to float at a time: 60,000 of them at 64 px
 class ImageSet:
     """Training images: `pixels` uint8 `[N, C, H, W]` (in memory or a memory map), and whether to flip them at random.
 
+    `skipped` has a line "path: reason" for every image that should be here and had to be left out.
+
     Raises ValueError where `pixels` is not uint8, not four-dimensional, or empty.
     """
 
     pixels: np.ndarray
     name: str
     flip: bool
+    skipped: tuple[str, ...] = ()  # "path: reason" of each bad image that was left out
 
     def __post_init__(self):
         if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4:

@@ -4,10 +4,16 @@ torchvision and scikit-learn are imported where they are used: they take seconds
 """
 
 import contextlib
+import gzip
 import http.client
 import io
 import os
+import platform
+import secrets
+import shutil
 import sys
+import tarfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,14 +121,62 @@ class _Archive:
 
 def _read_extracting(read: Callable[[], np.ndarray], archive: _Archive, download: bool) -> np.ndarray:
     """What `read` finds beside the archive; if that fails, what it finds once the archive is extracted there."""
-    from torchvision.datasets.utils import extract_archive
-
     # What torchvision raises for files that are absent, cut short or changed. Extraction can have been interrupted.
     with contextlib.suppress(OSError, RuntimeError, ValueError, AssertionError, TypeError, KeyError):
         return read()
     _provide(archive, download)
-    extract_archive(archive.path, archive.path.parent)
+    _unpack(archive.path)
     return read()
+
+
+def _unpack(archive: Path) -> None:
+    """Unpack a .tar.gz or .gz file beside itself, and nowhere else.
+
+    Raises ValueError for an archive that holds anything but files and folders to be put there, before any has been put
+    there; OSError if it cannot be read, or if this Python cannot unpack safely.
+    """
+    try:
+        if archive.suffixes[-2:] == [".tar", ".gz"]:
+            _unpack_tar(archive)
+        else:
+            _unpack_gzip(archive)
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise OSError(f"cannot unpack {archive}: {error}") from error
+
+
+def _unpack_tar(archive: Path) -> None:
+    if not hasattr(tarfile, "data_filter"):
+        raise OSError(
+            f"cannot unpack {archive} safely with Python {platform.python_version()}: use 3.11.4 or later, "
+            f"or unpack it in {archive.parent} by hand"
+        )
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            _check_member(member, archive)
+        tar.extractall(archive.parent, filter="data")
+
+
+def _check_member(member: tarfile.TarInfo, archive: Path) -> None:
+    """Raise ValueError for what the filter refuses (it leads outside, or is a device), and for an absolute path.
+
+    The filter would make an absolute path a relative one. No data set of ours has one, so something is wrong with it.
+    """
+    try:
+        if member.name.startswith("/"):
+            raise tarfile.AbsolutePathError(member)
+        tarfile.data_filter(member, str(archive.parent))
+    except tarfile.FilterError as error:
+        raise ValueError(f"{archive} is not to be trusted, nothing was unpacked: {error}") from error
+
+
+def _unpack_gzip(archive: Path) -> None:
+    partial = archive.with_suffix(f".{secrets.token_hex(4)}.part")  # its own: a second run may be doing the same
+    try:
+        with gzip.open(archive) as packed, open(partial, "wb") as unpacked:
+            shutil.copyfileobj(packed, unpacked)
+        os.replace(partial, archive.with_suffix(""))
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _provide(archive: _Archive, download: bool) -> None:

@@ -1,0 +1,20 @@
+"""Images that have to be left out: which, why, and how that is said.
+
+Standard library only: the processes that decode import this.
+"""
+
+from typing import NamedTuple
+
+from ddpm_cli.printable import printable
+
+
+class BadImage(NamedTuple):
+    """A file that should be an image and cannot be used, or a folder that cannot be searched for images."""
+
+    name: str  # path relative to the folder of images, with /
+    reason: str
+    lasting: bool = True  # the fault is in the file: a verdict that holds until the file changes
+
+    def line(self, root: str) -> str:
+        """ "path: reason" on one line, whatever characters are in the name."""
+        return f"{printable(f'{root}/{self.name}')}: {printable(self.reason)}"

@@ -1,0 +1,12 @@
+"""Text from anywhere, such as the names of files, in a form that is safe to show."""
+
+
+def printable(text: str) -> str:
+    r"""`text` with what a terminal or a UTF-8 file cannot show escaped: \n, \x1b; \xff for a byte that is no UTF-8."""
+    return "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # how Python holds a byte of a file name that it could not decode (PEP 383)
+        return f"\\x{ord(character) & 0xFF:02x}"
+    return character if character.isprintable() else repr(character)[1:-1]
