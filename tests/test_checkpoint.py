@@ -1,6 +1,8 @@
 """Checkpoints: what is saved comes back, what is damaged is named, what is foreign builds nothing."""
 
+import hashlib
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from ddpm_cli.checkpoint import CheckpointError, Description
 from ddpm_cli.cli import Call
 from ddpm_cli.config import ConfigError
 from ddpm_cli.diffusion.variance import fixed_large
+from ddpm_cli.ending import Stop
 from ddpm_cli.models.unet import UNet
 from ddpm_cli.pretrained import load
 
@@ -33,14 +36,11 @@ def describe(step: int, **changes) -> Description:
     return Description(**known | changes)
 
 
-def write(directory: Path, step: int = 5, *, keep_last: int = 3, **changes) -> Path:
+def write(directory: Path, step: int = 5, **changes) -> Path:
     torch.manual_seed(step)
     ema, model = (UNet(**NETWORK).state_dict() for _ in range(2))
     training = {f"model.{name}": value for name, value in model.items()} | {"counter.step": torch.tensor(step)}
-    description = describe(step, **changes)
-    return checkpoint.save(
-        directory / "checkpoints", ema=ema, training=training, description=description, keep_last=keep_last
-    )
+    return checkpoint.save(directory / "checkpoints", ema=ema, training=training, description=describe(step, **changes))
 
 
 def test_what_is_saved_comes_back(tmp_path: Path):
@@ -87,17 +87,26 @@ def test_the_networks_own_weights_can_be_asked_for(tmp_path: Path):
 
 
 def test_the_newest_are_kept_and_the_newest_is_found(tmp_path: Path):
-    for step in (2, 10, 9, 11):
-        write(tmp_path, step, keep_last=2)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000010", "step_00000011"]
-    assert checkpoint.newest(tmp_path).name == "step_00000011"
+    for step in (2, 10, 9, 11, 100_000_000):
+        write(tmp_path, step)
+    checkpoint.remove_old(tmp_path / "checkpoints", keep_last=2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000011", "step_100000000"]
+    assert checkpoint.newest(tmp_path).name == "step_100000000", "by number, not by name"
 
 
-def test_the_same_step_can_be_saved_again(tmp_path: Path):
-    write(tmp_path, 5)
-    write(tmp_path, 5, image_shape=(3, 8, 8))
-    assert checkpoint.load_ema(checkpoint.newest(tmp_path))[1].image_shape == (3, 8, 8)
-    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+def test_some_are_kept_for_good(tmp_path: Path):
+    for step in range(1, 10):
+        write(tmp_path, step)
+        checkpoint.remove_old(tmp_path / "checkpoints", keep_last=2, keep_every=4)
+    assert sorted(p.name[-1] for p in (tmp_path / "checkpoints").iterdir()) == ["4", "8", "9"]
+
+
+def test_a_step_is_saved_once(tmp_path: Path):
+    path = write(tmp_path, 5)
+    before = (path / "manifest.json").read_bytes()
+    with pytest.raises(FileExistsError, match="this step has been saved"):
+        write(tmp_path, 5, image_shape=(3, 8, 8))
+    assert (path / "manifest.json").read_bytes() == before
 
 
 def test_a_save_that_fails_leaves_the_earlier_checkpoint_and_no_rubbish(tmp_path: Path, monkeypatch):
@@ -106,11 +115,121 @@ def test_a_save_that_fails_leaves_the_earlier_checkpoint_and_no_rubbish(tmp_path
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        write(tmp_path, 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            write(tmp_path, 6)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
-    checkpoint.verify(checkpoint.newest(tmp_path), *("ema.safetensors", "training.safetensors", "checkpoint.json"))
+    checkpoint.verify(checkpoint.newest(tmp_path), *checkpoint.FILES)
+    assert write(tmp_path, 6).name == "step_00000006", "once there is room"
+
+
+def test_what_an_interrupted_save_left_is_cleared_away(tmp_path: Path):
+    left_over = tmp_path / "checkpoints" / ".step_00000004.tmp"
+    left_over.mkdir(parents=True)
+    (left_over / "ema.safetensors").write_bytes(b"half")
+    write(tmp_path, 5)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
+
+
+def test_the_files_are_what_the_safetensors_library_makes_of_the_same_tensors(tmp_path: Path):
+    """Written here piece by piece; read, and compared, by the library."""
+    tensors = {
+        "_bytes": torch.arange(3, dtype=torch.uint8),
+        "a": torch.arange(6, dtype=torch.float64).reshape(2, 3).T,
+        "channels last": torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+        "empty": torch.empty(0, 3),
+        "scalar": torch.tensor(7),
+        "half": torch.rand(3).bfloat16(),
+        "flags": torch.tensor([True, False]),
+    }
+    path = checkpoint.save(tmp_path / "c", ema=tensors, training=tensors, description=describe(1))
+    for file in ("ema.safetensors", "training.safetensors"):
+        found = load_file(path / file)
+        assert found.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert found[name].dtype == tensor.dtype
+            assert torch.equal(found[name], tensor), name
+
+
+def test_resuming_falls_back_to_the_newest_whole_one(tmp_path: Path):
+    for step in (1, 2, 3, 4):
+        write(tmp_path, step)
+    directory = tmp_path / "checkpoints"
+    (directory / "step_00000004" / "manifest.json").unlink()
+    (directory / "step_00000003" / "checkpoint.json").write_text("{}")
+    whole, damaged = checkpoint.newest_whole(tmp_path)
+    assert whole.name == "step_00000002"
+    assert [path.name for path in damaged] == ["step_00000004", "step_00000003"]
+    assert "manifest.json is missing" in damaged[directory / "step_00000004"]
+    assert "checkpoint.json is damaged" in damaged[directory / "step_00000003"]
+    for step in (1, 2):
+        (directory / f"step_0000000{step}" / "ema.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole: .*4.*3.*2.*1"):
+        checkpoint.newest_whole(tmp_path)
+    aside = checkpoint.set_aside(directory / "step_00000004")
+    assert aside.name == "damaged_step_00000004"
+    assert checkpoint.newest(tmp_path).name == "step_00000003"
+
+
+def test_a_pinned_checkpoint_is_that_one_and_no_other(tmp_path: Path):
+    path = write(tmp_path)
+    pin = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
+    assert load(tmp_path, sha256=pin.upper()).step == 5
+    assert load(path / "ema.safetensors", sha256=pin).step == 5, "the EMA file of a checkpoint stands for it"
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((path / "ema.safetensors").read_bytes())
+    assert load(alone, sha256=hashlib.sha256(alone.read_bytes()).hexdigest()).step == 5
+    for wrong in (path, alone):
+        with pytest.raises(CheckpointError, match="is not the one asked for: its SHA-256 is"):
+            load(wrong, sha256=pin[:-1] + ("0" if pin[-1] != "0" else "1"))
+
+
+@pytest.mark.parametrize("what", ["step_00000005", "step_00000005/ema.safetensors", "step_00000005/manifest.json"])
+def test_links_are_not_followed_out_of_a_checkpoint(tmp_path: Path, what: str):
+    write(tmp_path)
+    inside = tmp_path / "checkpoints" / what
+    inside.rename(tmp_path / "elsewhere")
+    inside.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"not a plain file|is a link"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["ema.safetensors", "manifest.json"])
+def test_a_pipe_in_a_checkpoint_is_no_trap(tmp_path: Path, name: str):
+    file = write(tmp_path) / name
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(CheckpointError, match=rf"{name} is damaged: not a plain file"):
+        load(tmp_path)
+
+
+def test_a_small_file_cannot_describe_a_giant(tmp_path: Path):
+    """4,096 channels would take 6 GB; the file, and what reading it may take, are a few kilobytes."""
+    path = write(tmp_path, config=CONFIG | {"model": CONFIG["model"] | {"base_channels": 4096}})
+    tracker = torch.profiler.profile(profile_memory=True)
+    with tracker, pytest.raises(CheckpointError, match=r"do not fit the network it describes: .* is .*, should be"):
+        load(path)
+    taken = sum(max(0, event.cpu_memory_usage) for event in tracker.events() if event.cpu_memory_usage)
+    assert taken < 2 * (path / "ema.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value"),
+    [
+        ("schedule", "timesteps", 100_001),
+        ("model", "base_channels", 2**20),
+        ("model", "num_res_blocks", 1000),
+        ("model", "channel_mults", [1] * 65),
+        ("model", "dropout", float("inf")),
+        ("model", "image_size", "8" * 5000),
+        ("schedule", "timesteps", 10**400),
+    ],
+)
+def test_every_number_of_a_checkpoint_has_a_range(tmp_path: Path, group: str, key: str, value: object):
+    path = write(tmp_path, config=CONFIG | {group: CONFIG[group] | {key: value}})
+    with pytest.raises(ConfigError, match=f"{group}.{key}: no checkpoint may hold this"):
+        load(path)
 
 
 @pytest.mark.parametrize("name", ["ema.safetensors", "training.safetensors"])
@@ -147,7 +266,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
         "text.txt": "neither a run directory nor a checkpoint",
         "": "holds no checkpoint|neither",
         "foreign.safetensors": "is no EMA file of ddpm-cli",
-        "garbage.safetensors": "is no EMA file of ddpm-cli",
+        "garbage.safetensors": "garbage.safetensors is damaged: a header of",
         "empty": "holds no checkpoint",
     }.items():
         with pytest.raises(CheckpointError, match=says):
@@ -188,8 +307,10 @@ def test_headers_that_are_no_description_are_refused(tmp_path: Path, text: str):
 
 
 def test_images_the_network_does_not_take_are_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match="model: cannot take images of shape"):
-        load(write(tmp_path, image_shape=(3, 8, 8)))
+    with pytest.raises(ConfigError, match=r"model.in_channels: is 1, but the checkpoint's images are \[3, 8, 8\]"):
+        load(write(tmp_path / "grey", image_shape=(3, 8, 8)))
+    with pytest.raises(ConfigError, match=r"model.image_size: is 8, but the checkpoint's images are \[1, 8, 4096\]"):
+        load(write(tmp_path / "wide", image_shape=(1, 8, 4096)))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +334,7 @@ def test_images_the_network_does_not_take_are_refused(tmp_path: Path):
 def test_a_checkpoint_builds_only_what_is_on_the_list(tmp_path: Path, monkeypatch, group: str, node: object):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, config=CONFIG | {group: node})
-    with pytest.raises(ConfigError, match=r"not on the list|expected|no such option|cannot be|model: |schedule: "):
+    with pytest.raises(ConfigError, match=r"not on the list|expected|no such option|cannot be|no checkpoint may hold"):
         load(path)
     assert not (tmp_path / "canary").exists()
 
@@ -223,7 +344,7 @@ def test_resuming_builds_only_what_is_on_the_list_whatever_the_checkpoint_trusts
     hostile = {group: {"_target_": "os.system", "command": f"touch {tmp_path}/canary"}, "trust": ["os.system"]}
     write(tmp_path, config=CONFIG | hostile)
     with pytest.raises(ConfigError, match=rf"{group}._target_: os\.system is not on the list"):
-        train.start({}, Call(resume=str(tmp_path), changes={"resume": str(tmp_path)}, sweep_directory=None))
+        train.start({}, Call(resume=str(tmp_path), changes={"resume": str(tmp_path)}, sweep_directory=None), Stop())
     assert not (tmp_path / "canary").exists()
 
 

@@ -1,0 +1,45 @@
+"""Checkpoints: a directory per step, saved all or nothing, checked before it is used, holding data and no code.
+
+checkpoints/step_00005000/
+    ema.safetensors        the EMA weights and, in the header, the description: all that sampling needs
+    training.safetensors   the network's own weights, optimizer moments, counters
+    checkpoint.json        the description: format, step, configuration, image shape, versions
+    manifest.json          size and SHA-256 of the three, and its own; written last
+"""
+
+from ddpm_cli.checkpoint.description import (
+    DESCRIPTION_FILE,
+    EMA_FILE,
+    FILES,
+    MANIFEST_FILE,
+    TRAINING_FILE,
+    CheckpointError,
+    Description,
+)
+from ddpm_cli.checkpoint.finding import find, fingerprint, newest, newest_whole, pinned_file, verify
+from ddpm_cli.checkpoint.loading import Check, load_ema, load_training
+from ddpm_cli.checkpoint.saving import remove_old, save, set_aside, size, versions
+
+__all__ = [
+    "DESCRIPTION_FILE",
+    "EMA_FILE",
+    "FILES",
+    "MANIFEST_FILE",
+    "TRAINING_FILE",
+    "Check",
+    "CheckpointError",
+    "Description",
+    "find",
+    "fingerprint",
+    "load_ema",
+    "load_training",
+    "newest",
+    "newest_whole",
+    "pinned_file",
+    "remove_old",
+    "save",
+    "set_aside",
+    "size",
+    "verify",
+    "versions",
+]
