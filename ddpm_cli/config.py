@@ -10,6 +10,7 @@ import ast
 import difflib
 import functools
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -189,12 +190,17 @@ def _check_value(value: Any, annotation: ast.expr | None, *, key: str, path: str
             raise ConfigError(f"{path}._target_: {target} is not on the list of what a checkpoint may ask for")
         partial = value.get("_partial_", False)
         if not isinstance(partial, bool) or partial != shipped_targets().get(key, {}).get(target, partial):
-            raise ConfigError(f"{path}._partial_: cannot be {json.dumps(partial, default=str)} for {target}")
+            raise ConfigError(f"{path}._partial_: cannot be {_shown(partial)} for {target}")
         _check_arguments(value, target, path=path, partial=partial, trusted=trusted)
         return
     expected = mismatch(value, annotation)
     if expected is not None:
-        raise ConfigError(f"{path}: expected {expected}, got {json.dumps(value, default=str)}")
+        raise ConfigError(f"{path}: expected {expected}, got {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def mismatch(value: object, annotation: ast.expr | None) -> str | None:
@@ -226,6 +232,8 @@ def _fits(value: object, annotation: ast.expr) -> tuple[bool, str]:
         case ast.Name(id="int"):
             return isinstance(value, int) and not isinstance(value, bool), "a whole number"
         case ast.Name(id="float"):
+            if isinstance(value, float) and not math.isfinite(value):
+                return False, "a finite number"
             return isinstance(value, int | float) and not isinstance(value, bool), "a number"
         case ast.Name(id="str"):
             return isinstance(value, str), "text"

@@ -1,5 +1,6 @@
 """Where and in which precision a run computes."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -21,6 +22,12 @@ class Compute:
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
+    def make_deterministic(self) -> None:
+        """Let torch use only algorithms that give the same bits every time; those that have no such form raise."""
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+
     def autocast(self) -> AbstractContextManager:
         if self.precision == "fp32":
             return nullcontext()
@@ -36,13 +43,15 @@ class Compute:
         return f"{name}, {self.precision}"
 
 
-def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
+def choose_compute(device: str = "auto", precision: str = "auto", *, local_rank: int = 0) -> Compute:
     """What `device=auto|cpu|cuda|cuda:N|mps` and `precision=auto|fp32|bf16|fp16` mean on this machine.
+
+    Of several processes on it, each takes the GPU of its `local_rank` where none is named.
 
     Raises:
         ValueError: if the device is not there, or cannot compute in the precision asked for.
     """
-    chosen = _choose_device(device)
+    chosen = _choose_device(device, local_rank)
     if precision == "auto":
         return Compute(chosen, _best_precision(chosen))
     if precision not in ("fp32", "bf16", "fp16"):
@@ -52,10 +61,18 @@ def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
     return Compute(chosen, precision)
 
 
-def _choose_device(name: str) -> torch.device:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is how torch or Python says that there is no more memory, on a GPU or in the machine."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    of_torch_on_a_cpu = "DefaultCPUAllocator" in str(error) or "bad_alloc" in str(error)
+    return isinstance(error, RuntimeError) and of_torch_on_a_cpu
+
+
+def _choose_device(name: str, local_rank: int) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return _choose_device("cuda", local_rank)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -67,8 +84,10 @@ def _choose_device(name: str) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
             raise ValueError(f"device {name} was asked for, but there is no usable CUDA device here; use auto or cpu")
-        if (device.index or 0) >= count:
-            raise ValueError(f"device {name} was asked for, but there are only {count} CUDA devices")
+        index = local_rank if device.index is None else device.index
+        if index >= count:
+            raise ValueError(f"device cuda:{index} was asked for, but there are only {count} CUDA devices")
+        return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device mps was asked for, but this machine has no usable Apple GPU; use auto or cpu")
     return device

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddpm_cli import durable
+
 BETWEEN = 96  # grey: black and white are what pictures often end in
 SMALLEST_VIEW = 64  # pixels: smaller images are enlarged by a whole factor, so that a person can look at them
 
@@ -47,7 +49,8 @@ def to_pil(image: Tensor) -> Image.Image:
 def save_png(image: Tensor, path: Path) -> None:
     """Write a uint8 image `[C, H, W]`; a reader never sees half a file."""
     temporary = path.with_name(f".{path.name}.tmp")
-    to_pil(image).save(temporary, format="PNG")
+    with durable.naming(path):
+        to_pil(image).save(temporary, format="PNG")
     os.replace(temporary, path)
 
 

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,10 +21,24 @@ class _Terminal(logging.Handler):
         sys.stdout.flush()
 
 
+class _File(logging.FileHandler):
+    """Appends records to a file; one that cannot be written is an error like any other, not a traceback on stderr."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's own name)
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = self.baseFilename
+        raise
+
+
 @contextmanager
 def logging_to(file: Path) -> Iterator[None]:
-    """Send `log` to the terminal and append it to `file` while inside."""
-    in_file = logging.FileHandler(file, encoding="utf-8")
+    """Send `log` to the terminal and append it to `file` while inside.
+
+    Raises:
+        OSError: if the file cannot be written, also from `log.info` while inside.
+    """
+    in_file = _File(file, encoding="utf-8")
     in_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     terminal = _Terminal()
     log.setLevel(logging.INFO)
@@ -36,4 +50,5 @@ def logging_to(file: Path) -> Iterator[None]:
     finally:
         log.removeHandler(terminal)
         log.removeHandler(in_file)
-        in_file.close()
+        with suppress(OSError):  # what it could not write has been said
+            in_file.close()

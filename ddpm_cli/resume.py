@@ -6,11 +6,13 @@ from ddpm_cli.config import ConfigError, is_node
 
 # Everything else decides what the run learns, and may not change under its feet.
 CHANGEABLE = (
-    *("trainer.steps", "trainer.accumulate", "trainer.device", "trainer.log_every", "trainer.preview_every"),
-    *("trainer.preview_images", "trainer.checkpoint_every", "trainer.keep_last"),
-    *("data.path", "data.root", "data.download", "data.workers", "data.cache_dir", "data.memory_mb"),
+    *("name", "output_dir"),
+    *("trainer.steps", "trainer.accumulate", "trainer.device", "trainer.checkpoint_activations"),
+    *("trainer.deterministic", "trainer.log_every", "trainer.preview_every", "trainer.preview_images"),
+    *("trainer.checkpoint_every", "trainer.keep_last", "trainer.keep_every"),
+    *("data.path", "data.root", "data.download", "data.workers", "data.cache_dir", "data.memory_mb", "data.on_bad"),
 )
-OF_THE_CALL = ("resume", "trust")
+OF_THE_CALL = ("resume", "trust")  # said anew each time; what the checkpoint has of them counts for nothing
 
 
 def merge(saved: dict, changes: dict[str, Any]) -> dict:
@@ -28,17 +30,52 @@ def merge(saved: dict, changes: dict[str, Any]) -> dict:
         group, _, option = key.partition(".")
         node = merged.get(group)
         if key in OF_THE_CALL:
+            continue
+        if key in CHANGEABLE and not option:
             merged[key] = new
         elif key in CHANGEABLE and isinstance(node, dict):
             node[option] = new
         elif _lookup(saved, key) != new:
-            old = _lookup(saved, key)
-            old = old["_target_"].rpartition(".")[2] if isinstance(old, dict) and is_node(old) else old
+            old = _plain(_lookup(saved, key))
             raise ConfigError(
                 f"{key}: cannot change when resuming: the run has {old!r}, this command line {new!r}. "
                 f"What may change: {', '.join(CHANGEABLE)}"
             )
     return merged
+
+
+def differences(saved: dict, config: dict) -> list[str]:
+    """One line for every option in which a whole configuration would make another run of the saved one."""
+    return [f"{key}: was {old!r}, now {new!r}" for key, old, new in _differences(saved, config, "")]
+
+
+def _differences(saved: dict, config: dict, path: str) -> list[tuple[str, object, object]]:
+    if path and saved.get("_target_") != config.get("_target_"):
+        return [(path, _plain(saved), _plain(config))]  # another choice: its options need not be compared
+    found = []
+    for key in sorted(saved.keys() | config.keys()):
+        where = f"{path}.{key}" if path else key
+        old, new = saved.get(key, _ABSENT), config.get(key, _ABSENT)
+        if where in (*CHANGEABLE, *OF_THE_CALL) or old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, where)
+        else:
+            found.append((where, _plain(old), _plain(new)))
+    return found
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "absent"
+
+
+_ABSENT = _Absent()
+
+
+def _plain(value: object) -> object:
+    """For messages: a node is called by the name of what it builds."""
+    return str(value["_target_"]).rpartition(".")[2] if isinstance(value, dict) and is_node(value) else value
 
 
 def _lookup(config: dict, key: str) -> object:

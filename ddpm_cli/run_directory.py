@@ -1,11 +1,22 @@
 """The directory of a run: its name, what lies where in it. One per run, never reused by accident."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from ddpm_cli import durable
+
 CONFIG_FILE = "config.yaml"  # for reading; what a run goes on from is in its checkpoints
 LOG_FILE = "train.log"
+METRICS_FILE = "metrics.jsonl"
+SKIPPED_FILE = "skipped_images.txt"
+LOCK_FILE = ".lock"
+TENSORBOARD = "tensorboard"
+PREVIEWS = "previews"
 CHECKPOINTS = "checkpoints"
 SAMPLES = "samples"
 
@@ -32,10 +43,46 @@ def create(output_dir: str | Path, name: str) -> Path:
     while True:
         directory = Path(output_dir) / name / (stamp if attempt == 1 else f"{stamp}-{attempt}")
         try:
-            directory.mkdir(parents=True)
+            durable.make_directory(directory)
         except FileExistsError:
             if not directory.is_dir():
                 raise
             attempt += 1
         else:
             return directory
+
+
+def newest(output_dir: str | Path, name: str) -> Path | None:
+    """The directory of the run that was begun last under `name`; None if there is none."""
+    found = [path for path in Path(output_dir, name).glob("*_*") if (path / CONFIG_FILE).is_file()]
+    return max(found, key=_begun, default=None)
+
+
+def _begun(directory: Path) -> tuple[str, int]:
+    """The time in a directory's name, and the number after it."""
+    stamp, number = directory.name[:19], directory.name[20:]
+    return stamp, int(number) if number.isdecimal() else 0
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Hold a run directory while inside: two trainers would mix their logs and remove each other's checkpoints.
+
+    The system lets go of it when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+        ValueError: if something in it is a link, through which we would write elsewhere.
+    """
+    for path in directory.iterdir():
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link; everything of a run lies in its directory")
+    lock = FileLock(directory / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BlockingIOError(f"{directory}: another process is training there") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -44,6 +44,7 @@ class Options:
     save: Literal["grid", "images", "npz"]
     save_steps: bool
     trust: list[str]
+    ckpt_sha256: str | None
     sampler: dict
     variance: dict | None
 
@@ -71,7 +72,7 @@ def start(config: dict, call: Call) -> None:
     with naming("device"):
         compute = choose_compute(options.device, options.precision)
     with naming("ckpt"):
-        pretrained = load(options.ckpt, weights=options.weights, trust=options.trust)
+        pretrained = load(options.ckpt, weights=options.weights, trust=options.trust, sha256=options.ckpt_sha256)
     compute.place(pretrained.ddpm)
     with naming("sampler"):
         sampler = build(_sampler_node(options, pretrained.config), "sampler")
@@ -103,6 +104,8 @@ def _output_directory(options: Options, call: Call) -> Path:
     if options.out is None:
         path = Path(options.ckpt).absolute()
         runs = [parent for parent in (path, *path.parents) if (parent / run_directory.CHECKPOINTS).is_dir()]
+        if runs and (runs[0] / run_directory.SAMPLES).is_symlink():
+            raise ConfigError(f"out: {runs[0] / run_directory.SAMPLES} is a link; choose a directory with out=DIR")
         return run_directory.create(runs[0] if runs else "outputs", run_directory.SAMPLES)
     directory = Path(options.out)
     directory.mkdir(parents=True, exist_ok=True)

@@ -3,263 +3,173 @@
 Heavy modules are imported inside the functions: `--help`, `--cfg job` and a mistyped key are answered without torch.
 """
 
-import shutil
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from ddpm_cli import run_directory
-from ddpm_cli.cli import Call, RunFailed, launch
-from ddpm_cli.config import ConfigError, build, build_ddpm, check, check_untrusted, is_node, naming
-from ddpm_cli.logs import log, logging_to
-from ddpm_cli.resume import merge
+from ddpm_cli.cli import Call, launch
+from ddpm_cli.config import ConfigError, check, is_node, naming
+from ddpm_cli.ending import RunFailed, Stop
+from ddpm_cli.logs import logging_to
+from ddpm_cli.prepare import OPTIONS, Options, prepare
+from ddpm_cli.resume import differences, merge
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ddpm_cli.diffusion.ddpm import DDPM
     from ddpm_cli.diffusion.samplers import Sampler
+    from ddpm_cli.ranks import Ranks
     from ddpm_cli.training.trainer import Trainer
 
-NON_FINITE_STATUS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The top-level keys of configs/train.yaml; the groups are nodes as `ddpm_cli.config` describes them."""
-
-    name: str | None
-    seed: int
-    output_dir: str
-    resume: str | None
-    trust: list[str]
-    schedule: dict
-    model: dict
-    prediction: dict
-    variance: dict
-    weighting: dict
-    sampler: dict
-    optimizer: dict
-    ema: dict
-    trainer: dict
-    data: dict
-
-
-OPTIONS = "ddpm_cli.train.Options"
+AUTO = "auto"  # resume=auto: go on with the newest run of this name, if there is one
 
 
 def main() -> None:
-    launch("ddpm-train", "train", OPTIONS, start)
+    stop = Stop()
+    stop.listen()
+    launch("ddpm-train", "train", OPTIONS, partial(start, stop=stop), stop=stop)
 
 
-def start(config: dict, call: Call) -> float:
+def start(config: dict, call: Call, stop: Stop) -> float:
     """Set up a run, new or resumed, and train it. Returns its final loss.
 
     Raises:
         ConfigError: before anything has been written, if the configuration cannot be run here.
         RunFailed: if the run had to end early.
+        Stopped: if it was asked to end early.
     """
-    if call.resume is None:
+    from ddpm_cli.ranks import LostRankError, join
+
+    try:
+        ranks = join()
+        if ranks.size > 1 and call.sweep_directory is not None:
+            raise ConfigError("-m: a sweep cannot run in several processes that train together; start its runs singly")
+        with ExitStack() as held:
+            return _start(config, call, stop, ranks, held)
+    except LostRankError as error:  # once training, the run itself says more
+        raise RunFailed(str(error)) from error
+
+
+def _start(config: dict, call: Call, stop: Stop, ranks: "Ranks", held: ExitStack) -> float:
+    from ddpm_cli.run import Run, check_space
+
+    directory = _to_go_on_with(config, call, ranks)
+    if directory is not None:
+        _hold(directory, ranks, held)
+    asked = call.resume not in (None, AUTO)
+    going_on = directory is not None and (asked or any(directory.glob(f"{run_directory.CHECKPOINTS}/step_*")))
+    if directory is None or not going_on:
         options = Options(**config)
-        if options.name is not None:
-            with naming("name"):
-                run_directory.check_name(options.name)
-        trainer, sampler = _set_up(options)
+        trainer, sampler = prepare(options, ranks)
+        warnings = []
         with naming("output_dir"):
-            _check_space(Path(options.output_dir), trainer)
-            directory = call.sweep_directory
+            check_space(Path(options.output_dir), trainer)
             if directory is None:
-                default_name = run_directory.plain_name(trainer.batches.images.name)
-                name = default_name if options.name is None else options.name
-                directory = run_directory.create(options.output_dir, name)
+                directory = _new_directory(options, call, trainer, ranks)
+                _hold(directory, ranks, held)
     else:
-        directory = Path(call.resume)
-        options, trainer, sampler = _resume(directory, call)
+        options, trainer, sampler, warnings = _resume(directory, config, call, ranks)
+        if trainer.step >= trainer.settings.steps:
+            done = f"{directory} has done its {trainer.step} steps"
+            if asked:
+                raise ConfigError(f"resume: {done}; to go further add trainer.steps=N")
+            print(f"{done}; resume=null begins another run of this name, trainer.steps=N goes further")
+            return float("nan")
         with naming("resume"):
-            _check_space(directory, trainer)
-    with naming("output_dir"):
-        (directory / run_directory.CONFIG_FILE).write_text(_as_yaml(options), encoding="utf-8")
-    with logging_to(directory / run_directory.LOG_FILE):
-        _announce(trainer, directory)
-        return _train(trainer, sampler, options, directory)
+            check_space(directory, trainer)
+    if ranks.main:
+        with naming("output_dir"):
+            held.enter_context(logging_to(directory / run_directory.LOG_FILE))
+    return Run(trainer, sampler, options, directory, stop).go(warnings)
 
 
-def _set_up(options: Options) -> "tuple[Trainer, Sampler]":
-    import torch
-
-    from ddpm_cli.data.batches import Batches
-    from ddpm_cli.devices import choose_compute
-    from ddpm_cli.diffusion import samplers
-    from ddpm_cli.seeds import derive_seed
-    from ddpm_cli.training.trainer import Trainer
-
-    settings = build(options.trainer, "trainer")
-    with naming("trainer"):
-        compute = choose_compute(settings.device, settings.precision)
-    torch.manual_seed(derive_seed(options.seed, "weights"))
-    ddpm = build_ddpm(asdict(options))
-    sampler = build(options.sampler, "sampler")
-    with naming("sampler"):
-        samplers.check_options(sampler, ddpm.schedule)
-    with naming("data"):
-        images = build(options.data, "data")
-    with naming("model"):
-        _check_images(ddpm, options.model.get("image_size"), images.shape)
-    compute.place(ddpm)
-    with naming("optimizer"):
-        optimizer = build(options.optimizer, "optimizer")(ddpm.model.parameters())
-    with naming("ema"):
-        ema = build(options.ema, "ema")(ddpm.model)
-    batches = Batches(images, settings.batch_size, seed=options.seed)
-    trainer = Trainer(
-        ddpm, batches, optimizer=optimizer, ema=ema, settings=settings, compute=compute, seed=options.seed
-    )
-    return trainer, sampler
+def _to_go_on_with(config: dict, call: Call, ranks: "Ranks") -> Path | None:
+    """The directory of the run that is meant, if there is one already."""
+    if call.resume not in (None, AUTO):
+        directory = Path(call.resume)
+        if not call.resume or not directory.is_dir():
+            raise ConfigError(f"resume: there is no run directory {call.resume!r}")
+        if not (directory / run_directory.CHECKPOINTS).is_dir():
+            raise ConfigError(f"resume: {directory} holds no checkpoint")
+        return directory
+    name = config["name"]
+    if name is not None:
+        with naming("name"):
+            run_directory.check_name(name)
+    elif "resume" in call.changes and call.resume == AUTO:
+        raise ConfigError("resume=auto: finds a run by its name; add name=NAME")
+    if call.resume is None or name is None or call.sweep_directory is not None:
+        return None
+    return ranks.from_main(run_directory.newest(config["output_dir"], name))
 
 
-def _resume(directory: Path, call: Call) -> "tuple[Options, Trainer, Sampler]":
+def _new_directory(options: Options, call: Call, trainer: "Trainer", ranks: "Ranks") -> Path:
+    if call.sweep_directory is not None:
+        return call.sweep_directory
+    if not ranks.main:
+        return ranks.from_main(None)
+    name = run_directory.plain_name(trainer.batches.images.name) if options.name is None else options.name
+    return ranks.from_main(run_directory.create(options.output_dir, name))
+
+
+def _hold(directory: Path, ranks: "Ranks", held: ExitStack) -> None:
+    if ranks.main:
+        with naming("resume"):
+            held.enter_context(run_directory.held(directory))
+
+
+def _resume(directory: Path, config: dict, call: Call, ranks: "Ranks") -> "tuple[Options, Trainer, Sampler, list[str]]":
+    """The run in `directory` at its newest whole checkpoint, and what there is to say about newer ones."""
     from ddpm_cli import checkpoint
+    from ddpm_cli.untrusted import MisfitError, check_ddpm, check_node
+
+    # Whose classes to trust is said on the command line, never by the checkpoint.
+    trust = call.changes.get("trust", [])
+    if not isinstance(trust, list):
+        raise ConfigError(f"trust: expected a list of full names, as trust=[package.Class], got {trust!r}")
+    trust = [str(name) for name in trust]
+
+    def check_shapes(description: checkpoint.Description, shapes: dict[str, tuple[int, ...]]) -> None:
+        check_ddpm(description.config, shapes, description.image_shape, trust=trust)
 
     with naming("resume"):
-        if not directory.is_dir():
-            raise FileNotFoundError(f"there is no run directory {directory}")
-        newest = checkpoint.newest(directory)
-        ema, _ = checkpoint.load_ema(newest)
+        newest, damaged = checkpoint.newest_whole(directory)
+        try:
+            ema, _ = checkpoint.load_ema(newest, check=check_shapes)
+        except MisfitError as error:
+            raise ConfigError(f"resume: {newest}: {error}") from error
         state, description = checkpoint.load_training(newest)
-    # Whose classes to trust is said on the command line, never by the checkpoint.
-    merged = merge(description.config, {"trust": []} | call.changes)
-    for group, node in merged.items():
+    saved = description.config
+    for group, node in saved.items():
         if is_node(node):
-            check_untrusted(group, node, trust=map(str, merged["trust"]))
-    check(merged, OPTIONS)
+            check_node(group, node, trust=trust)
+    if call.resume == AUTO:
+        changed = differences(saved, config)
+        if changed:
+            raise ConfigError(
+                f"name: {directory} was trained with another configuration:\n  " + "\n  ".join(changed) + "\n"
+                "  choose another name, or resume=null to begin another run under this one"
+            )
+        merged = config
+    else:
+        merged = merge(saved, call.changes)
+        check(merged, OPTIONS)
     options = Options(**merged)
-    trainer, sampler = _set_up(options)
+    trainer, sampler = prepare(options, ranks)
     images = len(trainer.batches.images)
     if images != description.images:
         raise ConfigError(f"data: the run was trained on {description.images} images, there are now {images}")
     with naming("resume"):
         trainer.load_state(state, ema)
-    if trainer.step >= trainer.settings.steps:
-        raise ConfigError(f"resume: {directory} has done its {trainer.step} steps; to go further add trainer.steps=N")
-    return options, trainer, sampler
-
-
-def _check_images(ddpm: "DDPM", image_size: object, shape: tuple[int, int, int]) -> None:
-    """Find now, not after the run has begun, that the network and the data do not fit."""
-    sides = [image_size, image_size] if isinstance(image_size, int) else image_size
-    if sides is not None and sides != list(shape[1:]):
-        raise ValueError(f"image_size is {image_size}, but the data's images are {_pixels(shape)}")
-    ddpm.check_images(shape)
-
-
-def _check_space(directory: Path, trainer: "Trainer") -> None:
-    """Refuse to begin where the checkpoints that will be kept, and the one being written, have no room."""
-    from ddpm_cli import checkpoint
-
-    settings = trainer.settings
-    size = checkpoint.size(trainer.ema.model.state_dict(), trainer.state())
-    if trainer.step == 0:  # the optimizer will add two moments to every parameter
-        size += 2 * sum(p.numel() * p.element_size() for p in trainer.ddpm.parameters())
-    saves = settings.steps // settings.checkpoint_every + 1 if settings.checkpoint_every > 0 else 1
-    needed = size * min(saves, settings.keep_last + 1)
-    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise OSError(f"{existing} has {free / 1e6:,.0f} MB free, the run's checkpoints take {needed / 1e6:,.0f} MB")
-
-
-def _announce(trainer: "Trainer", directory: Path) -> None:
-    images, settings = trainer.batches.images, trainer.settings
-    parameters = sum(p.numel() for p in trainer.ddpm.parameters())
-    epochs = settings.steps * settings.batch_size / len(images)
-    log.info(f"data     {images.name}: {len(images):,} images, {_pixels(images.shape)}")
-    log.info(f"network  {type(trainer.ddpm.model).__name__}, {parameters:,} parameters")
-    log.info(f"device   {trainer.compute}")
-    log.info(f"steps    {settings.steps:,} of batch {settings.batch_size} ({epochs:,.1f} epochs)")
-    log.info(f"run      {directory}")
-    if trainer.step > 0:
-        log.info(f"resumed  at step {trainer.step:,}")
-
-
-def _train(trainer: "Trainer", sampler: "Sampler", options: Options, directory: Path) -> float:
-    from ddpm_cli.training.monitor import Monitor
-    from ddpm_cli.training.trainer import NonFiniteError
-
-    settings = trainer.settings
-    loss, saved = float("nan"), None
-    bounds = {"first_step": trainer.step, "steps": settings.steps}
-    timesteps, device = trainer.ddpm.schedule.timesteps, trainer.compute.device
-
-    def due(every: int) -> bool:
-        return every > 0 and (trainer.step % every == 0 or trainer.step == settings.steps)
-
-    try:
-        with Monitor(directory, timesteps=timesteps, device=device, **bounds) as monitor:
-            monitor.config(_as_yaml(options))
-            for progress in trainer.run():
-                monitor.bar.update()
-                if progress is not None:
-                    monitor.progress(progress)
-                    loss = progress.losses.mean().item()
-                if due(settings.preview_every):
-                    monitor.preview(trainer.step, _preview(trainer, sampler, options.seed))
-                if due(settings.checkpoint_every) or trainer.step == settings.steps:
-                    saved = _save(trainer, options, directory)
-    except NonFiniteError as error:
-        message = f"{error}; stopped before it reached the weights. Run: {directory}"
-        raise RunFailed(message, NON_FINITE_STATUS) from error
-    except OSError as error:
-        message = f"step {trainer.step}: {error}; earlier checkpoints are untouched. Run: {directory}"
-        raise RunFailed(message, status=1) from error
-    except KeyboardInterrupt:
-        log.info(f"stopped at step {trainer.step:,}; from the newest checkpoint on: ddpm-train resume={directory}")
-        raise
-    log.info(f"saved    {saved}")
-    log.info(f"sample   ddpm-sample ckpt={directory}")
-    return loss
-
-
-def _preview(trainer: "Trainer", sampler: "Sampler", seed: int) -> "Tensor":
-    """uint8 EMA samples `[N, C, H, W]` from noise that is the same at every step."""
-    from ddpm_cli.images import to_uint8
-    from ddpm_cli.seeds import ImageNoise
-
-    ddpm = trainer.ddpm.with_model(trainer.ema.model)
-    indices = range(trainer.settings.preview_images)
-    noise = ImageNoise(seed, indices, trainer.batches.images.shape, trainer.compute.device)
-    with trainer.compute.autocast():
-        *_, last = ddpm.sample_states(noise, sampler)
-    return to_uint8(last.x)
-
-
-def _save(trainer: "Trainer", options: Options, directory: Path) -> Path:
-    from ddpm_cli import checkpoint
-
-    description = checkpoint.Description(
-        step=trainer.step,
-        image_shape=trainer.batches.images.shape,
-        images=len(trainer.batches.images),
-        config=asdict(options),
-        versions=checkpoint.versions(),
-    )
-    return checkpoint.save(
-        directory / run_directory.CHECKPOINTS,
-        ema=trainer.ema.model.state_dict(),
-        training=trainer.state(),
-        description=description,
-        keep_last=trainer.settings.keep_last,
-    )
-
-
-def _as_yaml(options: Options) -> str:
-    return yaml.safe_dump(asdict(options), sort_keys=False)
-
-
-def _pixels(shape: tuple[int, int, int]) -> str:
-    channels, height, width = shape
-    return f"{height} x {width} x {channels}"
+    ranks.wait()  # until every rank has read what rank 0 is about to rename
+    warnings = []
+    if ranks.main:
+        with naming("resume"):
+            for path, what in damaged.items():
+                warnings.append(f"damaged  {what}; set aside as {checkpoint.set_aside(path).name}")
+        if damaged:
+            warnings.append(f"damaged  goes on from the newest whole checkpoint, {newest}")
+    return options, trainer, sampler, warnings
 
 
 if __name__ == "__main__":

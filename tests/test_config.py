@@ -176,7 +176,7 @@ SAVED = {"seed": 0, "resume": None, "trust": [], "trainer": {"steps": 10, "batch
 
 def test_merge_keeps_the_runs_own_configuration():
     merged = merge(SAVED, {"resume": "r", "trainer.steps": 99, "trainer.batch_size": 4, "seed": 0})
-    assert merged == SAVED | {"resume": "r", "trainer": {"steps": 99, "batch_size": 4}}
+    assert merged == SAVED | {"trainer": {"steps": 99, "batch_size": 4}}, "resume= is of the call, not of the run"
     assert SAVED["trainer"]["steps"] == 10, "the saved configuration is left alone"
 
 

@@ -99,7 +99,7 @@ def test_a_resumed_run_is_bit_equal_to_one_that_was_never_stopped(optimizer, tmp
     steps.close()
     description = Description(step=3, image_shape=(1, 8, 8), images=1797, config={}, versions={})
     ema, state = stopped.ema.model.state_dict(), stopped.state()
-    path = checkpoint.save(tmp_path, ema=ema, training=state, description=description, keep_last=1)
+    path = checkpoint.save(tmp_path, ema=ema, training=state, description=description)
     ema, state = checkpoint.load_ema(path)[0], checkpoint.load_training(path)[0]
     resumed = make_trainer(**options)
     torch.manual_seed(999)  # whatever state the process is in
@@ -159,9 +159,16 @@ def test_what_is_not_finite_stops_the_run_before_it_reaches_anything(where: str)
         trainer.ddpm.weighting = lambda log_snr: torch.full_like(log_snr, float("inf"))
     else:
         trainer.ddpm.model.get_parameter("conv_out.bias").register_hook(lambda grad: grad * float("nan"))
-    says = "the loss at step 2 is not finite, at timesteps t = " if where == "loss" else "the gradient of conv_out.bias"
-    with pytest.raises(NonFiniteError, match=says):
+    with pytest.raises(NonFiniteError) as raised:
         next(steps)
+    t, _ = trainer._draw(torch.Size((1, 8, 8)))
+    images = trainer.batches.indices(2)
+    seen = ", ".join(f"{a}/{b}" for a, b in zip(t[:8].tolist(), images[:8], strict=True))
+    first = "time_mlp.0.weight" if where == "loss" else "conv_out.bias"
+    assert str(raised.value) == (
+        f"the {where} at step 2 is not finite; timesteps t / images: {seen} and 8 more; "
+        f"first parameter whose gradient is affected: {first}"
+    )
     for name, value in trainer.state().items():
         assert torch.equal(value, before[name]), name
     for name, value in trainer.ema.model.state_dict().items():
@@ -193,7 +200,7 @@ def test_overflows_in_a_row_stop_the_run():
     trainer = make_trainer(steps=100)
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     trainer.ddpm.model.get_parameter("conv_out.bias").register_hook(lambda grad: grad * float("inf"))
-    with pytest.raises(NonFiniteError, match=r"conv_out\.bias at step 20 is not finite"):
+    with pytest.raises(NonFiniteError, match=r"gradient at step 20 is not finite; .* affected: conv_out\.bias"):
         run(trainer)
 
 
@@ -210,7 +217,7 @@ def test_timesteps_are_uniform_and_noise_is_normal():
     counts = torch.bincount(t, minlength=100).float()
     # chi-squared with 99 degrees of freedom: above 149 once in a thousand draws
     assert ((counts - 32).square() / 32).sum().item() < 149
-    _, noise = trainer._draw(torch.zeros(16, 1, 8, 8))
+    _, noise = trainer._draw(torch.Size((1, 8, 8)))
     assert noise.std().item() == pytest.approx(1, abs=0.1)
 
 
@@ -269,6 +276,7 @@ def test_the_learning_rate_reaches_the_optimizer():
         ({"grad_clip": 0.0}, "grad_clip must be positive"),
         ({"preview_every": -1}, "preview_every must not be negative"),
         ({"keep_last": 0}, "keep_last must be at least 1"),
+        ({"keep_every": 300, "checkpoint_every": 200}, "keep_every 300 must be a multiple of checkpoint_every 200"),
         ({"lr_decay": "cosin"}, "lr_decay must be one of constant, cosine, linear, got 'cosin'"),
     ],
 )

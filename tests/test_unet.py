@@ -155,3 +155,29 @@ def test_the_time_embedding_is_ddpms():
 def test_impossible_networks_are_refused(change: dict, says: str):
     with pytest.raises(ValueError, match=says):
         UNet(**change)
+
+
+def test_checkpointed_activations_give_the_same_gradients_from_less_memory():
+    torch.manual_seed(0)
+    model = UNet(16, 1, 16, (1, 2), 1, (8,), 0.3, norm_groups=4)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, t = torch.randn(4, 1, 16, 16), torch.arange(4)
+    kept, gradients = [], []
+    for model.checkpoint_activations in (False, True):
+        bytes_kept = 0
+
+        def pack(tensor):
+            nonlocal bytes_kept
+            bytes_kept += tensor.numel() * tensor.element_size()
+            return tensor
+
+        torch.manual_seed(1)
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model(x, t).square().sum()
+        loss.backward()
+        kept.append(bytes_kept)
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert kept[1] < kept[0] / 2
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class UNet(nn.Module):
@@ -14,6 +15,9 @@ class UNet(nn.Module):
     Every level but the last halves the image. A level has `num_res_blocks` residual blocks on the way down and one more
     on the way up, each followed by self-attention if the level's resolution is in `attention_resolutions`. The last
     convolution of every block and of the network starts at zero, so that the network starts as the zero function.
+
+    Set the attribute `checkpoint_activations` to keep only what goes in and out of each layer for the backward pass,
+    which computes the rest again (Chen et al. 2016): less memory, the same result.
 
     Args:
         image_size: H = W, or (H, W), in pixels; divisible by 2 ** (levels - 1).
@@ -44,6 +48,7 @@ class UNet(nn.Module):
         norm_groups: int = 32,
     ):
         super().__init__()
+        self.checkpoint_activations = False
         resolutions = _resolutions(image_size, len(channel_mults))
         widths = [base_channels * mult for mult in channel_mults]
         _check(
@@ -98,15 +103,20 @@ class UNet(nn.Module):
         h = self.conv_in(x)
         skips = [h]
         for layer in self.down:
-            h = layer(h, time)
+            h = self._through(layer, h, time)
             skips.append(h)
         for layer in self.middle:
-            h = layer(h, time)
+            h = self._through(layer, h, time)
         for layer in self.up:
             if isinstance(layer, Block):
                 h = torch.cat([h, skips.pop()], dim=1)
-            h = layer(h, time)
+            h = self._through(layer, h, time)
         return self.conv_out(F.silu(self.norm_out(h)))
+
+    def _through(self, layer: nn.Module, h: Tensor, time: Tensor) -> Tensor:
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(layer, h, time, use_reentrant=False)
+        return layer(h, time)
 
     def _embed(self, t: Tensor) -> Tensor:
         """Sinusoidal embedding of t as in DDPM's code: sin || cos. `[B]` -> `[B, base_channels]`"""
@@ -203,7 +213,9 @@ class Upsample(nn.Module):
 
 def _frequencies(channels: int) -> Tensor:
     half = channels // 2
-    return torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float64) / max(half - 1, 1)).float()
+    # Not torch.exp(torch.arange()): on "meta" tensors these would import a second's worth of compilers.
+    rates = [math.exp(-math.log(10_000) * i / max(half - 1, 1)) for i in range(half)]
+    return torch.tensor(rates, dtype=torch.float64).float()
 
 
 def _resolutions(image_size: int | Sequence[int], levels: int) -> list[int]:

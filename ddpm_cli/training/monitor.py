@@ -1,36 +1,50 @@
-"""What can be seen of a run while it goes: the progress bar, log lines, TensorBoard, preview pictures."""
+"""What can be seen of a run while it goes: progress bar, log lines, metrics.jsonl, TensorBoard, preview pictures."""
 
+import json
+import math
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import summary
 from tqdm import tqdm
 
 from ddpm_cli.images import grid, save_png
 from ddpm_cli.logs import log
+from ddpm_cli.training.records import Appended, Events
 from ddpm_cli.training.trainer import Progress
 
 T_BINS = 10
 
 
 class Monitor:
-    """Writes below a run directory: `tensorboard/`, `previews/`, and the log.
+    """Writes to a run's records, and to the log.
 
     Args:
-        run_directory: where to.
+        metrics, tensorboard, previews: the file (one JSON object per line) and the directories to write to.
         first_step, steps: where the bar starts and ends.
         timesteps: T, to sort losses by noise level.
         device: whose memory to report; only CUDA's is.
     """
 
-    def __init__(self, run_directory: Path, *, first_step: int, steps: int, timesteps: int, device: torch.device):
-        self.previews = run_directory / "previews"
+    def __init__(
+        self,
+        *,
+        metrics: Path,
+        tensorboard: Path,
+        previews: Path,
+        first_step: int,
+        steps: int,
+        timesteps: int,
+        device: torch.device,
+    ):
+        self.previews = previews
         self.timesteps = timesteps
         self.device = device
-        self.writer = SummaryWriter(run_directory / "tensorboard")
+        self.events = Events(tensorboard)
+        self.metrics = Appended(metrics)
         # disable=None: no bar where stderr is no terminal; log lines are printed there instead.
         self.bar = tqdm(total=steps, initial=first_step, unit="step", desc="training", disable=None, dynamic_ncols=True)
 
@@ -39,11 +53,17 @@ class Monitor:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.bar.close()
-        self.writer.close()
+        self.events.file.close()
+        self.metrics.close()
+
+    def flush(self) -> None:
+        """Have everything on record: before a checkpoint, since a run that goes on from there will not do it again."""
+        self.events.file.flush()
+        self.metrics.flush()
 
     def config(self, text: str) -> None:
         """Show the resolved configuration (YAML) among TensorBoard's texts."""
-        self.writer.add_text("config", f"```yaml\n{text}\n```")
+        self.events.add(summary.text("config", f"```yaml\n{text}\n```"), 0)
 
     def progress(self, progress: Progress) -> None:
         """Report the steps since the last report."""
@@ -59,8 +79,12 @@ class Monitor:
         }
         if self.device.type == "cuda":
             scalars["memory/gpu_peak_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        for name, value in (scalars | self._loss_by_t(progress)).items():
-            self.writer.add_scalar(name, value, progress.step)
+        scalars |= self._loss_by_t(progress)
+        for name, value in scalars.items():
+            self.events.add(summary.scalar(name, value), progress.step)
+        # JSON has no NaN, which is the gradient norm's mean where every step overflowed.
+        finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+        self.metrics.write(f"{json.dumps({'step': progress.step} | finite)}\n".encode())
         self.bar.set_postfix_str(f"loss {loss:.4f}, {progress.images_per_second:,.0f} img/s", refresh=False)
         log.info(
             f"step {progress.step}/{self.bar.total}  loss {loss:.4f}  grad norm {progress.grad_norm:.3f}  "
@@ -72,7 +96,7 @@ class Monitor:
     def preview(self, step: int, images: Tensor) -> None:
         """Show uint8 samples `[N, C, H, W]` as a grid, in TensorBoard and as a PNG."""
         picture = grid(images)
-        self.writer.add_image("preview", picture, step)
+        self.events.add(summary.image("preview", picture.numpy(), dataformats="CHW"), step)
         self.previews.mkdir(exist_ok=True)
         save_png(picture, self.previews / f"step_{step:08d}.png")
 

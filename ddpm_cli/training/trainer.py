@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from ddpm_cli.data.batches import Batches, augment
 from ddpm_cli.devices import Compute
 from ddpm_cli.diffusion.ddpm import DDPM
+from ddpm_cli.ranks import Ranks
 from ddpm_cli.seeds import derive_seed, generator
 from ddpm_cli.training import learning_rate
 from ddpm_cli.training.ema import EMA
@@ -22,7 +23,7 @@ MOST_OVERFLOWS_IN_A_ROW = 20
 class StepResult(NamedTuple):
     """What one optimizer step leaves to log. The tensors stay on the device: reading them waits for it."""
 
-    losses: Tensor  # [B]
+    losses: Tensor  # [B], of the whole batch on every rank
     t: Tensor  # [B]
     grad_norm: float  # before clipping
     skipped: bool  # float16 overflow: nothing was changed
@@ -49,8 +50,9 @@ class NonFiniteError(ArithmeticError):
 class Trainer:
     """Trains `ddpm` on `batches`. All that changes during a run is here: parameters, optimizer, EMA, scaler, step.
 
-    Nothing random is kept: the order and flips of the images are functions of (seed, step) in `Batches`, timesteps,
-    noise and dropout are keyed on (seed, step) below, so a run that is resumed draws what it would have drawn.
+    Nothing random is kept: the order and flips of the images are functions of (seed, step) in `Batches`, timesteps and
+    noise are keyed on (seed, step) below and dropout on (seed, step, rank), so a run that is resumed draws what it
+    would have drawn, and any number of ranks trains on the same stream of (image, t, noise).
     """
 
     def __init__(
@@ -63,8 +65,11 @@ class Trainer:
         settings: Settings,
         compute: Compute,
         seed: int,
+        ranks: Ranks | None = None,
     ):
+        self.ranks = Ranks() if ranks is None else ranks
         self.ddpm = ddpm
+        self.parallel = self.ranks.parallel(ddpm)
         self.batches = batches
         self.optimizer = optimizer
         self.ema = ema
@@ -76,38 +81,47 @@ class Trainer:
         self.step = 0
         self.overflows = 0
         self.overflows_in_a_row = 0
+        self.unlogged: list[StepResult] = []  # the steps since `run` last yielded a `Progress`
 
     def train_step(self, pixels: Tensor, flips: Tensor) -> StepResult:
-        """One optimizer step on uint8 images `[B, C, H, W]` (DDPM, algorithm 1); advances `self.step`.
+        """One optimizer step (DDPM, algorithm 1) on this rank's part of a batch, uint8 `[B / ranks, C, H, W]`.
+
+        Advances `self.step`.
 
         Raises:
             NonFiniteError: before anything has been changed.
         """
         device = self.compute.device
         x_0 = augment(pixels.to(device, non_blocking=True), flips.to(device, non_blocking=True))
-        t, noise = self._draw(x_0)
-        torch.manual_seed(derive_seed(self.seed, "dropout", self.step))
+        t, noise = self._draw(x_0.shape[1:])
+        own_t, own_noise = t[self.batches.part], noise[self.batches.part]
+        torch.manual_seed(derive_seed(self.seed, "dropout", self.step, self.ranks.rank))
         self._set_learning_rate()
 
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         parts = self.settings.accumulate
-        for micro_batch in zip(x_0.chunk(parts), t.chunk(parts), noise.chunk(parts), strict=True):
-            with self.compute.autocast():
-                loss = self.ddpm.losses(*micro_batch)
-            self.scaler.scale(loss.sum() / len(x_0)).backward()
+        micro_batches = zip(x_0.chunk(parts), own_t.chunk(parts), own_noise.chunk(parts), strict=True)
+        for part, micro_batch in enumerate(micro_batches, start=1):
+            last = part == parts
+            with nullcontext() if last else self.ranks.without_averaging(self.parallel), self.ranks.answering():
+                with self.compute.autocast():
+                    loss = self.parallel.losses(*micro_batch)
+                self.scaler.scale(loss.sum() / len(x_0)).backward()
             losses.append(loss.detach())
-        losses = torch.cat(losses)
+        losses = self.ranks.gather(torch.cat(losses))
 
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.ddpm.parameters() if p.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm(gradients)
         finite = bool(torch.isfinite(grad_norm))
-        self.overflows_in_a_row = 0 if finite else self.overflows_in_a_row + 1
+        overflows_in_a_row = 0 if finite else self.overflows_in_a_row + 1
         # A gradient scaled for float16 may overflow now and then: the step is skipped and the scale lowered.
-        may_skip = self.scaler.is_enabled() and self.overflows_in_a_row <= MOST_OVERFLOWS_IN_A_ROW
+        may_skip = self.scaler.is_enabled() and overflows_in_a_row <= MOST_OVERFLOWS_IN_A_ROW
         if not (torch.isfinite(losses).all() and (finite or may_skip)):
-            raise NonFiniteError(self._describe_non_finite(losses, t))
+            message = self._describe_non_finite(losses, t)
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteError(message)
         if finite:
             if self.settings.grad_clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(self.ddpm.parameters(), self.settings.grad_clip, grad_norm)
@@ -115,6 +129,7 @@ class Trainer:
             self.ema.update(self.ddpm.model)
         else:
             self.overflows += 1
+        self.overflows_in_a_row = overflows_in_a_row
         self.scaler.update()
         self.step += 1
         return StepResult(losses, t, grad_norm.item(), skipped=not finite)
@@ -122,29 +137,32 @@ class Trainer:
     def run(self) -> Iterator[Progress | None]:
         """Train up to `settings.steps`; after every step yields None, or the `Progress` when it is time to log."""
         self.ddpm.train()
-        results: list[StepResult] = []
-        waited, since = 0.0, time.perf_counter()
+        images, waited, since = 0, 0.0, time.perf_counter()
         pin_memory = self.compute.device.type == "cuda"
         with closing(self.batches.prefetch(self.step, pin_memory=pin_memory)) as stream:
             while self.step < self.settings.steps:
                 asked = time.perf_counter()
                 pixels, flips = next(stream)
                 waited += time.perf_counter() - asked
-                results.append(self.train_step(pixels, flips))
+                self.unlogged.append(self.train_step(pixels, flips))
+                images += self.settings.batch_size
                 if self.step % self.settings.log_every == 0 or self.step == self.settings.steps:
                     elapsed = time.perf_counter() - since
-                    yield self._progress(results, elapsed, waited)
-                    results, waited, since = [], 0.0, time.perf_counter()
+                    progress = self._progress(images_per_second=images / elapsed, data_fraction=waited / elapsed)
+                    self.unlogged = []
+                    yield progress
+                    images, waited, since = 0, 0.0, time.perf_counter()
                 else:
                     asked = time.perf_counter()
                     yield None
                     since += time.perf_counter() - asked  # previews and checkpoints are not training time
 
-    def _draw(self, x_0: Tensor) -> tuple[Tensor, Tensor]:
+    def _draw(self, image_shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Timesteps `[B]` and noise `[B, C, H, W]` of this step: drawn for the whole batch, however it is split."""
-        source = generator(self.seed, "diffusion", self.step, device=x_0.device)
-        t = torch.randint(self.ddpm.schedule.timesteps, (len(x_0),), generator=source, device=x_0.device)
-        return t, torch.randn(x_0.shape, generator=source, device=x_0.device)
+        size, device = self.settings.batch_size, self.compute.device
+        source = generator(self.seed, "diffusion", self.step, device=device)
+        t = torch.randint(self.ddpm.schedule.timesteps, (size,), generator=source, device=device)
+        return t, torch.randn((size, *image_shape), generator=source, device=device)
 
     def _set_learning_rate(self) -> None:
         settings = self.settings
@@ -154,29 +172,40 @@ class Trainer:
         for group, peak in zip(self.optimizer.param_groups, self.peak_lr, strict=True):
             group["lr"] = peak * factor
 
-    def _progress(self, results: list[StepResult], elapsed: float, waited: float) -> Progress:
-        kept = [result.grad_norm for result in results if not result.skipped]
-        losses = torch.cat([result.losses for result in results]).cpu()
+    def _progress(self, *, images_per_second: float, data_fraction: float) -> Progress:
+        kept = [result.grad_norm for result in self.unlogged if not result.skipped]
         return Progress(
             step=self.step,
-            losses=losses,
-            t=torch.cat([result.t for result in results]).cpu(),
+            losses=torch.cat([result.losses for result in self.unlogged]).cpu(),
+            t=torch.cat([result.t for result in self.unlogged]).cpu(),
             grad_norm=sum(kept) / len(kept) if kept else float("nan"),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             ema_decay=self.ema.current_decay,
-            images_per_second=len(losses) / elapsed,
-            data_fraction=waited / elapsed,
+            images_per_second=images_per_second,
+            data_fraction=data_fraction,
             overflows=self.overflows,
         )
 
     def _describe_non_finite(self, losses: Tensor, t: Tensor) -> str:
-        if not torch.isfinite(losses).all():
-            bad = t[~torch.isfinite(losses)].tolist()
-            return f"the loss at step {self.step} is not finite, at timesteps t = {bad[:8]}"
-        for name, parameter in self.ddpm.model.named_parameters():
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                return f"the gradient of {name} at step {self.step} is not finite"
-        return f"the norm of the gradient at step {self.step} is not finite"
+        bad = ~torch.isfinite(losses).cpu()
+        what = "the loss" if bad.any() else "the gradient"
+        images = torch.from_numpy(self.batches.indices(self.step))
+        if not bad.any():
+            bad = torch.ones_like(bad)  # a gradient is that of the whole batch
+        seen = ", ".join(f"{a}/{b}" for a, b in zip(t.cpu()[bad].tolist()[:8], images[bad].tolist()[:8], strict=True))
+        more = f" and {bad.sum() - 8} more" if bad.sum() > 8 else ""
+        first = next(
+            (
+                name
+                for name, parameter in self.ddpm.model.named_parameters()
+                if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+            ),
+            "none, only their norm",
+        )
+        return (
+            f"{what} at step {self.step} is not finite; timesteps t / images: {seen}{more}; "
+            f"first parameter whose gradient is affected: {first}"
+        )
 
     # State -------------------------------------------------------------------------------------------------------
 
@@ -186,8 +215,18 @@ class Trainer:
         for name, parameter in self.ddpm.model.named_parameters():
             moments = self.optimizer.state.get(parameter, {})
             tensors |= {f"optimizer.{name}.{key}": torch.as_tensor(value) for key, value in moments.items()}
-        counters = {"step": self.step, "ema_updates": self.ema.updates, "overflows": self.overflows}
+        counters = {
+            "step": self.step,
+            "ema_updates": self.ema.updates,
+            "overflows": self.overflows,
+            "overflows_in_a_row": self.overflows_in_a_row,
+        }
         tensors |= {f"counter.{name}": torch.tensor(value) for name, value in counters.items()}
+        if self.unlogged:  # so that the next entry of the log is the one it would have been
+            losses, t, grad_norm, skipped = zip(*self.unlogged, strict=True)
+            tensors |= {"unlogged.losses": torch.stack(losses), "unlogged.t": torch.stack(t)}
+            tensors["unlogged.grad_norm"] = torch.tensor(grad_norm, dtype=torch.float64)
+            tensors["unlogged.skipped"] = torch.tensor(skipped)
         if self.scaler.is_enabled():
             scaler = self.scaler.state_dict()
             tensors |= {f"scaler.{key}": torch.tensor(scaler[key]) for key in _SCALER_KEYS}
@@ -212,9 +251,19 @@ class Trainer:
             for index, (name, parameter) in enumerate(self.ddpm.model.named_parameters())
         }
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.step, self.ema.updates, self.overflows = (
-            int(state[f"counter.{name}"]) for name in ("step", "ema_updates", "overflows")
+        self.step, self.ema.updates, self.overflows, self.overflows_in_a_row = (
+            int(state[f"counter.{name}"]) for name in ("step", "ema_updates", "overflows", "overflows_in_a_row")
         )
+        log = _below("unlogged.", state)
+        if log:
+            rows = zip(
+                log["losses"].to(self.compute.device),
+                log["t"].to(self.compute.device),
+                log["grad_norm"].tolist(),
+                log["skipped"].tolist(),
+                strict=True,
+            )
+            self.unlogged = [StepResult(*row) for row in rows]
         if self.scaler.is_enabled():
             saved = {key: state[f"scaler.{key}"].item() for key in _SCALER_KEYS}
             self.scaler.load_state_dict(self.scaler.state_dict() | saved)

@@ -1,0 +1,80 @@
+"""How a run ends before it is done: exit statuses, and the signals that ask for it."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+FAILED = 1
+MISTAKE = 2  # the command cannot be run as it was given; nothing was started
+NON_FINITE = 3
+GO_ON_LATER = 75  # EX_TEMPFAIL of sysexits.h: saved; the same command goes on. What a scheduler requeues on.
+
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # preemption, Ctrl-C, Slurm's warning; Windows has no SIGUSR1
+
+
+class RunFailed(Exception):  # noqa: N818 (it is how a run ends, not a defect of the program)
+    """A run that had begun came to an end it could not help; says why, and with which exit status."""
+
+    def __init__(self, message: str, status: int = FAILED):
+        super().__init__(message)
+        self.status = status
+
+
+class Stopped(BaseException):
+    """A run was asked to stop and did. Not an Exception: nothing that deals with errors may swallow it."""
+
+
+class Stop:
+    """Whether a signal has asked this process to stop.
+
+    As long as there is nothing to lose the first signal raises `Stopped` where the program is. Once `note_only` has
+    been called it only sets `requested`, for the training loop to look at. A second signal ends the process at once, as
+    it would any other program.
+    """
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+        self._note_only = False
+
+    @property
+    def requested(self) -> bool:
+        return self.signal is not None
+
+    def listen(self) -> None:
+        """From now on answer the signals. Only a process's main thread may call this."""
+        for name in SIGNALS:
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._answer)
+
+    def note_only(self) -> None:
+        """There is something to lose now: only take note of a signal. Raises `Stopped` if there was one already."""
+        self._raise_if_nothing_to_lose()
+        self._note_only = True
+
+    @contextmanager
+    def unmistaken(self) -> Iterator[None]:
+        """Inside, `Stopped` stays `Stopped`: raised in the middle of an import, say, it may come out as an error."""
+        try:
+            yield
+        except Exception:
+            self._raise_if_nothing_to_lose()
+            raise
+
+    def _raise_if_nothing_to_lose(self) -> None:
+        if self.requested and not self._note_only:
+            raise Stopped(f"{self.signal}: stopped before the first step")
+
+    def _answer(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            # torchrun sends SIGTERM to processes that may have had one from the scheduler already, and by itself kills
+            # those that do not end.
+            if "TORCHELASTIC_RUN_ID" not in os.environ:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self.signal = signal.Signals(number).name
+        self._raise_if_nothing_to_lose()
+        if int(os.environ.get("RANK", "0")) == 0:  # not print: the signal may have come in the middle of one
+            os.write(2, f"\n{self.signal}: saving after this step (once more: ends at once)\n".encode())

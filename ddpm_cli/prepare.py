@@ -1,0 +1,115 @@
+"""The options of a training run, and everything that is built of them before it begins.
+
+Heavy modules are imported inside the functions: a mistyped key is answered without torch.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from ddpm_cli.config import ConfigError, build, build_ddpm, naming
+
+if TYPE_CHECKING:
+    from ddpm_cli.diffusion.ddpm import DDPM
+    from ddpm_cli.diffusion.samplers import Sampler
+    from ddpm_cli.ranks import Ranks
+    from ddpm_cli.training.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The top-level keys of configs/train.yaml; the groups are nodes as `ddpm_cli.config` describes them."""
+
+    name: str | None
+    seed: int
+    output_dir: str
+    resume: str | None
+    trust: list[str]
+    schedule: dict
+    model: dict
+    prediction: dict
+    variance: dict
+    weighting: dict
+    sampler: dict
+    optimizer: dict
+    ema: dict
+    trainer: dict
+    data: dict
+
+
+OPTIONS = "ddpm_cli.prepare.Options"
+
+
+def prepare(options: Options, ranks: "Ranks") -> "tuple[Trainer, Sampler]":
+    """A trainer at step 0, and the sampler of its previews.
+
+    Raises:
+        ConfigError: if the configuration cannot be run here; names the key.
+    """
+    import torch
+
+    from ddpm_cli.data.batches import Batches
+    from ddpm_cli.devices import choose_compute
+    from ddpm_cli.diffusion import samplers
+    from ddpm_cli.seeds import derive_seed
+    from ddpm_cli.training.trainer import Trainer
+
+    settings = build(options.trainer, "trainer")
+    with naming("trainer"):
+        compute = choose_compute(settings.device, settings.precision, local_rank=ranks.local_rank)
+        if settings.batch_size % (ranks.size * settings.accumulate) != 0:
+            raise ValueError(
+                f"batch_size {settings.batch_size} cannot be divided among {ranks.size} processes "
+                f"with accumulate {settings.accumulate}"
+            )
+    if settings.deterministic:
+        compute.make_deterministic()
+    torch.manual_seed(derive_seed(options.seed, "weights"))
+    ddpm = build_ddpm(asdict(options))
+    if settings.checkpoint_activations:
+        _checkpoint_activations(ddpm)
+    sampler = build(options.sampler, "sampler")
+    with naming("sampler"):
+        samplers.check_options(sampler, ddpm.schedule)
+    with naming("data"):
+        # Rank 0 first: the others find what it has decoded or fetched.
+        images = ranks.main_first(lambda: build(options.data, "data"))
+    with naming("model"):
+        _check_images(ddpm, options.model.get("image_size"), images.shape)
+    compute.place(ddpm)
+    with naming("optimizer"):
+        optimizer = build(options.optimizer, "optimizer")(ddpm.model.parameters())
+    with naming("ema"):
+        ema = build(options.ema, "ema")(ddpm.model)
+    batches = Batches(images, settings.batch_size, seed=options.seed, rank=ranks.rank, ranks=ranks.size)
+    trainer = Trainer(
+        ddpm,
+        batches,
+        optimizer=optimizer,
+        ema=ema,
+        settings=settings,
+        compute=compute,
+        seed=options.seed,
+        ranks=ranks,
+    )
+    return trainer, sampler
+
+
+def pixels(shape: tuple[int, int, int]) -> str:
+    """Height x width x channels, as people write it."""
+    channels, height, width = shape
+    return f"{height} x {width} x {channels}"
+
+
+def _checkpoint_activations(ddpm: "DDPM") -> None:
+    if not hasattr(ddpm.model, "checkpoint_activations"):
+        name = type(ddpm.model).__name__
+        raise ConfigError(f"trainer.checkpoint_activations: {name} has no attribute of that name to switch on")
+    ddpm.model.checkpoint_activations = True  # pyright: ignore[reportArgumentType]
+
+
+def _check_images(ddpm: "DDPM", image_size: object, shape: tuple[int, int, int]) -> None:
+    """Find now, not after the run has begun, that the network and the data do not fit."""
+    sides = [image_size, image_size] if isinstance(image_size, int) else image_size
+    if sides is not None and sides != list(shape[1:]):
+        raise ValueError(f"image_size is {image_size}, but the data's images are {pixels(shape)}")
+    ddpm.check_images(shape)

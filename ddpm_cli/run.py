@@ -1,0 +1,252 @@
+"""A run in its directory: the training loop with its logs, previews and checkpoints, and the ways it may end."""
+
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from ddpm_cli import checkpoint, durable, run_directory
+from ddpm_cli.devices import out_of_memory
+from ddpm_cli.diffusion.samplers import Sampler
+from ddpm_cli.ending import NON_FINITE, RunFailed, Stop, Stopped
+from ddpm_cli.images import to_uint8
+from ddpm_cli.logs import log
+from ddpm_cli.prepare import Options, pixels
+from ddpm_cli.ranks import LostRankError
+from ddpm_cli.seeds import ImageNoise
+from ddpm_cli.training.monitor import Monitor
+from ddpm_cli.training.records import cut_back
+from ddpm_cli.training.trainer import NonFiniteError, Trainer
+
+_RECORDS = {
+    "metrics": run_directory.METRICS_FILE,
+    "tensorboard": run_directory.TENSORBOARD,
+    "previews": run_directory.PREVIEWS,
+}
+
+
+def check_space(directory: Path, trainer: Trainer) -> None:
+    """Refuse to begin where the checkpoints that will be kept, and the one being written, have no room.
+
+    Raises:
+        OSError: saying how much there is and how much it takes.
+    """
+    settings = trainer.settings
+    size = checkpoint.size(trainer.ema.model.state_dict(), trainer.state())
+    if trainer.step == 0:  # the optimizer will add two moments to every parameter
+        size += 2 * sum(p.numel() * p.element_size() for p in trainer.ddpm.parameters())
+    remaining = settings.steps - trainer.step
+    saves = remaining // settings.checkpoint_every + 1 if settings.checkpoint_every > 0 else 1
+    kept = settings.keep_last + (remaining // settings.keep_every if settings.keep_every > 0 else 0)
+    needed = size * min(saves, kept + 1)
+    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OSError(f"{existing} has {free / 1e6:,.0f} MB free, the run's checkpoints take {needed / 1e6:,.0f} MB")
+
+
+class Run:
+    """A trainer at work in a run directory.
+
+    Args:
+        options: as they will be kept in the checkpoints.
+        stop: looked at after every step.
+    """
+
+    def __init__(self, trainer: Trainer, sampler: Sampler, options: Options, directory: Path, stop: Stop):
+        self.trainer = trainer
+        self.sampler = sampler
+        self.options = options
+        self.directory = directory
+        self.stop = stop
+        self.first_step = trainer.step
+        # What was resumed from; a later one is known once it has been saved.
+        self.saved_step = trainer.step if trainer.step > 0 else None
+        self.loss = float("nan")
+
+    def go(self, warnings: Sequence[str] = ()) -> float:
+        """Train to the last step; returns the last loss that was logged.
+
+        Args:
+            warnings: to be said first.
+
+        Raises:
+            RunFailed: if it had to end early; says what is lost and how to go on.
+            Stopped: if it was asked to; everything has been saved.
+        """
+        trainer = self.trainer
+        try:
+            if trainer.ranks.main:
+                self._begin(warnings)
+            with self._monitor() as monitor:
+                self.stop.note_only()
+                self._train(monitor)
+        except NonFiniteError as error:
+            raise RunFailed(f"{error}. {self._replay()}. {self._go_on()}", NON_FINITE) from error
+        except LostRankError as error:
+            raise self._failed(str(error)) from error
+        except OSError as error:
+            raise self._failed(f"{error}; earlier checkpoints are untouched") from error
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise self._failed(self._what_needs_less_memory()) from error
+        log.info(f"saved    {self.directory / run_directory.CHECKPOINTS / f'step_{trainer.step:08d}'}")
+        log.info(f"sample   ddpm-sample ckpt={self.directory}")
+        return self.loss
+
+    def _train(self, monitor: Monitor | None) -> None:
+        trainer, settings = self.trainer, self.trainer.settings
+        main = trainer.ranks.main
+        if main and self._preview_is_missing():
+            self._preview(monitor)
+        for progress in trainer.run():
+            if monitor is not None:
+                monitor.bar.update()
+                if progress is not None:
+                    monitor.progress(progress)
+                    self.loss = progress.losses.mean().item()
+            if main and self._due(settings.preview_every):
+                self._preview(monitor)
+            if main and (self._due(settings.checkpoint_every) or trainer.step == settings.steps):
+                self._save(monitor)
+            if trainer.step < settings.steps and trainer.ranks.any(self.stop.requested):
+                if main and self.saved_step != trainer.step:
+                    self._save(monitor)
+                trainer.ranks.wait()  # a launcher ends the others as soon as one has gone
+                raise Stopped(
+                    f"{self.stop.signal or 'a signal to another process'}: stopped at step {trainer.step:,} and saved. "
+                    f"{self._go_on()}"
+                )
+        trainer.ranks.wait()
+
+    def _due(self, every: int) -> bool:
+        step = self.trainer.step
+        return every > 0 and (step % every == 0 or step == self.trainer.settings.steps)
+
+    # What the main process writes ------------------------------------------------------------------------------------
+
+    def _begin(self, warnings: Sequence[str]) -> None:
+        for warning in warnings:
+            log.warning(warning)
+        text = yaml.safe_dump(asdict(self.options), sort_keys=False)
+        durable.replace(self.directory / run_directory.CONFIG_FILE, text.encode())
+        cut_back(self.directory, self.first_step, **_RECORDS)
+        skipped = self.trainer.batches.images.skipped
+        if skipped:
+            listed = "".join(f"{line}\n" for line in skipped)
+            durable.replace(self.directory / run_directory.SKIPPED_FILE, listed.encode())
+        trainer, images, settings = self.trainer, self.trainer.batches.images, self.trainer.settings
+        parameters = sum(p.numel() for p in trainer.ddpm.parameters())
+        epochs = settings.steps * settings.batch_size / len(images)
+        log.info(f"data     {images.name}: {len(images):,} images, {pixels(images.shape)}")
+        if skipped:
+            log.warning(f"skipped  {len(skipped):,} bad images, listed in {run_directory.SKIPPED_FILE}")
+        log.info(f"network  {type(trainer.ddpm.model).__name__}, {parameters:,} parameters")
+        together = f", {trainer.ranks.size} processes" if trainer.ranks.size > 1 else ""
+        log.info(f"device   {trainer.compute}{together}")
+        log.info(f"steps    {settings.steps:,} of batch {settings.batch_size} ({epochs:,.1f} epochs)")
+        log.info(f"run      {self.directory}")
+        if self.first_step > 0:
+            log.info(f"resumed  at step {self.first_step:,}")
+
+    def _monitor(self) -> Any:
+        if not self.trainer.ranks.main:
+            return nullcontext()
+        monitor = Monitor(
+            **{name: self.directory / place for name, place in _RECORDS.items()},
+            first_step=self.first_step,
+            steps=self.trainer.settings.steps,
+            timesteps=self.trainer.ddpm.schedule.timesteps,
+            device=self.trainer.compute.device,
+        )
+        if self.first_step == 0:
+            monitor.config((self.directory / run_directory.CONFIG_FILE).read_text(encoding="utf-8"))
+        return monitor
+
+    def _preview_is_missing(self) -> bool:
+        """Whether the run was stopped in the middle of a preview."""
+        pictures = self.directory / run_directory.PREVIEWS
+        due = self.first_step > 0 and self._due(self.trainer.settings.preview_every)
+        return due and not (pictures / f"step_{self.first_step:08d}.png").exists()
+
+    def _preview(self, monitor: Monitor | None) -> None:
+        images = self._sample()
+        if monitor is not None and images is not None:
+            monitor.preview(self.trainer.step, images)
+
+    def _sample(self) -> Tensor | None:
+        """uint8 EMA samples `[N, C, H, W]` from noise that is the same at every step; None if stopped meanwhile."""
+        trainer = self.trainer
+        ddpm = trainer.ddpm.with_model(trainer.ema.model)
+        indices = range(trainer.settings.preview_images)
+        noise = ImageNoise(self.options.seed, indices, trainer.batches.images.shape, trainer.compute.device)
+        x = None
+        with trainer.compute.autocast():
+            for state in ddpm.sample_states(noise, self.sampler):
+                if self.stop.requested:
+                    return None
+                x = state.x
+        return None if x is None else to_uint8(x)
+
+    def _save(self, monitor: Monitor | None, *, remove_old: bool = True) -> None:
+        trainer, settings = self.trainer, self.trainer.settings
+        ema, training = trainer.ema.model.state_dict(), trainer.state()
+        for name, tensor in (*ema.items(), *training.items()):
+            if tensor.is_floating_point() and not name.startswith("unlogged.") and not torch.isfinite(tensor).all():
+                raise NonFiniteError(f"{name} is not finite after step {trainer.step - 1}: nothing was saved")
+        if monitor is not None:
+            monitor.flush()
+        directory = self.directory / run_directory.CHECKPOINTS
+        description = checkpoint.Description(
+            step=trainer.step,
+            image_shape=trainer.batches.images.shape,
+            images=len(trainer.batches.images),
+            config=asdict(self.options),
+            versions=checkpoint.versions(),
+        )
+        checkpoint.save(directory, ema=ema, training=training, description=description)
+        self.saved_step = trainer.step
+        if remove_old:
+            try:
+                checkpoint.remove_old(directory, keep_last=settings.keep_last, keep_every=settings.keep_every)
+            except OSError as error:  # the new one is safe, which is what counts
+                log.warning(f"step {trainer.step}: an old checkpoint cannot be removed: {error}")
+
+    # How it may end --------------------------------------------------------------------------------------------------
+
+    def _failed(self, message: str, status: int = 1) -> RunFailed:
+        return RunFailed(f"step {self.trainer.step}: {message}. {self._go_on()}", status)
+
+    def _go_on(self) -> str:
+        if self.saved_step is None:
+            return f"No checkpoint had been saved in {self.directory}"
+        return f"From step {self.saved_step:,} on: ddpm-train resume={self.directory}"
+
+    def _replay(self) -> str:
+        """Save the state that the step started from, so that resuming replays exactly this step."""
+        if self.trainer.ranks.main and self.saved_step != self.trainer.step:
+            try:
+                self._save(None, remove_old=False)
+            except (OSError, NonFiniteError) as error:
+                return f"Its state could not be saved ({error})"
+        return "Nothing of it reached the weights, and resuming replays exactly this step"
+
+    def _what_needs_less_memory(self) -> str:
+        settings = self.trainer.settings
+        at_a_time = settings.batch_size // (settings.accumulate * self.trainer.ranks.size)
+        ways = [f"trainer.accumulate={2 * settings.accumulate} (now {at_a_time} images at a time)"]
+        if not settings.checkpoint_activations:
+            ways.append("trainer.checkpoint_activations=true")
+        if settings.preview_images > at_a_time:
+            ways.append(f"trainer.preview_images={at_a_time}")
+        return (
+            f"out of memory with batch_size {settings.batch_size} on {self.trainer.compute}; "
+            f"what takes less: {', '.join(ways)}"
+        )
