@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ddpm_cli.config import ConfigError, is_node
+from ddpm_cli.config import ConfigError, is_node, nearest
 
 # Everything else decides what the run learns, and may not change under its feet.
 CHANGEABLE = (
@@ -36,9 +36,10 @@ def merge(saved: dict, changes: dict[str, Any]) -> dict:
         elif key in CHANGEABLE and isinstance(node, dict):
             node[option] = new
         elif _lookup(saved, key) != new:
-            old = _plain(_lookup(saved, key))
+            old = _lookup(saved, key)
+            has = f"no such option{nearest(key, CHANGEABLE)}" if old is _ABSENT else repr(_plain(old))
             raise ConfigError(
-                f"{key}: cannot change when resuming: the run has {old!r}, this command line {new!r}. "
+                f"{key}: cannot change when resuming: the run has {has}, this command line {new!r}. "
                 f"What may change: {', '.join(CHANGEABLE)}"
             )
     return merged
@@ -81,5 +82,5 @@ def _plain(value: object) -> object:
 def _lookup(config: dict, key: str) -> object:
     value: object = config
     for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
+        value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
     return value

@@ -124,6 +124,8 @@ class Run:
                     f"{self.stop.signal or 'a signal to another process'}: stopped at step {trainer.step:,} and saved. "
                     f"{self._go_on()}"
                 )
+        if main and self._preview_is_missing():  # asked to stop, but there is nothing left to do besides
+            self._preview(monitor, to_the_end=True)
         trainer.ranks.wait()
 
     def _due(self, every: int) -> bool:
@@ -171,17 +173,17 @@ class Run:
         return monitor
 
     def _preview_is_missing(self) -> bool:
-        """Whether the run was stopped in the middle of a preview."""
-        pictures = self.directory / run_directory.PREVIEWS
-        due = self.first_step > 0 and self._due(self.trainer.settings.preview_every)
-        return due and not (pictures / f"step_{self.first_step:08d}.png").exists()
+        """Whether the run was stopped in the middle of this step's preview."""
+        step, pictures = self.trainer.step, self.directory / run_directory.PREVIEWS
+        due = step > 0 and self._due(self.trainer.settings.preview_every)
+        return due and not (pictures / f"step_{step:08d}.png").exists()
 
-    def _preview(self, monitor: Monitor | None) -> None:
-        images = self._sample()
+    def _preview(self, monitor: Monitor | None, *, to_the_end: bool = False) -> None:
+        images = self._sample(to_the_end)
         if monitor is not None and images is not None:
             monitor.preview(self.trainer.step, images)
 
-    def _sample(self) -> Tensor | None:
+    def _sample(self, to_the_end: bool) -> Tensor | None:
         """uint8 EMA samples `[N, C, H, W]` from noise that is the same at every step; None if stopped meanwhile."""
         trainer = self.trainer
         ddpm = trainer.ddpm.with_model(trainer.ema.model)
@@ -190,7 +192,7 @@ class Run:
         x = None
         with trainer.compute.autocast():
             for state in ddpm.sample_states(noise, self.sampler):
-                if self.stop.requested:
+                if self.stop.requested and not to_the_end:
                     return None
                 x = state.x
         return None if x is None else to_uint8(x)

@@ -25,6 +25,8 @@ def check_name(name: str) -> None:
     """Raise ValueError unless `name` is a plain part of a path; `=` and `,` would break `ckpt=...` on the shell."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise ValueError(f"may hold letters, digits, '_', '-' and '.', got {name!r}")
+    if len(name) > 200:
+        raise ValueError(f"may be at most 200 characters long, got {len(name)}")
 
 
 def plain_name(text: str) -> str:

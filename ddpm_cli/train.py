@@ -87,10 +87,11 @@ def _to_go_on_with(config: dict, call: Call, ranks: "Ranks") -> Path | None:
     """The directory of the run that is meant, if there is one already."""
     if call.resume not in (None, AUTO):
         directory = Path(call.resume)
-        if not call.resume or not directory.is_dir():
-            raise ConfigError(f"resume: there is no run directory {call.resume!r}")
-        if not (directory / run_directory.CHECKPOINTS).is_dir():
-            raise ConfigError(f"resume: {directory} holds no checkpoint")
+        with naming("resume"):
+            if not call.resume or not directory.is_dir():
+                raise ConfigError(f"resume: there is no run directory {call.resume!r}")
+            if not (directory / run_directory.CHECKPOINTS).is_dir():
+                raise ConfigError(f"resume: {directory} holds no checkpoint")
         return directory
     name = config["name"]
     if name is not None:

@@ -196,6 +196,11 @@ def test_merge_refuses_what_would_make_it_another_run(key: str, value: object):
         merge(SAVED, {key: value})
 
 
+def test_merge_knows_a_misspelt_key():
+    with pytest.raises(ConfigError, match=r"the run has no such option \(did you mean 'trainer.steps'\?\)"):
+        merge(SAVED, {"trainer.stepz": 3})
+
+
 def test_run_directories_are_never_shared(tmp_path: Path):
     made = [run_directory.create(tmp_path, "digits") for _ in range(4)]
     assert len(set(made)) == 4
@@ -207,3 +212,5 @@ def test_run_directories_are_never_shared(tmp_path: Path):
 def test_names_that_would_break_a_path_are_refused(name: str):
     with pytest.raises(ValueError, match="may hold letters"):
         run_directory.check_name(name)
+    with pytest.raises(ValueError, match="at most 200 characters long, got 201"):
+        run_directory.check_name("x" * 201)

@@ -180,9 +180,7 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_gone_back_behind(home: Path
     file.write_bytes(file.read_bytes()[:-1])
     done = train(f"resume={directory}", "trainer.steps=6", cwd=home)
     assert done.returncode == 0, done.stderr
-    assert re.search(
-        r"damaged  .*step_00000004/training.safetensors is damaged: \d+ bytes, should be \d+", done.stdout
-    )
+    assert re.search(r"damaged  .*step_00000004/training.safetensors is damaged: \d+ bytes, should be \d+", done.stdout)
     assert "set aside as damaged_step_00000004" in done.stdout
     assert re.search(r"goes on from the newest whole checkpoint, .*step_00000002", done.stdout)
     assert "resumed  at step 2" in done.stdout

@@ -58,6 +58,8 @@ def folder(
     if memory_mb < 0:
         raise ValueError(f"memory_mb must be 0 or more, got {memory_mb}")
 
+    if not path:
+        raise ValueError("path is empty; the current folder is '.'")
     root = os.path.abspath(os.path.expanduser(path))
     files, unusable = _find_images(root)
     cache = Cache(_cache_dir(cache_dir), root, size, channels)

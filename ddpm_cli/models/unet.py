@@ -225,7 +225,9 @@ def _resolutions(image_size: int | Sequence[int], levels: int) -> list[int]:
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     factor = 2 ** (levels - 1)
     for side in (height, width):
-        if side < 1 or side % factor != 0:
+        if side < 1:
+            raise ValueError(f"image_size must be positive, got {side}")
+        if side % factor != 0:
             below, above = side // factor * factor, (side // factor + 1) * factor
             would_do = f"{below} or {above}" if below > 0 else f"{above}"
             raise ValueError(
@@ -255,6 +257,8 @@ def _check(
     ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if base_channels > 2**16:  # before a table of its size is made
+        raise ValueError(f"base_channels must be at most {2**16}, got {base_channels}")
     if base_channels % 2 != 0:
         raise ValueError(
             f"base_channels must be even, for the sines and cosines of the time embedding, got {base_channels}"

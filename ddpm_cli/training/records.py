@@ -100,17 +100,13 @@ def _cut_events(directory: Path, step: int) -> None:
     files = sorted(directory.glob(f"{_EVENTS}*"))
     if not files:
         return
-    kept: list[bytes] = []
-    last = -1  # of the files before: a removal that was cut short has left events twice
+    kept: dict[bytes, None] = {}  # in order, each once: a removal that was cut short has left some in two files
     for file in files:
-        newest = last
-        for record, recorded in _events(file.read_bytes()):
-            if recorded > step:
+        for record, event in _events(file.read_bytes()):
+            if event.step > step:
                 break
-            if recorded > last:
-                kept.append(record)
-                newest = max(newest, recorded)
-        last = newest
+            if not (kept and event.file_version):  # which stands at the beginning of every file
+                kept[record] = None
     if step > 0:
         durable.replace(directory / _EARLIER, b"".join(kept))
     for file in files:
@@ -118,8 +114,8 @@ def _cut_events(directory: Path, step: int) -> None:
             os.unlink(file)
 
 
-def _events(content: bytes) -> Iterator[tuple[bytes, int]]:
-    """The records of an event file (TFRecord: length, its checksum, an Event, its checksum), each with its step."""
+def _events(content: bytes) -> Iterator[tuple[bytes, Event]]:
+    """The records of an event file (TFRecord: length, its checksum, an Event, its checksum), as they are and parsed."""
     from google.protobuf.message import DecodeError
 
     position = 0
@@ -132,5 +128,5 @@ def _events(content: bytes) -> Iterator[tuple[bytes, int]]:
             event = Event.FromString(content[position + 12 : end - 4])
         except DecodeError:
             return
-        yield content[position:end], event.step
+        yield content[position:end], event
         position = end
