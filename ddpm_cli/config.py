@@ -138,6 +138,15 @@ def shipped_targets() -> dict[str, dict[str, bool]]:
     return dict(found)
 
 
+def targets_in(config: object) -> Iterator[str]:
+    """The full name of everything that a configuration builds."""
+    if isinstance(config, dict):
+        if is_node(config):
+            yield str(config["_target_"])
+        for value in config.values():
+            yield from targets_in(value)
+
+
 def nearest(word: str, candidates: Iterable[str]) -> str:
     """A hint at the candidate nearest to `word`, to end a message with; empty if none is near."""
     found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)

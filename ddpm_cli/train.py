@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ddpm_cli import run_directory
 from ddpm_cli.cli import Call, launch
-from ddpm_cli.config import ConfigError, check, is_node, naming
+from ddpm_cli.config import ConfigError, check, is_node, naming, targets_in
 from ddpm_cli.ending import RunFailed, Stop
 from ddpm_cli.logs import logging_to
 from ddpm_cli.prepare import OPTIONS, Options, prepare
@@ -122,24 +122,23 @@ def _hold(directory: Path, ranks: "Ranks", held: ExitStack) -> None:
 def _resume(directory: Path, config: dict, call: Call, ranks: "Ranks") -> "tuple[Options, Trainer, Sampler, list[str]]":
     """The run in `directory` at its newest whole checkpoint, and what there is to say about newer ones."""
     from ddpm_cli import checkpoint
-    from ddpm_cli.untrusted import MisfitError, check_ddpm, check_node
+    from ddpm_cli.untrusted import MisfitError, check_ddpm, check_node, check_state
 
-    # Whose classes to trust is said on the command line, never by the checkpoint.
-    trust = call.changes.get("trust", [])
-    if not isinstance(trust, list):
-        raise ConfigError(f"trust: expected a list of full names, as trust=[package.Class], got {trust!r}")
-    trust = [str(name) for name in trust]
+    trust = _trusted(config, call)
 
-    def check_shapes(description: checkpoint.Description, shapes: dict[str, tuple[int, ...]]) -> None:
-        check_ddpm(description.config, shapes, description.image_shape, trust=trust)
+    def check_ema(found: checkpoint.Description, shapes: dict[str, tuple[int, ...]]) -> None:
+        check_ddpm(found.config, shapes, found.image_shape, trust=trust)
+
+    def check_training(found: checkpoint.Description, shapes: dict[str, tuple[int, ...]]) -> None:
+        check_state(found.config, shapes, found.image_shape, trust=trust)
 
     with naming("resume"):
         newest, damaged = checkpoint.newest_whole(directory)
         try:
-            ema, _ = checkpoint.load_ema(newest, check=check_shapes)
+            ema, _ = checkpoint.load_ema(newest, check=check_ema)
+            state, description = checkpoint.load_training(newest, check=check_training)
         except MisfitError as error:
             raise ConfigError(f"resume: {newest}: {error}") from error
-        state, description = checkpoint.load_training(newest)
     saved = description.config
     for group, node in saved.items():
         if is_node(node):
@@ -171,6 +170,14 @@ def _resume(directory: Path, config: dict, call: Call, ranks: "Ranks") -> "tuple
         if damaged:
             warnings.append(f"damaged  goes on from the newest whole checkpoint, {newest}")
     return options, trainer, sampler, warnings
+
+
+def _trusted(config: dict, call: Call) -> list[str]:
+    """The classes that the command line itself names: in `trust`, or, where it is the whole configuration, anywhere."""
+    trust = call.changes.get("trust", [])
+    if not isinstance(trust, list):
+        raise ConfigError(f"trust: expected a list of full names, as trust=[package.Class], got {trust!r}")
+    return [str(name) for name in trust] + list(targets_in(config))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from ddpm_cli.diffusion.variance import fixed_large
 from ddpm_cli.ending import Stop
 from ddpm_cli.models.unet import UNet
 from ddpm_cli.pretrained import load
+from ddpm_cli.untrusted import MisfitError, check_state
 
 NETWORK = {"image_size": 8, "in_channels": 1, "base_channels": 8, "channel_mults": [1], "num_res_blocks": 1}
 NETWORK |= {"attention_resolutions": [], "dropout": 0.0, "norm_groups": 4}
@@ -346,6 +347,27 @@ def test_resuming_builds_only_what_is_on_the_list_whatever_the_checkpoint_trusts
     with pytest.raises(ConfigError, match=rf"{group}._target_: os\.system is not on the list"):
         train.start({}, Call(resume=str(tmp_path), changes={"resume": str(tmp_path)}, sweep_directory=None), Stop())
     assert not (tmp_path / "canary").exists()
+
+
+def test_a_training_state_must_have_the_shapes_it_had():
+    """A fused optimizer would write beyond the end of moments that are too short."""
+    config = CONFIG | {"optimizer": {"_target_": "ddpm_cli.training.optimizers.adamw", "_partial_": True, "lr": 1e-3}}
+    weights = {name: tuple(tensor.shape) for name, tensor in UNet(**NETWORK).state_dict().items()}
+    state = {f"model.{name}": shape for name, shape in weights.items()} | {"counter.step": ()}
+    for name, shape in weights.items():
+        state |= {f"optimizer.{name}.{moment}": shape for moment in ("exp_avg", "exp_avg_sq")}
+        state[f"optimizer.{name}.step"] = ()
+    check_state(config, state, (1, 8, 8), trust=())
+    for change in (
+        {"optimizer.conv_in.weight.exp_avg": (1,)},
+        {"optimizer.conv_in.weight.step": (7,)},
+        {"optimizer.other.exp_avg": (1,)},
+        {"model.conv_in.weight": (8, 1, 3)},
+        {"counter.step": (10**9,)},
+        {"surprise": ()},
+    ):
+        with pytest.raises(MisfitError, match="not fit the network it describes: "):
+            check_state(config, state | change, (1, 8, 8), trust=())
 
 
 def test_a_class_of_the_users_own_needs_their_word(tmp_path: Path):

@@ -146,6 +146,10 @@ def test_a_schedule_and_a_dataset_of_ones_own_are_one_function_and_one_yaml(tmp_
     done = train(*chosen, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "stripes: 9 images" in done.stdout
+    for steps in ("trainer.steps=2", "trainer.steps=4"):  # what the command line names it may also go on with
+        again = train(*chosen, "name=own", steps, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+        assert again.returncode == 0, again.stderr
+    assert "resumed  at step 2" in again.stdout
     wrong = train(*chosen, "schedule.bta=1", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert_one_message(wrong, "train", r"schedule.bta: no such option \(did you mean 'beta'\?\)")
     (run_directory,) = (tmp_path / "outputs" / "stripes").iterdir()
