@@ -106,6 +106,7 @@ class Run:
         main = trainer.ranks.main
         if main and self._preview_is_missing():
             self._preview(monitor)
+        self._end_if_asked(monitor)
         for progress in trainer.run():
             if monitor is not None:
                 monitor.bar.update()
@@ -116,17 +117,24 @@ class Run:
                 self._preview(monitor)
             if main and (self._due(settings.checkpoint_every) or trainer.step == settings.steps):
                 self._save(monitor)
-            if trainer.step < settings.steps and trainer.ranks.any(self.stop.requested):
-                if main and self.saved_step != trainer.step:
-                    self._save(monitor)
-                trainer.ranks.wait()  # a launcher ends the others as soon as one has gone
-                raise Stopped(
-                    f"{self.stop.signal or 'a signal to another process'}: stopped at step {trainer.step:,} and saved. "
-                    f"{self._go_on()}"
-                )
+            if trainer.step < settings.steps:
+                self._end_if_asked(monitor)
         if main and self._preview_is_missing():  # asked to stop, but there is nothing left to do besides
             self._preview(monitor, to_the_end=True)
         trainer.ranks.wait()
+
+    def _end_if_asked(self, monitor: Monitor | None) -> None:
+        """Raises `Stopped`, with the state saved, if any rank was asked to stop."""
+        trainer = self.trainer
+        if not trainer.ranks.any(self.stop.requested):
+            return
+        if trainer.ranks.main and self.saved_step != trainer.step:
+            self._save(monitor)
+        trainer.ranks.wait()  # a launcher ends the others as soon as one has gone
+        raise Stopped(
+            f"{self.stop.signal or 'a signal to another process'}: stopped at step {trainer.step:,} and saved. "
+            f"{self._go_on()}"
+        )
 
     def _due(self, every: int) -> bool:
         step = self.trainer.step

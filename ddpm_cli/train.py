@@ -55,7 +55,7 @@ def _start(config: dict, call: Call, stop: Stop, ranks: "Ranks", held: ExitStack
 
     directory = _to_go_on_with(config, call, ranks)
     if directory is not None:
-        _hold(directory, ranks, held)
+        _hold(directory, ranks, held, "resume")
     asked = call.resume not in (None, AUTO)
     going_on = directory is not None and (asked or any(directory.glob(f"{run_directory.CHECKPOINTS}/step_*")))
     if directory is None or not going_on:
@@ -66,7 +66,7 @@ def _start(config: dict, call: Call, stop: Stop, ranks: "Ranks", held: ExitStack
             check_space(Path(options.output_dir), trainer)
             if directory is None:
                 directory = _new_directory(options, call, trainer, ranks)
-                _hold(directory, ranks, held)
+                _hold(directory, ranks, held, "output_dir")
     else:
         options, trainer, sampler, warnings = _resume(directory, config, call, ranks)
         if trainer.step >= trainer.settings.steps:
@@ -113,9 +113,9 @@ def _new_directory(options: Options, call: Call, trainer: "Trainer", ranks: "Ran
     return ranks.from_main(run_directory.create(options.output_dir, name))
 
 
-def _hold(directory: Path, ranks: "Ranks", held: ExitStack) -> None:
+def _hold(directory: Path, ranks: "Ranks", held: ExitStack, key: str) -> None:
     if ranks.main:
-        with naming("resume"):
+        with naming(key):
             held.enter_context(run_directory.held(directory))
 
 
