@@ -1,5 +1,6 @@
 """The directory of a run: its name, what lies where in it. One per run, never reused by accident."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,11 +75,9 @@ def held(directory: Path) -> Iterator[None]:
 
     Raises:
         BlockingIOError: if another process holds it.
-        ValueError: if something in it is a link, through which we would write elsewhere.
+        ValueError: if something in it is a link, or not the file or folder that it should be.
     """
-    for path in directory.iterdir():
-        if path.is_symlink():
-            raise ValueError(f"{path} is a link; everything of a run lies in its directory")
+    _check_entries(directory)
     lock = FileLock(directory / LOCK_FILE, timeout=0)
     try:
         lock.acquire()
@@ -88,3 +87,20 @@ def held(directory: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+_FOLDERS = (TENSORBOARD, PREVIEWS, CHECKPOINTS)
+_FILES = (CONFIG_FILE, LOG_FILE, METRICS_FILE, SKIPPED_FILE, LOCK_FILE)
+_FILES += tuple(f".{name}.tmp" for name in _FILES)  # as they are while they are written
+
+
+def _check_entries(directory: Path) -> None:
+    """Raise ValueError for an entry through which a trainer would reach elsewhere (a link) or wait (a pipe)."""
+    inner = (path for name in _FOLDERS for path in (directory / name).glob("*"))
+    for path in itertools.chain(directory.iterdir(), inner):
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link; everything of a run lies in its directory")
+        if path.name in _FOLDERS and not path.is_dir():
+            raise ValueError(f"{path} is no folder")
+        if (path.name in _FILES or path.parent.name in (TENSORBOARD, PREVIEWS)) and not path.is_file():
+            raise ValueError(f"{path} is no plain file")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from ddpm_cli import run_directory
 from ddpm_cli.cli import Call, launch
 from ddpm_cli.config import ConfigError, build, naming
+from ddpm_cli.ending import RunFailed
+from ddpm_cli.prepare import pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,8 +65,9 @@ def start(config: dict, call: Call) -> None:
 
     Raises:
         ConfigError: before anything has been written, if the configuration or the checkpoint cannot be used.
+        RunFailed: if there is not enough memory for a batch.
     """
-    from ddpm_cli.devices import choose_compute
+    from ddpm_cli.devices import choose_compute, out_of_memory
     from ddpm_cli.diffusion import samplers
     from ddpm_cli.pretrained import load
 
@@ -80,7 +83,13 @@ def start(config: dict, call: Call) -> None:
     with naming("out"):
         directory = _output_directory(options, call)
     print(f"{options.ckpt}: step {pretrained.step:,}, {options.weights} weights, on {compute}")
-    images, film = _draw(pretrained, sampler, compute, options)
+    try:
+        images, film = _draw(pretrained, sampler, compute, options)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        described = f"{options.batch_size} images of {pixels(pretrained.image_shape)} at a time"
+        raise RunFailed(f"out of memory with {described}; a smaller batch_size takes less") from error
     with naming("out"):
         _write(images, film, directory, options)
 

@@ -153,6 +153,9 @@ def _resume(directory: Path, config: dict, call: Call, ranks: "Ranks") -> "tuple
         merged = config
     else:
         merged = merge(saved, call.changes)
+        data = merged.get("data")
+        if isinstance(data, dict) and "download" in data and "data.download" not in call.changes:
+            data["download"] = False  # fetching is the user's word, every time
         check(merged, OPTIONS)
     options = Options(**merged)
     trainer, sampler = prepare(options, ranks)
@@ -161,6 +164,10 @@ def _resume(directory: Path, config: dict, call: Call, ranks: "Ranks") -> "tuple
         raise ConfigError(f"data: the run was trained on {description.images} images, there are now {images}")
     with naming("resume"):
         trainer.load_state(state, ema)
+        if trainer.step != description.step:
+            raise ConfigError(
+                f"resume: {newest}: its training state is of step {trainer.step}, it says {description.step}"
+            )
     ranks.wait()  # until every rank has read what rank 0 is about to rename
     warnings = []
     if ranks.main:

@@ -73,7 +73,7 @@ def test_a_signal_before_the_first_step_ends_the_command(tmp_path: Path):
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    time.sleep(1)
+    time.sleep(0.5)
     process.terminate()
     _, error = process.communicate(timeout=60)
     assert process.returncode == 75

@@ -251,9 +251,10 @@ class Trainer:
             for index, (name, parameter) in enumerate(self.ddpm.model.named_parameters())
         }
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.step, self.ema.updates, self.overflows, self.overflows_in_a_row = (
-            int(state[f"counter.{name}"]) for name in ("step", "ema_updates", "overflows", "overflows_in_a_row")
-        )
+        counters = {name: _count(name, value) for name, value in _below("counter.", state).items()}
+        self.step = counters["step"]
+        self.ema.updates = counters["ema_updates"]
+        self.overflows, self.overflows_in_a_row = counters["overflows"], counters["overflows_in_a_row"]
         log = _below("unlogged.", state)
         if log:
             rows = zip(
@@ -267,6 +268,13 @@ class Trainer:
         if self.scaler.is_enabled():
             saved = {key: state[f"scaler.{key}"].item() for key in _SCALER_KEYS}
             self.scaler.load_state_dict(self.scaler.state_dict() | saved)
+
+
+def _count(name: str, value: Tensor) -> int:
+    count = value.item()
+    if not isinstance(count, int) or count < 0:
+        raise ValueError(f"the training state says counter.{name} is {count}")
+    return count
 
 
 _SCALER_KEYS = ("scale", "_growth_tracker")

@@ -8,7 +8,7 @@ from typing import Any
 from torture.hostile_run import ALL, Foreign, Kind
 
 BUILT = ("model", "schedule", "prediction", "weighting", "variance")  # by every use; the other groups by resuming
-RESUMED = ("sampler", "optimizer", "ema", "trainer", "data", "name", "trust", "surprise")
+RESUMED = ("sampler", "optimizer", "trainer", "data", "name", "trust", "surprise")
 NOT_LISTED = "is not on the list of what a checkpoint may ask for"
 OUT_OF_RANGE = "no checkpoint may hold this"
 MISFIT = "do not fit the network it describes"
@@ -23,17 +23,12 @@ TARGETS: dict[str, dict[str, Any]] = {
     "builtins.eval": EVAL,
     "importlib.import_module": {"name": "antigravity"},
     "functools.partial": {"_args_": ["os.system", "PAYLOAD"]},
-    "pickle.loads": {"data": "cos\nsystem\n(S'PAYLOAD'\ntR."},
-    "ctypes.CDLL": {"name": "ELSEWHERE/diary.txt"},
-    "shutil.rmtree": {"path": "ELSEWHERE"},
     "torch.load": {"f": "ELSEWHERE/diary.txt", "weights_only": False},
     "torch.hub.load": {"repo_or_dir": "hostile/repository", "model": "pwned"},
     "torch.hub.load_state_dict_from_url": {"url": "http://127.0.0.1:9/pwned"},
     "hydra.utils.instantiate": {"config": CALL},
     "ddpm_cli.cli.os.system": {"command": "PAYLOAD"},
     "ddpm_cli.models.unet.torch.os.system": {"command": "PAYLOAD"},
-    "ddpm_cli.config.build": {"node": CALL, "path": ""},
-    "ddpm_cli.signatures.resolve": {"target": "antigravity.fly"},
     "ddpm_cli.data.folder.folder": {"path": "ELSEWHERE"},
     "os.system ": {"command": "PAYLOAD"},
     "\uff4f\uff53.system": {"command": "PAYLOAD"},  # full-width letters, which Python's parser reads as plain ones
@@ -48,7 +43,6 @@ NESTED: Table = [
     ("a node in a list of numbers", {"model.channel_mults": [1, CALL]}, "expected a list of whole numbers"),
     ("a node in an unknown option", {"weighting.log_snr": CALL}, "no such option"),
     ("a list for a group", {"prediction": [CALL]}, "expected a group of options"),
-    ("a list of targets", {"variance._target_": ["os.system"]}, "expected the full name"),
     ("_args_", {"schedule._args_": [CALL]}, "no such option"),
     ("_recursive_ and _convert_", {"model._recursive_": False, "model._convert_": "all"}, "no such option"),
     ("_partial_ where none belongs", {"prediction._partial_": True}, "_partial_: cannot be true"),
@@ -57,7 +51,6 @@ NESTED: Table = [
     ("oc.env for a number", {"schedule.timesteps": "${oc.env:HOME}"}, "expected a whole number"),
     ("oc.decode for a number", {"model.dropout": "${oc.decode:${oc.env:HOME}}"}, "expected a number"),
     ("oc.create for a group", {"weighting": "${oc.create:{_target_: os.system}}"}, "expected a group of options"),
-    ("oc.env in a target", {"weighting._target_": "${oc.env:HOME}.simple"}, NOT_LISTED),
 ]
 
 LARGEST = {"model.base_channels": 4096, "model.channel_mults": [64] * 15, "model.image_size": 2**14}
@@ -68,13 +61,10 @@ NUMBERS: Table = [
     ("base_channels 4096", {"model.base_channels": 4096}, MISFIT),
     ("base_channels 4098", {"model.base_channels": 4098}, OUT_OF_RANGE),
     ("a network as large as may be", LARGEST, MISFIT),
-    ("65 channel_mults", {"model.channel_mults": [1] * 65}, OUT_OF_RANGE),
-    ("num_res_blocks 10**9", {"model.num_res_blocks": 10**9}, OUT_OF_RANGE),
     ("num_res_blocks -1", {"model.num_res_blocks": -1}, "must be at least 1, got -1"),
     ("image_size [0, 16]", {"model.image_size": [0, 16]}, "image_size must be positive|image_size 0 cannot"),
     ("timesteps 100,001", {"schedule.timesteps": 100_001}, OUT_OF_RANGE),
     ("timesteps 10**400", {"schedule.timesteps": 10**400}, OUT_OF_RANGE),
-    ("timesteps 1e308", {"schedule.timesteps": 1e308}, OUT_OF_RANGE),
     ("timesteps NaN", {"schedule.timesteps": float("nan")}, OUT_OF_RANGE),
     ("timesteps true", {"schedule.timesteps": True}, "expected a whole number, got true"),
     ("beta_max Infinity", {"schedule.beta_max": float("inf")}, OUT_OF_RANGE),
@@ -98,7 +88,6 @@ TEXTS: Table = [
     ("data.path and cache_dir elsewhere", {"data": FOLDER | NOWHERE}, "no such folder"),
     ("data.path oc.env", {"data": FOLDER | {"path": "${oc.env:HOME}"}}, "no such folder of images"),
     ("data.path with a NUL", {"data": FOLDER | {"path": "x\0y"}}, "data"),
-    ("data.path half a character", {"data": FOLDER | {"path": "\ud800"}}, "data"),
     ("data.root absent", {"data": MNIST | {"root": "none"}}, "is missing: set data.download=true"),
     ("data.download", {"data": MNIST | {"root": "data", "download": True}}, "is missing: set data.download=true"),
     ("a target for the terminal", {"schedule._target_": "\x1b]0;pwned\x07\x1b[2J"}, NOT_LISTED),
@@ -108,7 +97,6 @@ TEXTS: Table = [
 # A resumed run stays in its directory, and whom to trust is said on the command line.
 WITHOUT_EFFECT: Table = [
     ("name out of here", {"name": "../../../elsewhere/x"}, "name"),
-    ("name and output_dir oc.env", {"name": "${oc.env:HOME}", "output_dir": "${oc.env:HOME}/outputs"}, "name"),
     ("output_dir and resume elsewhere", {"output_dir": "ELSEWHERE/outputs", "resume": "ELSEWHERE"}, "output_dir"),
     ("trust in the checkpoint", {"trust": ["os.system"]}, "trust"),
 ]
@@ -117,7 +105,6 @@ WITHOUT_EFFECT: Table = [
 DESCRIPTIONS: Table = [
     ("format 2", {"format": 2}, "another checkpoint format"),
     ("step 10**300", {"step": 10**300}, "step 1000"),
-    ("step true", {"step": True}, "step True"),
     ("images NaN", {"images": float("nan")}, "images nan"),
     ("image_shape 2**40", {"image_shape": [1, 2**40, 16]}, "image_shape"),
     ("image_shape of too many pixels", {"image_shape": [1, 2**16, 2**9]}, "too large"),

@@ -34,11 +34,11 @@ def _pickle(foreign: Foreign) -> bytes:
     return pickle.dumps(_Code(foreign.payload))
 
 
-def _torch_file(foreign: Foreign, *, as_zip: bool) -> bytes:
+def _torch_file(foreign: Foreign) -> bytes:
     import torch
 
     file = io.BytesIO()
-    torch.save({"model": _Code(foreign.payload)}, file, _use_new_zipfile_serialization=as_zip)
+    torch.save({"model": _Code(foreign.payload)}, file)
     return file.getvalue()
 
 
@@ -66,8 +66,7 @@ _NOTHING = '"{:x}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'
 # What stands where a safetensors file should, and what is said of it. 1 MB is the longest header for a file this small.
 DISGUISES: dict[str, tuple[Callable[[Foreign], bytes], str]] = {
     "a pickle": (_pickle, NO_HEADER),
-    "a torch file": (lambda foreign: _torch_file(foreign, as_zip=True), NO_HEADER),
-    "a torch file of old": (lambda foreign: _torch_file(foreign, as_zip=False), NO_HEADER),
+    "a torch file": (_torch_file, NO_HEADER),
     "a pickle as a header": (lambda foreign: joined(_pickle(foreign)), NO_HEADER),
     "a zip bomb": (lambda _: _zip_bomb(), NO_HEADER),
     "a gzip bomb": (lambda _: _gzip_bomb(), NO_HEADER),
@@ -75,7 +74,6 @@ DISGUISES: dict[str, tuple[Callable[[Foreign], bytes], str]] = {
     "a header of 2**63": (lambda _: joined("{}", length=2**63), NO_HEADER),
     "a header of 2**62": (lambda _: joined("{}", length=2**62), NO_HEADER),
     "a header of 50 MB": (lambda _: joined("{}" + " " * (50_000_000 - 2)), NO_HEADER),
-    "a header a byte longer than the file": (lambda _: joined("{}" + " " * 1000, length=1003), NO_HEADER),
     "a header of invalid UTF-8": (lambda _: joined(b'{"__metadata__":{"ddpm_cli":"\xff\xff"}}'), NO_HEADER),
     "a header nested deep": (lambda _: joined('{"a":' * 200_000), NO_HEADER),
     "a header of 4 MB of tensors": (lambda _: _many(_NOTHING, "{{{}}}", 4 * MIB), NO_HEADER),
@@ -110,14 +108,12 @@ def _without_first(header: dict) -> None:
 # What the header of either file says of its tensors.
 HEADERS: dict[str, Callable[[dict], object]] = {
     "offsets beyond the file": _last(data_offsets=[0, 2**40]),
-    "offsets at 2**64": _last(data_offsets=[2**64 - 8, 2**64 - 1]),
     "negative offsets": _last(data_offsets=[-8, 8]),
     "offsets backwards": _last(data_offsets=[64, 0]),
     "overlapping tensors": _overlap,
     "data of no tensor": _without_first,
     "a shape that overflows": _last(shape=[2**32, 2**32]),
     "a shape of 10**400": _last(shape=[10**400]),
-    "a shape of -1": _last(shape=[-1]),
     "a shape larger than its data": _last(shape=[2**20]),
     "a type wider than its data": _last(dtype="F64"),
     "a type that is none": _last(dtype="os.system"),
@@ -212,7 +208,6 @@ def _listing(name: str, count: str) -> str:
 MANIFESTS: dict[str, str] = {
     "a manifest of brackets": "[" * 100_000,
     "a manifest of 2 MB": " " * (2 * MIB),
-    "a manifest of 80,000 objects": "[" + "{}," * 80_000 + "{}]",
     "a manifest of files elsewhere": _listing("../../../../elsewhere/diary.txt", "6"),
     "a manifest with a deep number": _listing(EMA, "[" * 900 + "]" * 900),
     "a manifest with 10**400": _listing(EMA, str(10**400)),

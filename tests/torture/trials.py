@@ -185,7 +185,7 @@ def counting(clock: Clock) -> Callable[[], None]:
     return prepare
 
 
-def left_of(group: int, *, after: float = 2.0) -> list[int]:
+def left_of(group: int, *, after: float = 5.0) -> list[int]:
     """The processes of a process group that have not ended by themselves within `after` seconds."""
     until = time.monotonic() + after
     while True:
