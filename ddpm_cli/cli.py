@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_cli.config import ConfigError, check, configs_directory
-from ddpm_cli.ending import GO_ON_LATER, MISTAKE, RunFailed, Stop, Stopped
+from ddpm_cli.ending import GO_ON_LATER, MISTAKE, RunError, Stop, Stopped
 from ddpm_cli.mistakes import explain
 from ddpm_cli.printable import printable
 from ddpm_cli.sweep import SweepReport, has_result, write_result
@@ -99,10 +99,10 @@ def launch(
     except Exception as error:
         # Whatever Hydra raises before it has a configuration is about the command line or a YAML file.
         about_the_call = isinstance(error, ConfigError | HydraException | OmegaConfBaseException) or not composed
-        if show_traceback or not (about_the_call or isinstance(error, RunFailed)):
+        if show_traceback or not (about_the_call or isinstance(error, RunError)):
             raise
         _say(f"{program}: {explain(error, config_name, target)}")
-        sys.exit(error.status if isinstance(error, RunFailed) else MISTAKE)
+        sys.exit(error.status if isinstance(error, RunError) else MISTAKE)
     except Stopped as stopped:
         _say(f"{program}: {stopped}")
         sys.exit(GO_ON_LATER)
@@ -225,7 +225,7 @@ def _run_of_sweep(run: Callable[[], Any], overrides: list[str], directory: Path,
     try:
         loss = run()
     except Exception as error:
-        expected = isinstance(error, ConfigError | RunFailed)
+        expected = isinstance(error, ConfigError | RunError)
         message = str(error) if expected else f"{type(error).__name__}: {error}"
         print(f"{program}: {' '.join(overrides)}: {message}", file=sys.stderr)
         details = None if expected else traceback.format_exc()

@@ -4,12 +4,22 @@ Every call that changes the file system is one of `os`, in the order it is writt
 what the renamed file holds, and neither a new file nor a rename is safe before its directory has been flushed.
 """
 
+import errno
 import hashlib
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+def check_space(directory: Path, needed: int) -> None:
+    """Raise OSError unless `needed` bytes are free: better known before writing than in the middle of it."""
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        message = f"{needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
+        raise OSError(errno.ENOSPC, message, str(directory))
 
 
 def make_directory(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,10 +12,11 @@ MISTAKE = 2  # the command cannot be run as it was given; nothing was started
 NON_FINITE = 3
 GO_ON_LATER = 75  # EX_TEMPFAIL of sysexits.h: saved; the same command goes on. What a scheduler requeues on.
 
+GRACE_SECONDS = 10.0  # to clean up in, where there is nothing to save
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # preemption, Ctrl-C, Slurm's warning; Windows has no SIGUSR1
 
 
-class RunFailed(Exception):  # noqa: N818 (it is how a run ends, not a defect of the program)
+class RunError(Exception):
     """A run that had begun came to an end it could not help; says why, and with which exit status."""
 
     def __init__(self, message: str, status: int = FAILED):
@@ -75,6 +77,11 @@ class Stop:
                 os.kill(os.getpid(), number)
             return
         self.signal = signal.Signals(number).name
+        if not self._note_only:
+            # Python drops an exception that is raised in a destructor. Whatever became of it, the process ends.
+            last_resort = threading.Timer(GRACE_SECONDS, os._exit, [GO_ON_LATER])
+            last_resort.daemon = True
+            last_resort.start()
         self._raise_if_nothing_to_lose()
         if int(os.environ.get("RANK", "0")) == 0:  # not print: the signal may have come in the middle of one
             os.write(2, f"\n{self.signal}: saving after this step (once more: ends at once)\n".encode())

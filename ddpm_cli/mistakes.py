@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_cli.config import ConfigError, check, configs_directory, nearest
-from ddpm_cli.ending import RunFailed
+from ddpm_cli.ending import RunError
 from ddpm_cli.printable import printable
 
 
@@ -32,7 +32,7 @@ def explain(error: BaseException, config_name: str, target: str) -> str:
         return place + _shown(text.splitlines()[0])
     if isinstance(error, ConfigError):
         return _meant_experiment(text, config_name)
-    if isinstance(error, RunFailed):
+    if isinstance(error, RunError):
         return text
     lines = [text.splitlines()[0].rstrip("."), *str(error.__cause__ or "").splitlines()[:1]]
     return _of_hydra(text, config_name, target) or _shown(": ".join(lines))

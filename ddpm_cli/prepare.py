@@ -4,7 +4,7 @@ Heavy modules are imported inside the functions: a mistyped key is answered with
 """
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ddpm_cli.config import ConfigError, build, build_ddpm, naming
 
@@ -100,11 +100,17 @@ def pixels(shape: tuple[int, int, int]) -> str:
     return f"{height} x {width} x {channels}"
 
 
+@runtime_checkable
+class _CanCheckpoint(Protocol):
+    checkpoint_activations: bool  # to be set: the network then keeps fewer activations for its backward pass
+
+
 def _checkpoint_activations(ddpm: "DDPM") -> None:
-    if not hasattr(ddpm.model, "checkpoint_activations"):
-        name = type(ddpm.model).__name__
+    model: object = ddpm.model
+    if not isinstance(model, _CanCheckpoint):
+        name = type(model).__name__
         raise ConfigError(f"trainer.checkpoint_activations: {name} has no attribute of that name to switch on")
-    ddpm.model.checkpoint_activations = True  # pyright: ignore[reportArgumentType]
+    model.checkpoint_activations = True
 
 
 def _check_images(ddpm: "DDPM", image_size: object, shape: tuple[int, int, int]) -> None:

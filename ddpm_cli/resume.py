@@ -26,6 +26,9 @@ def merge(saved: dict, changes: dict[str, Any]) -> dict:
         ConfigError: if a change would make it another run; names the key, the old and the new value.
     """
     merged = {key: dict(value) if isinstance(value, dict) else value for key, value in saved.items()}
+    data = merged.get("data")
+    if isinstance(data, dict) and "download" in data:
+        data["download"] = False  # fetching takes the user's word every time, never a checkpoint's
     for key, new in changes.items():
         group, _, option = key.partition(".")
         node = merged.get(group)

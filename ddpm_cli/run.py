@@ -14,7 +14,7 @@ from torch import Tensor
 from ddpm_cli import checkpoint, durable, run_directory
 from ddpm_cli.devices import out_of_memory
 from ddpm_cli.diffusion.samplers import Sampler
-from ddpm_cli.ending import NON_FINITE, RunFailed, Stop, Stopped
+from ddpm_cli.ending import NON_FINITE, RunError, Stop, Stopped
 from ddpm_cli.images import to_uint8
 from ddpm_cli.logs import log
 from ddpm_cli.prepare import Options, pixels
@@ -22,7 +22,7 @@ from ddpm_cli.ranks import LostRankError
 from ddpm_cli.seeds import ImageNoise
 from ddpm_cli.training.monitor import Monitor
 from ddpm_cli.training.records import cut_back
-from ddpm_cli.training.trainer import NonFiniteError, Trainer
+from ddpm_cli.training.trainer import NonFiniteError, Progress, Trainer
 
 _RECORDS = {
     "metrics": run_directory.METRICS_FILE,
@@ -77,7 +77,7 @@ class Run:
             warnings: to be said first.
 
         Raises:
-            RunFailed: if it had to end early; says what is lost and how to go on.
+            RunError: if it had to end early; says what is lost and how to go on.
             Stopped: if it was asked to; everything has been saved.
         """
         trainer = self.trainer
@@ -88,7 +88,7 @@ class Run:
                 self.stop.note_only()
                 self._train(monitor)
         except NonFiniteError as error:
-            raise RunFailed(f"{error}. {self._replay()}. {self._go_on()}", NON_FINITE) from error
+            raise RunError(f"{error}. {self._replay()}. {self._go_on()}", NON_FINITE) from error
         except LostRankError as error:
             raise self._failed(str(error)) from error
         except OSError as error:
@@ -102,33 +102,36 @@ class Run:
         return self.loss
 
     def _train(self, monitor: Monitor | None) -> None:
-        trainer, settings = self.trainer, self.trainer.settings
-        main = trainer.ranks.main
-        if main and self._preview_is_missing():
+        trainer = self.trainer
+        if monitor is not None and self._preview_is_missing():
             self._preview(monitor)
         self._end_if_asked(monitor)
         for progress in trainer.run():
             if monitor is not None:
-                monitor.bar.update()
-                if progress is not None:
-                    monitor.progress(progress)
-                    self.loss = progress.losses.mean().item()
-            if main and self._due(settings.preview_every):
-                self._preview(monitor)
-            if main and (self._due(settings.checkpoint_every) or trainer.step == settings.steps):
-                self._save(monitor)
-            if trainer.step < settings.steps:
+                self._after_step(monitor, progress)
+            if trainer.step < trainer.settings.steps:
                 self._end_if_asked(monitor)
-        if main and self._preview_is_missing():  # asked to stop, but there is nothing left to do besides
+        if monitor is not None and self._preview_is_missing():  # asked to stop, but nothing else is left to do
             self._preview(monitor, to_the_end=True)
         trainer.ranks.wait()
+
+    def _after_step(self, monitor: Monitor, progress: Progress | None) -> None:
+        settings = self.trainer.settings
+        monitor.bar.update()
+        if progress is not None:
+            monitor.progress(progress)
+            self.loss = progress.losses.mean().item()
+        if self._due(settings.preview_every):
+            self._preview(monitor)
+        if self._due(settings.checkpoint_every) or self.trainer.step == settings.steps:
+            self._save(monitor)
 
     def _end_if_asked(self, monitor: Monitor | None) -> None:
         """Raises `Stopped`, with the state saved, if any rank was asked to stop."""
         trainer = self.trainer
         if not trainer.ranks.any(self.stop.requested):
             return
-        if trainer.ranks.main and self.saved_step != trainer.step:
+        if monitor is not None and self.saved_step != trainer.step:
             self._save(monitor)
         trainer.ranks.wait()  # a launcher ends the others as soon as one has gone
         raise Stopped(
@@ -186,9 +189,9 @@ class Run:
         due = step > 0 and self._due(self.trainer.settings.preview_every)
         return due and not (pictures / f"step_{step:08d}.png").exists()
 
-    def _preview(self, monitor: Monitor | None, *, to_the_end: bool = False) -> None:
+    def _preview(self, monitor: Monitor, *, to_the_end: bool = False) -> None:
         images = self._sample(to_the_end)
-        if monitor is not None and images is not None:
+        if images is not None:
             monitor.preview(self.trainer.step, images)
 
     def _sample(self, to_the_end: bool) -> Tensor | None:
@@ -231,8 +234,8 @@ class Run:
 
     # How it may end --------------------------------------------------------------------------------------------------
 
-    def _failed(self, message: str, status: int = 1) -> RunFailed:
-        return RunFailed(f"step {self.trainer.step}: {message}. {self._go_on()}", status)
+    def _failed(self, message: str, status: int = 1) -> RunError:
+        return RunError(f"step {self.trainer.step}: {message}. {self._go_on()}", status)
 
     def _go_on(self) -> str:
         if self.saved_step is None:

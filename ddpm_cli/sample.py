@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from ddpm_cli import run_directory
 from ddpm_cli.cli import Call, launch
 from ddpm_cli.config import ConfigError, build, naming
-from ddpm_cli.ending import RunFailed
+from ddpm_cli.ending import RunError
 from ddpm_cli.prepare import pixels
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def start(config: dict, call: Call) -> None:
 
     Raises:
         ConfigError: before anything has been written, if the configuration or the checkpoint cannot be used.
-        RunFailed: if there is not enough memory for a batch.
+        RunError: if there is not enough memory for a batch.
     """
     from ddpm_cli.devices import choose_compute, out_of_memory
     from ddpm_cli.diffusion import samplers
@@ -89,7 +89,7 @@ def start(config: dict, call: Call) -> None:
         if not out_of_memory(error):
             raise
         described = f"{options.batch_size} images of {pixels(pretrained.image_shape)} at a time"
-        raise RunFailed(f"out of memory with {described}; a smaller batch_size takes less") from error
+        raise RunError(f"out of memory with {described}; a smaller batch_size takes less") from error
     with naming("out"):
         _write(images, film, directory, options)
 

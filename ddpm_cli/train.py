@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ddpm_cli import run_directory
 from ddpm_cli.cli import Call, launch
 from ddpm_cli.config import ConfigError, check, is_node, naming, targets_in
-from ddpm_cli.ending import RunFailed, Stop
+from ddpm_cli.ending import RunError, Stop
 from ddpm_cli.logs import logging_to
 from ddpm_cli.prepare import OPTIONS, Options, prepare
 from ddpm_cli.resume import differences, merge
@@ -35,7 +35,7 @@ def start(config: dict, call: Call, stop: Stop) -> float:
 
     Raises:
         ConfigError: before anything has been written, if the configuration cannot be run here.
-        RunFailed: if the run had to end early.
+        RunError: if the run had to end early.
         Stopped: if it was asked to end early.
     """
     from ddpm_cli.ranks import LostRankError, join
@@ -47,7 +47,7 @@ def start(config: dict, call: Call, stop: Stop) -> float:
         with ExitStack() as held:
             return _start(config, call, stop, ranks, held)
     except LostRankError as error:  # once training, the run itself says more
-        raise RunFailed(str(error)) from error
+        raise RunError(str(error)) from error
 
 
 def _start(config: dict, call: Call, stop: Stop, ranks: "Ranks", held: ExitStack) -> float:
@@ -153,9 +153,6 @@ def _resume(directory: Path, config: dict, call: Call, ranks: "Ranks") -> "tuple
         merged = config
     else:
         merged = merge(saved, call.changes)
-        data = merged.get("data")
-        if isinstance(data, dict) and "download" in data and "data.download" not in call.changes:
-            data["download"] = False  # fetching is the user's word, every time
         check(merged, OPTIONS)
     options = Options(**merged)
     trainer, sampler = prepare(options, ranks)

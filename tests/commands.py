@@ -43,6 +43,12 @@ def sample(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     return run("sample", *arguments, cwd=cwd)
 
 
+def only(directory: Path) -> Path:
+    """The one entry of a directory, hidden ones aside."""
+    (found,) = (path for path in directory.iterdir() if not path.name.startswith("."))
+    return found
+
+
 def assert_one_message(done: subprocess.CompletedProcess, program: str, says: str) -> None:
     assert done.returncode == 2, done.stderr
     assert re.search(rf"^ddpm-{program}: .*{says}", done.stderr, re.DOTALL), done.stderr

@@ -9,6 +9,8 @@ import pytest
 import torch
 from commands import TINY_RUN, train
 
+from ddpm_cli.data import decode
+
 torch.set_num_threads(1)  # the networks here are tiny: a second thread costs them more than it gives
 
 
@@ -37,3 +39,17 @@ def trained(finished, home: Path) -> tuple[Path, subprocess.CompletedProcess]:
     """The finished run in `home`, and what the command said."""
     (directory,) = (home / "outputs" / "digits").iterdir()
     return directory, finished[1]
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[str]:
+    """Grows by the path of every image that is decoded in this process."""
+    paths = []
+    original = decode.decode
+
+    def recording(path, size, channels):
+        paths.append(path)
+        return original(path, size, channels)
+
+    monkeypatch.setattr(decode, "decode", recording)
+    return paths

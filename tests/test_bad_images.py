@@ -14,7 +14,7 @@ from pictures import smooth
 from PIL import Image
 
 from ddpm_cli.data import cache as caches
-from ddpm_cli.data import decode, folder
+from ddpm_cli.data import folder
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.printable import printable
 
@@ -34,20 +34,6 @@ def good(tmp_path, rng) -> Path:
 def read(tmp_path) -> Callable[..., ImageSet]:
     """`folder` with a cache of the test's own."""
     return lambda root, **options: folder.folder(str(root), image_size=8, cache_dir=str(tmp_path / "cache"), **options)
-
-
-@pytest.fixture
-def decoded(monkeypatch) -> list[str]:
-    """Grows by the path of every image that is decoded."""
-    paths = []
-    original = decode.decode
-
-    def recording(path, size, channels):
-        paths.append(path)
-        return original(path, size, channels)
-
-    monkeypatch.setattr(decode, "decode", recording)
-    return paths
 
 
 def truncated(path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -123,6 +124,15 @@ def test_a_save_that_fails_leaves_the_earlier_checkpoint_and_no_rubbish(tmp_path
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
     checkpoint.verify(checkpoint.newest(tmp_path), *checkpoint.FILES)
     assert write(tmp_path, 6).name == "step_00000006", "once there is room"
+
+
+def test_room_is_checked_before_anything_is_written(tmp_path: Path, monkeypatch):
+    write(tmp_path, 5)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(os, "write", lambda *arguments: pytest.fail("something was written"))
+    with pytest.raises(OSError, match=r"1 MB are needed, 0 MB are free: .*checkpoints"):
+        write(tmp_path, 6)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
 
 
 def test_what_an_interrupted_save_left_is_cleared_away(tmp_path: Path):

@@ -196,6 +196,12 @@ def test_merge_refuses_what_would_make_it_another_run(key: str, value: object):
         merge(SAVED, {key: value})
 
 
+def test_a_checkpoint_does_not_say_that_data_are_fetched():
+    saved = SAVED | {"data": {"_target_": "x.y", "download": True}}
+    assert merge(saved, {})["data"]["download"] is False
+    assert merge(saved, {"data.download": True})["data"]["download"] is True
+
+
 def test_merge_knows_a_misspelt_key():
     with pytest.raises(ConfigError, match=r"the run has no such option \(did you mean 'trainer.steps'\?\)"):
         merge(SAVED, {"trainer.stepz": 3})

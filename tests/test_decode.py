@@ -231,7 +231,7 @@ def test_running_out_of_memory_is_no_fault_of_an_image(error, tmp_path, monkeypa
     Image.new("L", (4, 4)).save(tmp_path / "x.png")
     monkeypatch.setattr(Image, "open", fail)
     (tmp_path / "pixels").write_bytes(b"")
-    with pytest.raises(decode.DecodingFailed, match=r"x\.png"):
+    with pytest.raises(decode.DecodingError, match=r"x\.png"):
         decode.decode_into(tmp_path / "pixels", str(tmp_path), (2, 2), 1, 0, ["x.png"])
 
 

@@ -41,20 +41,6 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "xdg" / "ddpm-cli"
 
 
-@pytest.fixture
-def decoded(monkeypatch) -> list[str]:
-    """Grows by the path of every image that is decoded in this process."""
-    paths = []
-    original = decode.decode
-
-    def recording(path, size, channels):
-        paths.append(path)
-        return original(path, size, channels)
-
-    monkeypatch.setattr(decode, "decode", recording)
-    return paths
-
-
 def test_folder_holds_every_image_in_posix_order(pictures, cache, capfd):
     images = folder.folder(str(pictures), image_size=[8, 12], channels=1)
     names = sorted(
@@ -194,7 +180,7 @@ def test_full_disk_is_named_and_leaves_nothing(pictures, cache, decoded, monkeyp
     usage = shutil.disk_usage(pictures)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
-        with pytest.raises(OSError, match=rf"{re.escape(str(cache))} .*0 MiB are free.*data\.cache_dir"):
+        with pytest.raises(OSError, match=rf"{re.escape(str(cache))} .*0 MB are free.*data\.cache_dir"):
             folder.folder(str(pictures))
     assert decoded == []
 

@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED = {
     "diffusion": {"diffusion"},
     "models": {"models"},
-    "data": {"data", "durable", "printable", "seeds"},
+    "data": {"data", "durable", "ending", "printable", "seeds"},
     "training": {"training", "diffusion", "data", "devices", "durable", "images", "logs", "ranks", "seeds"},
     "durable": set(),
     "ending": set(),

@@ -101,6 +101,7 @@ SAMPLE_MISTAKES = {
     "": "ckpt: must be given, as ckpt=...",
     "ckpt=nowhere": "ckpt: nowhere does not exist",
     "ckpt=file": "ckpt: file is neither a run directory nor a checkpoint nor an EMA file",
+    "ckpt=RUN ckpt_sha256=00ff": "ckpt: .*manifest.json is not the one asked for: its SHA-256 is",
     "ckpt=RUN n=0": "n: must be at least 1, got 0",
     "ckpt=RUN sampler=ddim variance=fixed_small": "variance: has no effect with sampler=ddim",
     "ckpt=RUN sampler.steps=21": "sampler: steps must be between 1 and the schedule's 20 timesteps, got 21",

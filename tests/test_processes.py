@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from ddpm_cli.data import folder
-from ddpm_cli.data.processes import ProcessDied, map_in_processes
+from ddpm_cli.data.processes import ProcessDiedError, map_in_processes
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="asks /proc which processes there are")
 
@@ -111,7 +111,7 @@ def test_what_a_function_raises_is_raised(tasks, descendants):
 
 @pytest.mark.parametrize(("function", "how"), [("die", r"died \(Killed\)"), ("leave", r"ended \(exit status 7\)")])
 def test_death_of_a_process_is_reported_with_its_task(tasks, descendants, function, how):
-    with pytest.raises(ProcessDied, match=how) as caught:
+    with pytest.raises(ProcessDiedError, match=how) as caught:
         list(map_in_processes(getattr(tasks, function), [(number,) for number in range(3, 100)], 2))
     assert caught.value.task[0] in (3, 4)
     assert descendants() == set()
@@ -123,13 +123,16 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def stopped_after(seconds: float) -> Iterator[None]:
-    """Expects that the block is left by an exception that a signal's handler raises in the middle of it."""
+    """Expects that the block is left by an exception that a signal's handler raises in the middle of it.
+
+    Raised in a destructor Python drops it, which no code can help: it is raised again after a while.
+    """
 
     def stop(*_):
         raise Stopped
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 2)
     try:
         with pytest.raises(Stopped):
             yield

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import TINY, TINY_RUN, train
+from commands import TINY, TINY_RUN, only, train
 from safetensors.torch import load_file
 
 from ddpm_cli.data.batches import Batches
@@ -28,11 +28,6 @@ def begin(*arguments: str, cwd: Path) -> subprocess.Popen:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
-
-
-def only(directory: Path) -> Path:
-    (found,) = (path for path in directory.iterdir() if not path.name.startswith("."))
-    return found
 
 
 def test_two_ranks_do_what_one_does(tmp_path: Path):

@@ -11,22 +11,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import TINY, TINY_RUN, assert_one_message, train
+from commands import TINY, TINY_RUN, assert_one_message, only, train
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 LONG = [*TINY, "trainer.steps=100000", "trainer.checkpoint_every=0", "trainer.preview_every=0"]
 
 
-def begin(*arguments: str, cwd: Path, says: str, **environment: str) -> subprocess.Popen:
-    """A command in its own process group that has come to the point where it says something."""
+def begin(*arguments: str, cwd: Path, says: str, code: str | None = None) -> subprocess.Popen:
+    """A command (or Python code) in its own process group that has come to the point where it says something."""
+    program = ["-m", "ddpm_cli.train"] if code is None else ["-c", code]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ddpm_cli.train", *arguments],
+        [sys.executable, *program, *arguments],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
     assert process.stdout is not None
@@ -34,11 +35,6 @@ def begin(*arguments: str, cwd: Path, says: str, **environment: str) -> subproce
         if says in line:
             return process
     raise AssertionError(process.communicate())
-
-
-def only(directory: Path) -> Path:
-    (found,) = (path for path in directory.iterdir() if not path.name.startswith("."))
-    return found
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
@@ -64,20 +60,27 @@ def test_a_signal_ends_the_run_saved_and_the_same_command_goes_on(name: str, tmp
 
 def test_a_signal_before_the_first_step_ends_the_command(tmp_path: Path):
     """In the middle of importing torch, say: there is nothing to save, and the same command can be given again."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", "import ddpm_cli.train as t; print('ready', flush=True); t.main()", *LONG],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    code = "import ddpm_cli.train as t; print('ready', flush=True); t.main()"
+    process = begin(*LONG, cwd=tmp_path, says="ready", code=code)
     time.sleep(0.5)
     process.terminate()
     _, error = process.communicate(timeout=60)
     assert process.returncode == 75
     assert error == "ddpm-train: SIGTERM: stopped before the first step\n"
+
+
+def test_a_stop_that_python_drops_ends_the_command_all_the_same(tmp_path: Path):
+    """An exception that a signal's handler raises inside a destructor is lost."""
+    code = (
+        "import os, signal, time; from ddpm_cli import ending; ending.GRACE_SECONDS = 0.5\n"
+        "class Dropped:\n"
+        "    def __del__(self): os.kill(os.getpid(), signal.SIGTERM); time.sleep(0)\n"
+        "stop = ending.Stop(); stop.listen(); print('ready', flush=True)\n"
+        "Dropped(); print('dropped', flush=True); time.sleep(60)"
+    )
+    process = begin(cwd=tmp_path, says="dropped", code=code)
+    process.communicate(timeout=30)
+    assert process.returncode == 75
 
 
 def test_a_second_signal_ends_the_run_at_once(tmp_path: Path):
@@ -89,11 +92,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path):
         "    return step(self, *arguments)\n"
         "Trainer.train_step = slow; from ddpm_cli.train import main; main()"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *LONG], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert any("sleeping" in line for line in process.stdout)
+    process = begin(*LONG, cwd=tmp_path, says="sleeping", code=code)
     process.terminate()
     time.sleep(0.3)
     assert process.poll() is None

@@ -86,7 +86,9 @@ def _reading(file: Path) -> Iterator[safetensors.safe_open]:
 def _tensors(
     file: safetensors.safe_open, description: Description, check: Check | None, prefix: str
 ) -> dict[str, Tensor]:
-    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118 (safe_open is no dict)
+    stored = file.keys()
+    names = [name for name in stored if name.startswith(prefix)]
+    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     if check is not None:
         check(description, shapes)
-    return {name: file.get_tensor(name) for name in shapes}
+    return {name: file.get_tensor(name) for name in names}

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def save(directory: Path, *, ema: dict[str, Tensor], training: dict[str, Tensor]
     if os.path.lexists(final):
         raise FileExistsError(errno.EEXIST, "this step has been saved", str(final))
     _remove_leftovers(directory)
-    _check_space(directory, size(ema, training) + _SPARE)
+    durable.check_space(directory, size(ema, training) + _SPARE)
     try:
         os.mkdir(temporary)
         text = description.as_json()
@@ -119,13 +118,6 @@ def _remove(path: Path) -> None:
         os.unlink(path)
 
 
-def _check_space(directory: Path, needed: int) -> None:
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        message = f"a checkpoint takes {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free"
-        raise OSError(errno.ENOSPC, message, str(directory))
-
-
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -148,4 +140,4 @@ def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterat
     yield text
     for _, tensor in ordered:
         if tensor.numel() > 0:
-            yield memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
+            yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

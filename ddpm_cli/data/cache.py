@@ -7,14 +7,12 @@ been removed.
 """
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
 import math
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ import numpy as np
 
 from ddpm_cli import durable
 from ddpm_cli.data.bad_images import BadImage
-from ddpm_cli.data.decode import DecodingFailed
+from ddpm_cli.data.decode import DecodingError
 from ddpm_cli.data.index import ImageFile
 
 DECODE_VERSION = 2  # part of the key: raise it when `decode` gives other pixels for the same file
@@ -49,9 +47,8 @@ class Cache:
         header = _npy_header(shape)
         try:
             with open(self._path(files, "npy"), "rb") as file:
-                if file.read(len(header)) != header or os.fstat(file.fileno()).st_size != len(header) + math.prod(
-                    shape
-                ):
+                length = os.fstat(file.fileno()).st_size
+                if file.read(len(header)) != header or length != len(header) + math.prod(shape):
                     return None
                 return np.memmap(file, np.uint8, "r", offset=len(header), shape=shape)
         except OSError:
@@ -80,14 +77,14 @@ class Cache:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._remove_abandoned()
-            _check_free_space(self.directory, math.prod(self._shape(files)))
+            durable.check_space(self.directory, math.prod(self._shape(files)))
             with self._temporary() as file:
                 # Plain writes, not a memory map: on a full disk a map kills the process (SIGBUS) where a write raises.
                 file.truncate(start + math.prod(self._shape(files)))
                 bad = decode_into(file.name, start)
                 self._write_bad(files, [image for image in bad if image.lasting])
                 self._write_good(files, bad, file, start)
-        except DecodingFailed:
+        except DecodingError:
             raise
         except OSError as error:
             raise OSError(
@@ -164,12 +161,6 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return header.getvalue()
-
-
-def _check_free_space(directory: Path, needed: int) -> None:
-    free = shutil.disk_usage(directory).free
-    if free < needed:  # better known now than after an hour of decoding
-        raise OSError(errno.ENOSPC, f"it needs {needed // MIB} MiB, {free // MIB} MiB are free")
 
 
 def _close_gaps(file: BinaryIO, start: int, size: int, gaps: list[int], count: int) -> None:

@@ -32,7 +32,7 @@ _UPRIGHT = {
 _MACHINE = {errno.ENOMEM, errno.EMFILE, errno.ENFILE}  # memory or file handles have run out: no fault of the file
 
 
-class DecodingFailed(OSError):  # noqa: N818 (what failed is no single image)
+class DecodingError(OSError):
     """Decoding cannot go on, and neither an image nor the place for the pixels is to blame."""
 
 
@@ -46,7 +46,7 @@ def decode(path: str | os.PathLike[str], size: tuple[int, int], channels: int) -
         ValueError: saying what is wrong with a file that holds no such picture: not an image, truncated, a
             decompression bomb, floating-point pixels, no file at all but a FIFO or a device.
         OSError: if the file cannot be read now: gone, no permission, a failing disk.
-        DecodingFailed: if memory or file handles have run out.
+        DecodingError: if memory or file handles have run out.
     """
     assert channels in (1, 3), channels
     try:
@@ -65,7 +65,7 @@ def decode(path: str | os.PathLike[str], size: tuple[int, int], channels: int) -
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error and others on broken files
         number = error.errno if isinstance(error, OSError) else None
         if isinstance(error, MemoryError) or number in _MACHINE:
-            raise DecodingFailed(f"out of memory or file handles at {path}; fewer data.workers need less") from error
+            raise DecodingError(f"out of memory or file handles at {path}; fewer data.workers need less") from error
         if number is not None and number != errno.EINVAL:  # EINVAL: a broken file sent PIL to a negative position
             raise
         raise ValueError(str(error) or type(error).__name__) from error
@@ -83,7 +83,7 @@ def decode_into(
     """Write the images `names` below `root` into `file` from byte `offset` on: uint8 `[channels, H, W]`, one by one.
 
     Returns those that cannot be decoded; their bytes stay what they were. Raises OSError if `file` cannot be written,
-    DecodingFailed as `decode`.
+    DecodingError as `decode`.
     """
     bad = []
     with open(file, "r+b") as out:
@@ -91,7 +91,7 @@ def decode_into(
         for name in names:
             try:
                 pixels = decode(f"{root}/{name}", size, channels)
-            except DecodingFailed:
+            except DecodingError:
                 raise
             except (ValueError, OSError) as error:
                 lasting = isinstance(error, ValueError)

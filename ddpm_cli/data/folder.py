@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from ddpm_cli.data.bad_images import BadImage
 from ddpm_cli.data.cache import MIB, Cache, without
-from ddpm_cli.data.decode import DecodingFailed, decode_into
+from ddpm_cli.data.decode import DecodingError, decode_into
 from ddpm_cli.data.image_set import ImageSet, check_channels, height_width
 from ddpm_cli.data.index import SUFFIXES, ImageFile, find_images
-from ddpm_cli.data.processes import ProcessDied, map_in_processes
+from ddpm_cli.data.processes import ProcessDiedError, map_in_processes
 from ddpm_cli.printable import printable
 
 CHUNK = 16  # images a process decodes before it reports
@@ -108,7 +108,7 @@ def _read_or_decode(cache: Cache, files: list[ImageFile], workers: int) -> tuple
 def _decode_all(cache: Cache, names: list[str], workers: int, file: str, start: int) -> list[BadImage]:
     """Write the pixels of all images into `file` from byte `start` on; returns those that cannot be decoded.
 
-    The processes write to the file themselves and send back only messages. Raises DecodingFailed, or OSError where
+    The processes write to the file themselves and send back only messages. Raises DecodingError, or OSError where
     the file cannot be written.
     """
     decode_chunk = functools.partial(decode_into, file, cache.root, cache.size, cache.channels)
@@ -127,12 +127,12 @@ def _decode_all(cache: Cache, names: list[str], workers: int, file: str, start: 
             for (_, chunk), unreadable in results:
                 bad += unreadable
                 progress.update(len(chunk))
-        except ProcessDied as death:
-            raise DecodingFailed(_explain(death, cache.root)) from death
+        except ProcessDiedError as death:
+            raise DecodingError(_explain(death, cache.root)) from death
     return bad
 
 
-def _explain(death: ProcessDied, root: str) -> str:
+def _explain(death: ProcessDiedError, root: str) -> str:
     _, names = death.task
     return (
         f"a process decoding images {death}, at one of {len(names)} images from {printable(f'{root}/{names[0]}')} on. "

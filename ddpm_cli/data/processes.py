@@ -18,13 +18,15 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
+from ddpm_cli.ending import SIGNALS
+
 Result = TypeVar("Result")
 
-# Signals that reach the whole group (Ctrl-C, a scheduler that stops a job) are the parent's to answer.
-PARENTS_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+# They may reach the whole group, and are the parent's to answer.
+PARENTS_SIGNALS = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
 
 
-class ProcessDied(ChildProcessError):  # noqa: N818 (it is what happened)
+class ProcessDiedError(ChildProcessError):
     """A process came to an end of its own, or to none: how. `task` is what it was at, or was to begin with."""
 
     def __init__(self, how: str, task: tuple):
@@ -40,7 +42,7 @@ def map_in_processes(
     They are spawned, because forking a process in which torch has started threads can deadlock. Close the generator to
     end them; none outlives it, nor the process that began it. What is under way then is not waited for but killed.
 
-    Raises ProcessDied if a process dies or cannot be started, and whatever `function` raises.
+    Raises ProcessDiedError if a process dies or cannot be started, and whatever `function` raises.
     """
     waiting = deque(tasks)
     at_work: dict[Any, tuple[SpawnProcess, tuple]] = {}  # by connection
@@ -72,7 +74,7 @@ def _start(function: Callable, task: tuple, cleanup: contextlib.ExitStack) -> tu
         with theirs, _signals_blocked():
             process.start()
     except OSError as error:
-        raise ProcessDied(f"could not be started ({error.strerror or error})", task) from error
+        raise ProcessDiedError(f"could not be started ({error.strerror or error})", task) from error
     return ours, process
 
 
@@ -107,7 +109,7 @@ def _send(connection: Connection, process: SpawnProcess, task: tuple) -> None:
 
 
 def _receive(connection: Connection, process: SpawnProcess, task: tuple):
-    """The result of `task`. Raises what the function raised, or ProcessDied."""
+    """The result of `task`. Raises what the function raised, or ProcessDiedError."""
     try:
         result = connection.recv()
     except (EOFError, OSError) as error:
@@ -117,10 +119,10 @@ def _receive(connection: Connection, process: SpawnProcess, task: tuple):
     return result
 
 
-def _died(process: SpawnProcess, task: tuple) -> ProcessDied:
+def _died(process: SpawnProcess, task: tuple) -> ProcessDiedError:
     process.join()
     code = process.exitcode or 0
-    return ProcessDied(f"died ({signal.strsignal(-code)})" if code < 0 else f"ended (exit status {code})", task)
+    return ProcessDiedError(f"died ({signal.strsignal(-code)})" if code < 0 else f"ended (exit status {code})", task)
 
 
 def _serve(connection: Connection, function: Callable) -> None:

@@ -16,10 +16,10 @@ class Settings:
         accumulate: micro-batches a step is computed in; must divide `batch_size`. Saves memory; the step
             is the same but for rounding and the draws of dropout.
         checkpoint_activations: compute activations again in the backward pass instead of keeping them. Saves memory,
-            costs about a third of the time; the step is the same.
+            costs a second forward pass; the step is the same.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        deterministic: use only algorithms that give the same bits every time: on CUDA a resumed run is then exact, and
-            slower. On a CPU it is exact anyway.
+        deterministic: use only algorithms that give the same bits every time: what exact resume takes on
+            CUDA. On a CPU it is exact anyway.
         precision: of the forward pass. "auto": bf16 where CUDA has it, fp16 on older CUDA, fp32 elsewhere.
         grad_clip: largest norm of the whole gradient; None: not clipped.
         warmup_steps: steps over which the learning rate rises to `optimizer.lr`.

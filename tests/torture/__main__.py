@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 # Modules of this package with the rows they make, in the table's order. Imported late: processes that decode images
 # import this module again, and need none of it.
@@ -103,8 +104,9 @@ def _made(settings: dict, modules: dict[str, str], jobs: int) -> Iterator[tuple]
                 process.start()
                 theirs.close()
                 under_way[ours] = process
-            for ready in wait(list(under_way)):
-                yield ready.recv()  # pyright: ignore[reportAttributeAccessIssue]
+            finished: list[Any] = wait(list(under_way))
+            for ready in finished:
+                yield ready.recv()
                 under_way.pop(ready).join()
 
 

@@ -226,8 +226,12 @@ def kinds() -> Iterator[Kind]:
         yield Kind(name, lambda foreign, change=change: foreign.change_header(EMA, change), DAMAGED)
     for name in ("overlapping tensors", "a shape that overflows"):
         change = HEADERS[name]
-        spoil = lambda foreign, change=change: foreign.change_header(TRAINING, change)  # noqa: E731
-        yield Kind(f"{name}: {TRAINING}", spoil, DAMAGED, "sample")
+        yield Kind(
+            f"{name}: {TRAINING}",
+            lambda foreign, change=change: foreign.change_header(TRAINING, change),
+            DAMAGED,
+            "sample",
+        )
     for file, dtype, bits in ((EMA, "F64", 64), (EMA, "F4", 4), (TRAINING, "F4", 4), (TRAINING, "C64", 64)):
         yield Kind(f"weights of {dtype}: {file}", _of_type(file, dtype, bits), DAMAGED, ALL)
     for name, spoil in STATES.items():

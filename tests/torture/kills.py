@@ -26,12 +26,9 @@ def sigkill_at_random_moments(setting: Setting) -> Row:
         while True:
             clock.set(0)
             process = command("train", ARGUMENTS, place, prepare=counting(clock))
-            if len(lost) < kills:
-                _sleep_unless_done(process, random.uniform(0, 1.2))
-            if len(lost) >= kills or process.poll() is not None:
+            if len(lost) >= kills or not _signalled(process, signal.SIGKILL, random.uniform(0, 1.2)):
                 _check_finished(process, place, reference, failures, f"chain {chain}")
                 break
-            process.kill()
             process.wait()
             with noting(failures, f"chain {chain}, kill {len(lost)}"):
                 lost.append(max(0, clock.get() - newest_step(place)))
@@ -66,12 +63,10 @@ def sigterm_at_random_moments(setting: Setting) -> Row:
                 environment = {"XDG_CACHE_HOME": str(place.with_name(f"cache_{chain}_{start}"))}
                 clock.set(0)
                 process = command("train", arguments, place, prepare=counting(clock), **environment)
-                if len(statuses) < quota:
-                    _sleep_unless_done(process, random.uniform(0.02, 2.5 if workers else 1.2))
-                if len(statuses) >= quota or process.poll() is not None:
+                moment = random.uniform(0.02, 2.5 if workers else 1.2)
+                if len(statuses) >= quota or not _signalled(process, signal.SIGTERM, moment):
                     _check_finished(process, place, reference, failures, f"{workers} workers, chain {chain}")
                     break
-                process.kill(signal.SIGTERM)
                 with noting(failures, f"{workers} workers, chain {chain}, start {start}"):
                     status = process.wait()
                     if status == 0:  # it was just done
@@ -125,10 +120,15 @@ def _chains(place: Path, wanted: Callable[[], bool]) -> Iterator[tuple[int, Path
         chain += 1
 
 
-def _sleep_unless_done(process: Process, seconds: float) -> None:
+def _signalled(process: Process, number: int, seconds: float) -> bool:
+    """Send the process group a signal after so many seconds; False if the process had ended by then."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and process.poll() is None:
         time.sleep(min(0.002, max(0.0, until - time.monotonic())))
+    if process.poll() is not None:
+        return False
+    process.kill(number)
+    return True
 
 
 def _check_finished(process: Process, place: Path, reference: Reference, failures: list[str], what: str) -> None:
