@@ -19,6 +19,11 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def from_uint8(images: Tensor) -> Tensor:
+    """uint8 0..255 to float32 in [-1, 1]: the way back from `to_uint8`."""
+    return images.float() / 127.5 - 1
+
+
 def grid(images: Tensor, *, columns: int | None = None, padding: int = 2) -> Tensor:
     """Lay out uint8 images `[N, C, H, W]` row by row on grey, `columns` in a row (default: as square as possible).
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,13 @@ def numbered(count: int, *, flip: bool = False) -> ImageSet:
     """Images 1 x 2 x 3 whose pixels all say which image it is."""
     values = np.arange(count, dtype=np.uint8)[:, None, None, None]
     return ImageSet(np.broadcast_to(values, (count, 1, 2, 3)).copy(), "numbered", flip=flip)
+
+
+def labelled(count: int) -> ImageSet:
+    """As `numbered`; the label is what the number leaves on division by 7."""
+    images = numbered(count, flip=True)
+    names = tuple(f"class {label}" for label in range(7))
+    return replace(images, labels=np.arange(count, dtype=np.int64) % 7, class_names=names)
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(10, 4), (10, 5), (7, 1), (3, 10), (1, 5), (2, 7)])
@@ -88,12 +96,49 @@ def test_prefetch_gives_every_step_in_turn_and_its_thread_ends():
     stream = Batches(numbered(10, flip=True), 4, seed=0)
     ahead = stream.prefetch(7)
     for step in range(7, 17):
-        pixels, flips = next(ahead)
-        assert torch.equal(pixels, stream.load(step))
-        assert torch.equal(flips, stream.flips(step))
+        batch = next(ahead)
+        assert torch.equal(batch.pixels, stream.load(step))
+        assert torch.equal(batch.flips, stream.flips(step))
+        assert batch.labels is None
     assert len(batch_threads()) == 1
     ahead.close()
     assert batch_threads() == []
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_labels_stay_with_their_images_across_ranks_and_epochs(ranks):
+    """A set smaller than a batch: each holds parts of several epochs."""
+    parts = [Batches(labelled(10), 12, seed=1, rank=rank, ranks=ranks) for rank in range(ranks)]
+    streams = [part.prefetch(3) for part in parts]
+    for step in range(3, 9):
+        batches = [next(stream) for stream in streams]
+        for batch in batches:
+            assert batch.labels is not None
+            assert (batch.labels.dtype, batch.labels.shape) == (torch.int64, (12 // ranks,))
+            assert torch.equal(batch.labels, batch.pixels[:, 0, 0, 0].long() % 7)
+        assert torch.equal(torch.cat([batch.labels for batch in batches]), parts[0].labels(step))
+        np.testing.assert_array_equal(parts[0].labels(step), parts[0].indices(step) % 7)
+    for stream in streams:
+        stream.close()
+
+
+def test_labels_change_neither_order_nor_flips():
+    plain, with_labels = (Batches(images, 4, seed=5) for images in (numbered(10, flip=True), labelled(10)))
+    for step in (0, 2, 7):
+        assert plain.labels(step) is None
+        assert torch.equal(plain.load(step), with_labels.load(step))
+        assert torch.equal(plain.flips(step), with_labels.flips(step))
+
+
+@pytest.mark.parametrize("images", [numbered(10), labelled(10)], ids=["plain", "labelled"])
+def test_prefetch_pins_every_tensor_of_a_batch(images, monkeypatch):
+    """Pinning needs a GPU: a copy that is marked stands in for it."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor.clone()) or pinned[-1])
+    ahead = Batches(images, 4, seed=0).prefetch(0, pin_memory=True)
+    for tensor in next(ahead):
+        assert tensor is None or any(tensor is copy for copy in pinned)
+    ahead.close()
 
 
 def test_prefetch_prepares_two_batches_while_one_trains(monkeypatch):

@@ -81,7 +81,7 @@ def test_the_parts_of_the_ranks_make_up_the_batch():
     for step in (0, 149, 150):
         assert torch.equal(torch.cat([part.load(step) for part in parts]), whole.load(step))
     streams = [part.prefetch(7) for part in (whole, *parts)]
-    (pixels, flips), *others = (next(stream) for stream in streams)
+    (pixels, flips, _), *others = (next(stream) for stream in streams)
     assert torch.equal(torch.cat([other[0] for other in others]), pixels)
     assert torch.equal(torch.cat([other[1] for other in others]), flips)
     with pytest.raises(ValueError, match="batch_size 10 cannot be divided among 3 processes"):

@@ -1,13 +1,10 @@
 """Image sets in memory and the well-known data sets, from small archives in the real format."""
 
 import gzip
-import hashlib
 import http.server
 import io
-import pickle
 import re
 import socket
-import struct
 import tarfile
 import threading
 import urllib.request
@@ -16,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from published import Published, idx_file, md5
 
 from ddpm_cli.data import image_set, sources
 from ddpm_cli.data.image_set import ImageSet
@@ -84,75 +82,14 @@ def test_digits_are_sklearns_scaled_to_bytes():
     assert sources.digits(image_size=[12, 10], channels=3, flip=True).pixels.shape == (1797, 3, 12, 10)
 
 
-def md5(content: bytes) -> str:
-    return hashlib.md5(content).hexdigest()
-
-
-def mnist_file(pixels: np.ndarray) -> bytes:
-    return gzip.compress(struct.pack(">IIII", 0x803, *pixels.shape) + pixels.tobytes())
-
-
-def cifar_archive(pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """cifar-10-python.tar.gz holding `pixels` `[5n, 3, 32, 32]`, with torchvision told its checksums."""
-    from torchvision.datasets import CIFAR10
-
-    parts = pixels.reshape(5, -1, 3072)
-    entries = [(f"data_batch_{i + 1}", {"data": part, "labels": [0] * len(part)}) for i, part in enumerate(parts)]
-    entries += [
-        ("test_batch", {"data": parts[0], "labels": [0] * len(parts[0])}),
-        ("batches.meta", {"label_names": "a"}),
-    ]
-    members = {name: pickle.dumps(entry) for name, entry in entries}
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    sums = [[name, md5(content)] for name, content in members.items()]
-    monkeypatch.setattr(CIFAR10, "train_list", sums[:5])
-    monkeypatch.setattr(CIFAR10, "test_list", sums[5:6])
-    monkeypatch.setitem(CIFAR10.meta, "md5", sums[6][1])
-    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(packed.getvalue()))
-    return packed.getvalue()
-
-
-class Published:
-    """A data set's archive as published: content, place below the root, pixels, and the source that reads it."""
-
-    def __init__(self, name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch):
-        from torchvision import datasets
-
-        self.source = getattr(sources, name)
-        self.monkeypatch = monkeypatch
-        if name == "cifar10":
-            self.kind = datasets.CIFAR10
-            self.pixels = rng.integers(0, 256, (10, 3, 32, 32), dtype=np.uint8)
-            self.content = cifar_archive(self.pixels, monkeypatch)
-            self.place = "cifar-10-python.tar.gz"
-        else:
-            self.kind = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[name]
-            self.pixels = rng.integers(0, 256, (10, 1, 28, 28), dtype=np.uint8)
-            self.content = mnist_file(self.pixels[:, 0])
-            self.place = f"{self.kind.__name__}/raw/train-images-idx3-ubyte.gz"
-            resources = [("train-images-idx3-ubyte.gz", md5(self.content)), *self.kind.resources[1:]]
-            monkeypatch.setattr(self.kind, "resources", resources)
-
-    def put(self, root: Path, content: bytes) -> Path:
-        path = root / self.place
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        return path
-
-    def serve_at(self, address: str):
-        if hasattr(self.kind, "mirrors"):
-            self.monkeypatch.setattr(self.kind, "mirrors", [f"{address}/gone/", f"{address}/"])
-        else:
-            self.monkeypatch.setattr(self.kind, "url", f"{address}/{self.place}")
-
-
 @pytest.fixture(params=["mnist", "fashion_mnist", "cifar10"])
 def published(request, rng, monkeypatch) -> Published:
+    return Published(request.param, rng, monkeypatch)
+
+
+@pytest.fixture(params=["mnist", "fashion_mnist"])
+def in_two_files(request, rng, monkeypatch) -> Published:
+    """A set with its labels in an archive of their own."""
     return Published(request.param, rng, monkeypatch)
 
 
@@ -170,9 +107,63 @@ def test_archive_in_place_is_extracted_and_then_the_tree_suffices(published, tmp
     archive = published.put(tmp_path, published.content)
     images = published.source(root=str(tmp_path))
     np.testing.assert_array_equal(images.pixels, published.pixels)
+    assert (images.labels, images.class_names) == (None, ())
     assert images.flip == (published.place.startswith("cifar"))
     archive.unlink()
     np.testing.assert_array_equal(published.source(root=str(tmp_path), flip=True).pixels, published.pixels)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_labels_are_read_where_they_are_asked_for(published, tmp_path):
+    published.put_all(tmp_path)
+    images = published.source(root=str(tmp_path), num_classes=10)
+    for archive in tmp_path.rglob("*.gz"):
+        archive.unlink()
+    again = published.source(root=str(tmp_path), num_classes=10, image_size=8)
+    for labels in (images.labels, again.labels):
+        assert labels.dtype == np.int64
+        np.testing.assert_array_equal(labels, published.labels)
+    np.testing.assert_array_equal(images.pixels, published.pixels)
+    assert len(images.class_names) == 10
+
+
+@pytest.mark.usefixtures("no_network")
+def test_missing_labels_are_named_with_what_to_do(in_two_files, tmp_path):
+    in_two_files.put(tmp_path, in_two_files.content)
+    says = f"{tmp_path}/{in_two_files.labels_place} is missing: set data.download=true, or put http"
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(says)}.*/train-labels-idx1-ubyte.gz there$"):
+        in_two_files.source(root=str(tmp_path), num_classes=10)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_corrupted_labels_are_named(in_two_files, tmp_path):
+    in_two_files.put(tmp_path, in_two_files.content)
+    archive = in_two_files.put_labels(tmp_path, in_two_files.labels_content[:-1])
+    with pytest.raises(FileNotFoundError, match=f"{archive} is corrupted .*{md5(in_two_files.labels_content)}"):
+        in_two_files.source(root=str(tmp_path), num_classes=10)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b"\0\0\x08\x02" + b[4:]])
+def test_damaged_extracted_labels_are_extracted_again(in_two_files, tmp_path, damage):
+    in_two_files.put_all(tmp_path)
+    in_two_files.source(root=str(tmp_path), num_classes=10)
+    extracted = (tmp_path / in_two_files.labels_place).with_suffix("")
+    content = extracted.read_bytes()
+    extracted.write_bytes(damage(content))
+    np.testing.assert_array_equal(in_two_files.source(root=str(tmp_path), num_classes=10).labels, in_two_files.labels)
+    assert extracted.read_bytes() == content
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize(
+    ("labels", "says"), [(np.arange(9), r"int64 \[10\], got int64 \[9\]"), (np.arange(1, 11), "labels 1 to 10")]
+)
+def test_labels_that_do_not_fit_the_images_are_refused(in_two_files, tmp_path, labels, says):
+    in_two_files.put_all(tmp_path)
+    (tmp_path / in_two_files.labels_place).with_suffix("").write_bytes(gzip.decompress(idx_file(labels)))
+    with pytest.raises(ValueError, match=f"mnist: .*{says}"):
+        in_two_files.source(root=str(tmp_path), num_classes=10)
 
 
 @pytest.mark.usefixtures("no_network")
@@ -315,6 +306,20 @@ def test_download_replaces_a_corrupted_archive_in_silence(published, tmp_path, s
     images = published.source(root=str(tmp_path), download=True)
     np.testing.assert_array_equal(images.pixels, published.pixels)
     assert archive.read_bytes() == published.content
+    assert not list(tmp_path.rglob("*.part"))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_download_fetches_the_labels_only_where_they_are_asked_for(in_two_files, tmp_path, server, capfd):
+    address, served = server
+    (served / Path(in_two_files.place).name).write_bytes(in_two_files.content)
+    (served / Path(in_two_files.labels_place).name).write_bytes(in_two_files.labels_content)
+    in_two_files.serve_at(address)
+    in_two_files.source(root=str(tmp_path), download=True)
+    assert not (tmp_path / in_two_files.labels_place).exists()
+    images = in_two_files.source(root=str(tmp_path), download=True, num_classes=10)
+    np.testing.assert_array_equal(images.labels, in_two_files.labels)
+    assert (tmp_path / in_two_files.labels_place).read_bytes() == in_two_files.labels_content
     assert not list(tmp_path.rglob("*.part"))
     assert capfd.readouterr() == ("", "")
 

@@ -8,15 +8,30 @@ import itertools
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ddpm_cli.data.image_set import ImageSet
+from ddpm_cli.images import from_uint8
 from ddpm_cli.seeds import generator
 
 PREFETCHED = 2  # batches in preparation while one trains: one hides the gather, the second its hiccups
+
+
+class Batch(NamedTuple):
+    """One process's part of a training batch, on the CPU."""
+
+    pixels: Tensor  # uint8 [part, C, H, W]
+    flips: Tensor  # bool [part]: which images are to be mirrored
+    labels: Tensor | None  # int64 [part]; None: the set has none
+
+    def pin_memory(self) -> "Batch":
+        """The same in pinned memory, from where the copy to a GPU does not hold up the CPU."""
+        labels = None if self.labels is None else self.labels.pin_memory()
+        return Batch(self.pixels.pin_memory(), self.flips.pin_memory(), labels)
 
 
 class Batches:
@@ -63,19 +78,28 @@ class Batches:
             return torch.zeros(self.batch_size, dtype=torch.bool)
         return torch.rand(self.batch_size, generator=generator(self.seed, "flip", step)) < 0.5
 
+    def labels(self, step: int) -> Tensor | None:
+        """int64 `[batch_size]`: the classes of the images of batch `step`; None if the set has no labels."""
+        if self.images.labels is None:
+            return None
+        return torch.from_numpy(self.images.labels[self.indices(step)])
+
     def load(self, step: int) -> Tensor:
         """uint8 `[part, C, H, W]` on the CPU: the images of this process's part of batch `step`, as they are stored."""
         return torch.from_numpy(np.asarray(self.images.pixels[self.indices(step)[self.part]]))
 
-    def prefetch(self, first_step: int, *, pin_memory: bool = False) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """(`load`, part of `flips`) of `first_step` and every later step, prepared by a thread ahead of their use.
+    def prefetch(self, first_step: int, *, pin_memory: bool = False) -> Generator[Batch, None, None]:
+        """This process's part of batch `first_step` and of every later one, prepared by a thread ahead of their use.
 
         Closing the generator ends the thread. What goes wrong in the thread is raised here.
         """
 
-        def prepare(step: int) -> tuple[Tensor, Tensor]:
-            pixels, flips = self.load(step), self.flips(step)[self.part]
-            return (pixels.pin_memory(), flips.pin_memory()) if pin_memory else (pixels, flips)
+        def prepare(step: int) -> Batch:
+            labels = self.labels(step)
+            batch = Batch(
+                self.load(step), self.flips(step)[self.part], labels=None if labels is None else labels[self.part]
+            )
+            return batch.pin_memory() if pin_memory else batch
 
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
             pending = deque(thread.submit(prepare, first_step + ahead) for ahead in range(PREFETCHED))
@@ -91,4 +115,4 @@ def augment(pixels: Tensor, flips: Tensor) -> Tensor:
     Runs on the device of its arguments: a quarter of the bytes cross the bus.
     """
     pixels = torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)
-    return pixels.float() / 127.5 - 1
+    return from_uint8(pixels)

@@ -15,6 +15,7 @@ from ddpm_cli.data.cache import MIB, Cache, without
 from ddpm_cli.data.decode import DecodingError, decode_into
 from ddpm_cli.data.image_set import ImageSet, check_channels, height_width
 from ddpm_cli.data.index import SUFFIXES, ImageFile, find_images
+from ddpm_cli.data.labels import class_folders, folder_labels
 from ddpm_cli.data.processes import ProcessDiedError, map_in_processes
 from ddpm_cli.printable import printable
 
@@ -28,6 +29,7 @@ def folder(
     image_size: int | Sequence[int] = 64,
     channels: int = 3,
     flip: bool = True,
+    num_classes: int | None = None,
     on_bad: Literal["stop", "skip"] = "stop",
     workers: int = -1,
     cache_dir: str | None = None,
@@ -45,9 +47,13 @@ def folder(
     as if they had never been there, and listed in the set's `skipped`. What cannot be decoded is kept beside the .npy
     file and not tried again.
 
-    Raises FileNotFoundError or ValueError for a `path` that is no folder of images, ValueError listing the images that
-    cannot be used (with "skip" only if there are no others), OSError if the cache cannot be written or decoding has to
-    be given up.
+    With `num_classes` the images have labels: every folder directly in `path` with an image in it or below it is a
+    class, numbered from 0 in the order of their names. Classes that have lost all their images to "skip" are counted,
+    so that a number means the same wherever and however often the folder is read.
+
+    Raises FileNotFoundError or ValueError for a `path` that is no folder of images, ValueError for another number of
+    class folders than `num_classes` or images outside them, ValueError listing the images that cannot be used (with
+    "skip" only if there are no others), OSError if the cache cannot be written or decoding has to be given up.
     """
     size = height_width(image_size)
     check_channels(channels)
@@ -62,6 +68,9 @@ def folder(
         raise ValueError("path is empty; the current folder is '.'")
     root = os.path.abspath(os.path.expanduser(path))
     files, unusable = _find_images(root)
+    folders = ()
+    if num_classes is not None and files:  # known from the names: before hours of decoding
+        folders = class_folders((file.name for file in (*files, *unusable)), root, num_classes)
     cache = Cache(_cache_dir(cache_dir), root, size, channels)
     pixels, undecodable = _read_or_decode(cache, files, workers)
     bad = sorted([*unusable, *undecodable])
@@ -70,8 +79,15 @@ def folder(
     assert pixels is not None, root
     if pixels.nbytes <= memory_mb * MIB:
         pixels = np.array(pixels)
-    skipped = tuple(image.line(root) for image in bad)
-    return ImageSet(pixels, printable(os.path.basename(root)), flip=flip, skipped=skipped)
+    good = without(files, undecodable)
+    return ImageSet(
+        pixels,
+        printable(os.path.basename(root)),
+        flip=flip,
+        skipped=tuple(image.line(root) for image in bad),
+        labels=None if num_classes is None else folder_labels((file.name for file in good), folders),
+        class_names=tuple(printable(folder) for folder in folders),
+    )
 
 
 def _find_images(root: str) -> tuple[list[ImageFile], list[BadImage]]:

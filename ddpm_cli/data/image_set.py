@@ -14,15 +14,19 @@ RESIZE_BATCH = 1024  # images turned to float at a time: 60,000 of them at 64 px
 class ImageSet:
     """Training images: `pixels` uint8 `[N, C, H, W]` (in memory or a memory map), and whether to flip them at random.
 
-    `skipped` has a line "path: reason" for every image that should be here and had to be left out.
+    `skipped` has a line "path: reason" for every image that should be here and had to be left out. `labels` int64 `[N]`
+    says which of `class_names` each image is in, from 0; it is None where nothing is to be known of classes.
 
-    Raises ValueError where `pixels` is not uint8, not four-dimensional, or empty.
+    Raises ValueError where `pixels` is not uint8, not four-dimensional, or empty; where `labels` is of another type or
+    length, or leads beyond `class_names`; and for `class_names` without `labels`.
     """
 
     pixels: np.ndarray
     name: str
     flip: bool
     skipped: tuple[str, ...] = ()  # "path: reason" of each bad image that was left out
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()  # of class 0, 1, ...
 
     def __post_init__(self):
         if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4:
@@ -31,6 +35,19 @@ class ImageSet:
             )
         if self.pixels.size == 0:
             raise ValueError(f"{self.name}: no pixels in an array of shape {list(self.pixels.shape)}")
+        if self.labels is not None:
+            self._check_labels(self.labels)
+        elif self.class_names:
+            raise ValueError(f"{self.name}: there are {len(self.class_names)} class_names, but no labels")
+
+    def _check_labels(self, labels: np.ndarray) -> None:
+        if labels.dtype != np.int64 or labels.shape != (len(self),):
+            raise ValueError(
+                f"{self.name}: labels must be int64 [{len(self)}], got {labels.dtype} {list(labels.shape)}"
+            )
+        low, high = labels.min(), labels.max()
+        if low < 0 or high >= len(self.class_names):
+            raise ValueError(f"{self.name}: there are {len(self.class_names)} class_names, but labels {low} to {high}")
 
     def __len__(self) -> int:
         return len(self.pixels)

@@ -1,9 +1,10 @@
-"""Well-known data sets, each the training split as one `ImageSet`.
+"""Well-known data sets, each the training split as one `ImageSet`; with `num_classes`, which must be 10, with labels.
 
 torchvision and scikit-learn are imported where they are used: they take seconds.
 """
 
 import contextlib
+import functools
 import gzip
 import http.client
 import io
@@ -17,15 +18,31 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from ddpm_cli.data.image_set import ImageSet, check_channels, height_width, resize, with_channels
+from ddpm_cli.data.labels import check_num_classes
+
+Read = TypeVar("Read")
+
+TEN_DIGITS = tuple("0123456789")
+TEN_CLOTHES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+TEN_THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def digits(*, image_size: int | Sequence[int] = 8, channels: int = 1, flip: bool = False) -> ImageSet:
+def digits(
+    *,
+    image_size: int | Sequence[int] = 8,
+    channels: int = 1,
+    flip: bool = False,
+    num_classes: int | None = None,
+) -> ImageSet:
     """scikit-learn's 1797 handwritten digits, 8 x 8; comes with the package, nothing is fetched."""
-    return _image_set("digits", _read_digits, image_size, channels, flip)
+    return _image_set("digits", _read_digits, image_size, channels, flip, num_classes, TEN_DIGITS)
 
 
 def mnist(
@@ -35,12 +52,15 @@ def mnist(
     image_size: int | Sequence[int] = 28,
     channels: int = 1,
     flip: bool = False,
+    num_classes: int | None = None,
 ) -> ImageSet:
     """MNIST, 60,000 x 28 x 28, from `root`/MNIST/raw, extracted or fetched first where needed.
 
     Raises FileNotFoundError saying which file should be where, if it is absent or damaged and cannot be fetched.
     """
-    return _image_set("mnist", lambda: _read_idx("MNIST", root, download), image_size, channels, flip)
+    labelled = num_classes is not None
+    read = functools.partial(_read_mnist, "MNIST", root, download, labelled=labelled)
+    return _image_set("mnist", read, image_size, channels, flip, num_classes, TEN_DIGITS)
 
 
 def fashion_mnist(
@@ -50,9 +70,12 @@ def fashion_mnist(
     image_size: int | Sequence[int] = 28,
     channels: int = 1,
     flip: bool = False,
+    num_classes: int | None = None,
 ) -> ImageSet:
     """Fashion-MNIST, 60,000 x 28 x 28, from `root`/FashionMNIST/raw; raises as `mnist`."""
-    return _image_set("fashion_mnist", lambda: _read_idx("FashionMNIST", root, download), image_size, channels, flip)
+    labelled = num_classes is not None
+    read = functools.partial(_read_mnist, "FashionMNIST", root, download, labelled=labelled)
+    return _image_set("fashion_mnist", read, image_size, channels, flip, num_classes, TEN_CLOTHES)
 
 
 def cifar10(
@@ -62,49 +85,73 @@ def cifar10(
     image_size: int | Sequence[int] = 32,
     channels: int = 3,
     flip: bool = True,
+    num_classes: int | None = None,
 ) -> ImageSet:
     """CIFAR-10, 50,000 x 3 x 32 x 32, from `root`/cifar-10-batches-py or its archive in `root`; raises as `mnist`."""
-    return _image_set("cifar10", lambda: _read_cifar10(root, download), image_size, channels, flip)
+    read = functools.partial(_read_cifar10, root, download)
+    return _image_set("cifar10", read, image_size, channels, flip, num_classes, TEN_THINGS)
 
 
 def _image_set(
-    name: str, read: Callable[[], np.ndarray], image_size: int | Sequence[int], channels: int, flip: bool
+    name: str,
+    read: Callable[[], tuple[np.ndarray, np.ndarray | None]],
+    image_size: int | Sequence[int],
+    channels: int,
+    flip: bool,
+    num_classes: int | None,
+    class_names: tuple[str, ...],
 ) -> ImageSet:
     size = height_width(image_size)  # a wrong setting is found before anything is fetched
     check_channels(channels)
-    return ImageSet(with_channels(resize(read(), size), channels), name, flip=flip)
+    check_num_classes(num_classes, name, class_names)
+    pixels, labels = read()
+    pixels = with_channels(resize(pixels, size), channels)
+    if num_classes is None:
+        return ImageSet(pixels, name, flip=flip)
+    return ImageSet(pixels, name, flip=flip, labels=labels, class_names=class_names)
 
 
-def _read_digits() -> np.ndarray:
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """uint8 `[1797, 1, 8, 8]` and int64 `[1797]`."""
     from sklearn.datasets import load_digits
 
-    images, _ = load_digits(return_X_y=True)  # [1797, 64], 0..16
-    return np.rint(np.asarray(images) * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    images, labels = load_digits(return_X_y=True)  # [1797, 64], 0..16
+    pixels = np.rint(np.asarray(images) * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    return pixels, np.asarray(labels).astype(np.int64)
 
 
-def _read_idx(dataset: str, root: str, download: bool) -> np.ndarray:
-    """uint8 `[60000, 1, 28, 28]` from the one of an MNIST-like set's four files that holds the training images."""
+def _read_mnist(dataset: str, root: str, download: bool, *, labelled: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """uint8 `[60000, 1, 28, 28]`, and int64 `[60000]` if `labelled`: else their file need not be there."""
+    pixels = _read_idx(dataset, "train-images", root, download)[:, None]
+    return pixels, _read_idx(dataset, "train-labels", root, download) if labelled else None
+
+
+def _read_idx(dataset: str, kind: Literal["train-images", "train-labels"], root: str, download: bool) -> np.ndarray:
+    """uint8 `[60000, 28, 28]` or int64 `[60000]` from one of an MNIST-like set's four files."""
     from torchvision import datasets
-    from torchvision.datasets.mnist import read_image_file
+    from torchvision.datasets.mnist import read_image_file, read_label_file
 
-    kind = getattr(datasets, dataset)
-    file, md5 = next(resource for resource in kind.resources if resource[0].startswith("train-images"))
-    archive = _Archive(_absolute(root) / dataset / "raw" / file, md5, tuple(mirror + file for mirror in kind.mirrors))
+    published = getattr(datasets, dataset)
+    file, md5 = next(resource for resource in published.resources if resource[0].startswith(kind))
+    read_file = read_image_file if kind == "train-images" else read_label_file
+    urls = tuple(mirror + file for mirror in published.mirrors)
+    archive = _Archive(_absolute(root) / dataset / "raw" / file, md5, urls)
 
     def read() -> np.ndarray:
-        return read_image_file(str(archive.path.with_suffix(""))).numpy()[:, None]
+        return read_file(str(archive.path.with_suffix(""))).numpy()
 
     return _read_extracting(read, archive, download)
 
 
-def _read_cifar10(root: str, download: bool) -> np.ndarray:
-    """uint8 `[50000, 3, 32, 32]`."""
+def _read_cifar10(root: str, download: bool) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 `[50000, 3, 32, 32]` and int64 `[50000]`."""
     from torchvision.datasets import CIFAR10
 
     folder = _absolute(root)
 
-    def read() -> np.ndarray:  # checks the MD5 of every file before it unpickles one
-        return np.ascontiguousarray(CIFAR10(folder, train=True, download=False).data.transpose(0, 3, 1, 2))
+    def read() -> tuple[np.ndarray, np.ndarray]:
+        images = CIFAR10(folder, train=True, download=False)  # checks the MD5 of every file before it unpickles one
+        return np.ascontiguousarray(images.data.transpose(0, 3, 1, 2)), np.array(images.targets, np.int64)
 
     archive = _Archive(folder / CIFAR10.filename, CIFAR10.tgz_md5, (CIFAR10.url,))
     return _read_extracting(read, archive, download)
@@ -119,7 +166,7 @@ class _Archive:
     urls: tuple[str, ...]
 
 
-def _read_extracting(read: Callable[[], np.ndarray], archive: _Archive, download: bool) -> np.ndarray:
+def _read_extracting(read: Callable[[], Read], archive: _Archive, download: bool) -> Read:
     """What `read` finds beside the archive; if that fails, what it finds once the archive is extracted there."""
     # What torchvision raises for files that are absent, cut short or changed. Extraction can have been interrupted.
     with contextlib.suppress(OSError, RuntimeError, ValueError, AssertionError, TypeError, KeyError):
