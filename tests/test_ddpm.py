@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from gaussian import GaussianDenoiser
-from oracles import in_float64
 from torch import Tensor, nn
+from walks import VARIANCES, ddpm_steps
 
 from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.ddpm import DDPM
@@ -56,42 +56,25 @@ def test_q_sample_draws_standard_normal_noise_when_given_none():
 
 
 @pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize("variance", [fixed_small, fixed_large])
+@pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
-def test_p_sample_is_diffusers_step(batch, schedule, variance, clip):
-    theirs = in_float64(
-        DDPMScheduler(
-            1000,
-            beta_start=1e-4,
-            beta_end=0.02,
-            beta_schedule=schedule,
-            variance_type=variance.__name__,
-            clip_sample=clip,
-        )
-    )
-    ours = linear() if schedule == "linear" else cosine(beta_min=0.0, beta_max=0.999)
-    ddpm = DDPM(FixedOutput(batch["output"]), ours, variance=variance)
-    for i, t in enumerate(batch["t"].tolist()):
-        x_t, output = batch["x"][i : i + 1], batch["output"][i : i + 1]
-        ddpm.model = FixedOutput(output)
-        found = ddpm.p_sample(x_t, torch.tensor([t]), clip_denoised=clip, noise=torch.zeros_like(x_t))
-        generator = torch.Generator().manual_seed(t)
-        noise = torch.randn(x_t.shape, generator=generator)
-        with_noise = ddpm.p_sample(x_t, torch.tensor([t]), clip_denoised=clip, noise=noise)
-        expected = theirs.step(output, t, x_t, generator=torch.Generator().manual_seed(t)).prev_sample.float()
-        scale = max(1.0, expected.abs().max().item())  # unclipped x_0 reaches 1e4 where alpha_bar vanishes
-        torch.testing.assert_close(with_noise / scale, expected / scale, rtol=1e-5, atol=1e-5)
-        assert torch.equal(found, with_noise) == (t == 0), "noise is added at every step but the last"
+def test_p_sample_is_diffusers_step(schedule: str, variance: str, clip: bool):
+    for t, mean, found, expected in ddpm_steps(schedule, variance, clip=clip):
+        scale = (
+            1.0 if clip else max(1.0, expected.abs().max().item())
+        )  # unclipped x_0 reaches 1e4 where alpha_bar vanishes
+        torch.testing.assert_close(found / scale, expected / scale, rtol=1e-5, atol=1e-5)
+        assert torch.equal(mean, found) == (t == 0), "noise is added at every step but the last"
 
 
 def test_denoise_derives_eps_again_from_the_clipped_x_0(batch):
     ddpm = DDPM(FixedOutput(batch["output"]), linear())
-    x_0, eps = ddpm.denoise(batch["x"], batch["t"])
+    x_0, eps, _ = ddpm.denoise(batch["x"], batch["t"])
     assert x_0.abs().max() <= 1
     alpha, sigma = ddpm.schedule.alpha_sigma(batch["t"], x_0.shape)
     torch.testing.assert_close(alpha * x_0 + sigma * eps, batch["x"], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(eps, batch["output"])
-    free_x_0, free_eps = ddpm.denoise(batch["x"], batch["t"], clip_denoised=False)
+    free_x_0, free_eps, _ = ddpm.denoise(batch["x"], batch["t"], clip_denoised=False)
     assert free_x_0.abs().max() > 1
     torch.testing.assert_close(free_eps[1:5], batch["output"][1:5], rtol=1e-3, atol=1e-3)
 
@@ -104,10 +87,11 @@ def test_training_loss_is_the_mean_squared_error_of_the_noise(batch):
     torch.testing.assert_close(per_image, (batch["output"] - batch["noise"]).square().mean((1, 2, 3)))
 
 
-def test_weighting_gets_the_log_snr(batch):
+def test_weighting_gets_the_log_snr_and_the_predictions_scale(batch):
     seen = []
 
-    def weighting(log_snr: Tensor) -> Tensor:
+    def weighting(log_snr: Tensor, log_scale: Tensor) -> Tensor:
+        assert torch.equal(log_scale, log_snr), "for eps"
         seen.append(log_snr)
         return torch.arange(len(log_snr))
 

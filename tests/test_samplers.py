@@ -1,46 +1,78 @@
-"""Samplers against diffusers' steps, and what every sampler promises."""
+"""Samplers against diffusers' schedulers, and what every sampler promises."""
 
-import itertools
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from gaussian import GaussianDenoiser
-from oracles import in_float64
+from torch import Tensor
+from walks import (
+    ETAS,
+    MULTISTEP,
+    PREDICTIONS,
+    SCHEDULES,
+    SHAPE,
+    ddim_steps,
+    ddim_walks,
+    draw,
+    heun_walks,
+    multistep_walks,
+    worst,
+)
 
 from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.ddpm import DDPM
-from ddpm_cli.diffusion.samplers import Denoised, step_pairs
-from ddpm_cli.diffusion.schedule import cosine, linear
-from ddpm_cli.diffusion.variance import fixed_large, fixed_small
+from ddpm_cli.diffusion.denoiser import Denoised
+from ddpm_cli.diffusion.samplers import Sampler
+from ddpm_cli.diffusion.schedule import NoiseSchedule, cosine, linear
+from ddpm_cli.diffusion.spacing import SPACINGS, visited
+from ddpm_cli.diffusion.variance import fixed_large, fixed_small, learned_range
 
-SHAPE = (4, 3, 8, 8)
+DETERMINISTIC = [samplers.ddim, samplers.heun, samplers.dpmpp_2m, samplers.unipc]
+STOCHASTIC = [
+    partial(samplers.ddpm, variance=fixed_small),
+    partial(samplers.ddpm, variance=fixed_large),
+    partial(samplers.ddpm, variance=learned_range),
+    partial(samplers.ddim, eta=0.3),
+    samplers.dpmpp_2m_sde,
+]
+EVERY = [*DETERMINISTIC, *STOCHASTIC]
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
+# Against diffusers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eta", ETAS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_ddim_step_is_diffusers_step(schedule: str, eta: float):
-    theirs = in_float64(
-        DDIMScheduler(
-            1000, beta_start=1e-4, beta_end=0.02, beta_schedule=schedule, set_alpha_to_one=True, clip_sample=True
-        )
-    )
-    theirs.final_alpha_cumprod = theirs.one
-    theirs.set_timesteps(50)
-    ours = linear() if schedule == "linear" else cosine(beta_min=0.0, beta_max=0.999)
-    generator = torch.Generator().manual_seed(3)
-    for t in (980, 500, 20, 0):
-        x_t, output, noise = (torch.randn(SHAPE, generator=generator) for _ in range(3))
-        expected = theirs.step(
-            output, t, x_t, eta=eta, use_clipped_model_output=True, variance_noise=noise if eta > 0 else None
-        ).prev_sample.float()
-        t_batch, s_batch = torch.full((4,), t), torch.full((4,), max(t - 20, -1))
-        alpha, sigma = ours.alpha_sigma(t_batch, x_t.shape)
-        x_0 = ((x_t - sigma * output) / alpha).clamp(-1, 1)
-        denoised = Denoised(x_0, (x_t - alpha * x_0) / sigma)
-        found = samplers.ddim_step(ours, t_batch, s_batch, denoised, noise if eta > 0 else None, eta=eta)
+    for found, expected in ddim_steps(schedule, eta):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_multistep_solvers_are_diffusers_on_their_own_timesteps(name: str, schedule: str, prediction: str):
+    for steps, spacing, found, expected in multistep_walks(name, schedule, prediction):
+        assert worst(found, expected) < 1e-5, (steps, spacing)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_heun_is_diffusers(schedule: str, prediction: str):
+    for steps, spacing, found, expected in heun_walks(schedule, prediction):
+        assert worst(found, expected) < 1e-5, (steps, spacing)
+
+
+@pytest.mark.parametrize("eta", ETAS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_ddim_is_diffusers(schedule: str, eta: float):
+    for steps, spacing, found, expected in ddim_walks(schedule, eta):
+        assert worst(found, expected) < 1e-5, (steps, spacing)
+
+
+# Against each other and against the data ------------------------------------------------------------------------------
 
 
 def test_ddim_with_eta_one_is_ancestral_sampling():
@@ -48,7 +80,7 @@ def test_ddim_with_eta_one_is_ancestral_sampling():
     schedule = cosine(50)
     ddpm = DDPM(GaussianDenoiser(schedule, 0.1, 0.2), schedule)
 
-    def run(sampler) -> torch.Tensor:
+    def run(sampler: Sampler) -> Tensor:
         generator = torch.Generator().manual_seed(1)
         *_, last = ddpm.sample_states(lambda: torch.randn(SHAPE, generator=generator), sampler)
         return last.x
@@ -66,35 +98,90 @@ def test_strided_ancestral_sampling_stays_close_to_the_data():
     assert x.std().item() == pytest.approx(0.2, rel=0.1)
 
 
-def test_step_pairs_cover_the_schedule():
-    assert step_pairs(5) == [(4, 3), (3, 2), (2, 1), (1, 0), (0, -1)]
-    assert step_pairs(1000, 1) == [(999, -1)]
-    assert step_pairs(1000, 3) == [(999, 500), (500, 0), (0, -1)]
-    for steps in (2, 7, 50, 250, 999, 1000):
-        pairs = step_pairs(1000, steps)
-        assert len(pairs) == steps
-        assert pairs[0][0] == 999
-        assert pairs[-1] == (0, -1)
-        assert all(t > s for t, s in pairs)
-        assert all(here[1] == following[0] for here, following in itertools.pairwise(pairs))
+# What every sampler promises ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "sampler", [partial(samplers.ddpm, steps=7, variance=fixed_small), partial(samplers.ddim, steps=7, eta=0.3)]
-)
-def test_states_count_the_steps_and_end_on_the_image(sampler):
-    schedule = linear(20)
-    seen_t = []
+class Constant:
+    """A denoiser that always answers with the same grey image, and remembers what it was asked."""
 
-    def denoise(x: torch.Tensor, t: torch.Tensor) -> Denoised:
-        seen_t.append(t.tolist())
-        return Denoised(torch.full_like(x, 0.25), x)
+    def __init__(self, schedule: NoiseSchedule):
+        self.schedule, self.asked = schedule, []
 
-    x = torch.randn(SHAPE)
-    states = list(sampler(denoise, schedule, x, lambda: torch.randn(SHAPE)))
-    assert [(state.step, state.steps) for state in states] == [(i + 1, 7) for i in range(7)]
-    assert seen_t == [[t] * 4 for t, _ in step_pairs(20, 7)]
-    torch.testing.assert_close(states[-1].x, torch.full(SHAPE, 0.25))
+    def __call__(self, x: Tensor, t: Tensor) -> Denoised:
+        assert t.dtype == torch.int64
+        assert len(set(t.tolist())) == 1
+        self.asked.append(t[0].item())
+        alpha, sigma = self.schedule.alpha_sigma(t, x.shape)
+        x_0 = torch.full_like(x, 0.25)
+        return Denoised(x_0, (x - alpha * x_0) / sigma, variance=torch.zeros_like(x))
+
+
+def zero_terminal_snr(timesteps: int) -> NoiseSchedule:
+    return linear(timesteps, beta_start=0.01, beta_end=0.4, zero_terminal_snr=True)
+
+
+@pytest.mark.parametrize("sampler", EVERY, ids=str)
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_states_count_the_steps_and_end_on_the_image(sampler: Callable, spacing: str):
+    for schedule in (linear(20), zero_terminal_snr(20), cosine(2), NoiseSchedule(torch.ones(1)), linear(1)):
+        for first in (None, schedule.timesteps // 2):
+            top = schedule.timesteps - 1 if first is None else first
+            for steps in sorted({1, min(2, top + 1), top // 2 + 1, top + 1}):
+                denoise = Constant(schedule)
+                walk = sampler(denoise, schedule, draw(0)(), draw(1), first, steps=steps, spacing=spacing)
+                states = list(walk)
+                assert [(state.step, state.steps) for state in states] == [(i + 1, steps) for i in range(steps)]
+                assert all(state.x.isfinite().all() for state in states)
+                torch.testing.assert_close(states[-1].x, torch.full(SHAPE, 0.25).double())
+                times = visited(schedule, steps, spacing, first)
+                assert times[0] <= top
+                if sampler is samplers.heun:
+                    euler = steps > 1 and schedule.ends_in_noise and times[0] == schedule.timesteps - 1
+                    assert len(denoise.asked) == 2 * steps - 1 - euler
+                else:
+                    assert denoise.asked == times
+
+
+def test_a_list_of_steps_is_visited_as_it_is():
+    for sampler in EVERY:
+        denoise = Constant(linear(20))
+        states = list(sampler(denoise, linear(20), draw(0)(), draw(1), steps=[17, 9, 8, 2]))
+        assert list(dict.fromkeys(denoise.asked)) == [17, 9, 8, 2]
+        assert states[-1].steps == 4
+
+
+@pytest.mark.parametrize("sampler", EVERY, ids=str)
+def test_noise_is_asked_for_once_a_step_or_never(sampler: Sampler):
+    asked = []
+
+    def noise() -> Tensor:
+        asked.append(1)
+        return torch.zeros(SHAPE)
+
+    schedule = linear(30)
+    for state in sampler(Constant(schedule), schedule, torch.zeros(SHAPE), noise, 28, steps=9):
+        assert len(asked) in ((0,) if sampler in DETERMINISTIC else (state.step - 1, state.step))
+    on_thirty = partial(sampler, steps=30)
+    assert samplers.is_deterministic(on_thirty, schedule) == (sampler in DETERMINISTIC)
+    assert samplers.is_deterministic(on_thirty, zero_terminal_snr(30)) == (sampler in DETERMINISTIC)
+
+
+@pytest.mark.parametrize("sampler", EVERY, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_network_that_predicts_v_meets_pure_noise(sampler: Sampler, dtype: torch.dtype):
+    schedule = zero_terminal_snr(100)
+
+    def denoise(x: Tensor, t: Tensor) -> Denoised:
+        alpha, sigma = schedule.alpha_sigma(t, x.shape)
+        v = torch.tanh(x)
+        return Denoised(alpha * x - sigma * v, sigma * x + alpha * v, variance=v)
+
+    for spacing in SPACINGS:
+        for steps in (1, 2, 3, 10, 100):
+            x = draw(0)().to(dtype)
+            for state in sampler(denoise, schedule, x, lambda: draw(1)().to(dtype), steps=steps, spacing=spacing):
+                assert state.x.isfinite().all()
+                assert state.x.dtype == dtype
 
 
 @pytest.mark.parametrize(
@@ -105,9 +192,12 @@ def test_states_count_the_steps_and_end_on_the_image(sampler):
             "steps must be between 1 and the schedule's 10 timesteps, got 0",
         ),
         (partial(samplers.ddim, steps=11), "got 11"),
+        (partial(samplers.heun, steps=11), "got 11"),
         (partial(samplers.ddim, steps=5, eta=1.5), r"eta must lie in \[0, 1\], got 1.5"),
+        (partial(samplers.unipc, steps=5, spacing="even"), "spacing must be one of leading, trailing, .* got 'even'"),
+        (partial(samplers.ddim, steps=5, speed=2), "cannot be called with these options: .*speed"),
     ],
 )
-def test_impossible_options_are_refused_before_a_network_is_needed(sampler, says: str):
+def test_impossible_options_are_refused_before_a_network_is_needed(sampler: Sampler, says: str):
     with pytest.raises(ValueError, match=says):
         samplers.check_options(sampler, linear(10))

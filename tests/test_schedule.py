@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from oracles import two_schedules
 
-from ddpm_cli.diffusion.schedule import NoiseSchedule, cosine, linear
+from ddpm_cli.diffusion.schedule import NoiseSchedule, cosine, custom, linear, scaled_linear, sigmoid
 
-SCHEDULES = [linear(), cosine(), linear(10), cosine(10), linear(1), cosine(1)]
-IDS = ["linear", "cosine", "linear-10", "cosine-10", "linear-1", "cosine-1"]
+MAKERS = [linear, cosine, sigmoid, scaled_linear]
+SCHEDULES = [maker(timesteps) for maker in MAKERS for timesteps in (1000, 10, 1)]
+IDS = [f"{maker.__name__}-{timesteps}" for maker in MAKERS for timesteps in (1000, 10, 1)]
 
 
 @pytest.fixture(params=SCHEDULES, ids=IDS)
@@ -18,14 +19,13 @@ def schedule(request) -> NoiseSchedule:
 
 
 def test_linear_is_diffusers_linear():
-    theirs = DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
-    torch.testing.assert_close(linear().betas.float(), theirs.betas, rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(linear().alphas_cumprod.float(), theirs.alphas_cumprod, rtol=1e-4, atol=1e-8)
+    ours, theirs = two_schedules("linear")
+    torch.testing.assert_close(ours.betas.float(), theirs.betas, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(ours.alphas_cumprod.float(), theirs.alphas_cumprod, rtol=1e-4, atol=1e-8)
 
 
 def test_cosine_is_diffusers_cosine_with_improved_ddpms_clamp():
-    theirs = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2")
-    ours = cosine(1000, beta_min=0.0, beta_max=0.999)
+    ours, theirs = two_schedules("cosine")
     torch.testing.assert_close(ours.betas.float(), theirs.betas, rtol=1e-5, atol=1e-8)
     torch.testing.assert_close(ours.alphas_cumprod.float(), theirs.alphas_cumprod, rtol=1e-3, atol=1e-8)
 
@@ -146,3 +146,113 @@ def test_posterior_at_clean_data_is_x_0():
 def test_impossible_schedules_are_refused(make, says: str):
     with pytest.raises(ValueError, match=says):
         make()
+
+
+# The rest of the family --------------------------------------------------------------------------------------------
+
+
+def test_scaled_linear_is_diffusers_scaled_linear():
+    ours, theirs = two_schedules("scaled_linear")
+    torch.testing.assert_close(ours.betas.float(), theirs.betas, rtol=1e-5, atol=1e-8)
+
+
+def test_sigmoid_follows_its_papers_formula():
+    """diffusers' is another one: there the betas follow a sigmoid, here alpha_bar does."""
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+
+    def g(u: torch.Tensor) -> torch.Tensor:
+        return 1 / (1 + torch.exp(-(-3 + 6 * u)))
+
+    one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    expected = (g(one) - g(t)) / (g(one) - g(zero))
+    torch.testing.assert_close(sigmoid().alphas_cumprod[:-1], expected[:-1], rtol=1e-9, atol=0.0)
+    assert sigmoid().betas[-1].item() == pytest.approx(0.9999)
+    narrow = sigmoid(tau=0.3).alphas_cumprod
+    assert narrow[300] > sigmoid().alphas_cumprod[300]
+    assert narrow[700] < sigmoid().alphas_cumprod[700]
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
+def test_zero_terminal_snr_is_diffusers_rescaling(name: str):
+    ours, theirs = two_schedules(name, zero_terminal_snr=True)
+    without, _ = two_schedules(name)
+    # Theirs comes back through betas in float32, whose rounding grows along the product.
+    torch.testing.assert_close(ours.sqrt_alphas_cumprod.float(), theirs.alphas_cumprod.sqrt(), rtol=0, atol=2e-5)
+    assert ours.alphas_cumprod[-1] == 0
+    assert ours.ends_in_noise
+    assert not without.ends_in_noise
+    first = without.alphas_cumprod[0]
+    assert ours.alphas_cumprod[0].item() == pytest.approx(first.item(), rel=1e-9), "the first step stays"
+
+
+def test_custom_is_what_it_is_given():
+    betas = [0.1, 0.5, 0.25]
+    torch.testing.assert_close(custom(betas).betas, torch.tensor(betas, dtype=torch.float64))
+    assert custom([0.1, 1.0]).ends_in_noise, "a last beta of 1 is pure noise"
+
+
+EVERY = [maker(timesteps, zero_terminal_snr=zero) for maker in MAKERS for timesteps in (2, 10, 1000) for zero in (0, 1)]
+
+
+@pytest.mark.parametrize("schedule", EVERY, ids=[f"{i // 6}-{i % 6}" for i in range(len(EVERY))])
+def test_no_schedule_gives_a_coefficient_that_is_not_finite(schedule: NoiseSchedule):
+    t = torch.arange(schedule.timesteps)
+    for s in (t - 1, torch.full_like(t, -1)):
+        found = [
+            *schedule.alpha_sigma(t, (1, 1)), *schedule.posterior(t, s, (1, 1)), schedule.step_variance(t, s, (1, 1)),
+            schedule.log_step_variance(t, s, (1, 1)), schedule.log_posterior_variance(t, s, (1, 1)),
+        ]  # fmt: skip
+        assert all(torch.isfinite(values).all() for values in found)
+        # Where the posterior is a Gaussian and not the data itself, its logarithm is the logarithm of its variance.
+        inner = s >= 0
+        torch.testing.assert_close(
+            found[7][inner].exp(), found[4][inner], rtol=1e-4, atol=0.0, msg="log posterior variance"
+        )
+    assert schedule.log_posterior_variance(t, t - 1, (1, 1))[0] == schedule.log_posterior_variance(t, t - 1, (1, 1))[1]
+
+
+@pytest.mark.parametrize("schedule", EVERY[4::6], ids=[maker.__name__ for maker in MAKERS])
+def test_autocast_changes_no_coefficient(schedule: NoiseSchedule):
+    t = torch.arange(schedule.timesteps)
+
+    def coefficients() -> list[torch.Tensor]:
+        return [
+            *schedule.alpha_sigma(t, (1, 1)), *schedule.posterior(t, t - 1, (1, 1)),
+            schedule.log_posterior_variance(t, t - 1, (1, 1)), schedule.get(schedule.log_snr, t, (1, 1)),
+        ]  # fmt: skip
+
+    expected = coefficients()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = coefficients()
+    for one, other in zip(expected, found, strict=True):
+        assert other.dtype == torch.float32
+        assert torch.equal(one, other)
+
+
+def test_points_are_the_tables_in_double_precision():
+    schedule = cosine(50, zero_terminal_snr=True)
+    points = schedule.points([49, 20, 0, -1])
+    assert points[0] == (0.0, 1.0, -math.inf)
+    assert points[-1] == (1.0, 0.0, math.inf)
+    for point, t in ((points[1], 20), (points[2], 0)):
+        alpha_bar = schedule.alphas_cumprod[t].item()
+        assert point.alpha == pytest.approx(alpha_bar**0.5, rel=1e-12)
+        assert point.sigma == pytest.approx((1 - alpha_bar) ** 0.5, rel=1e-9)
+        assert point.half_log_snr == pytest.approx(math.log(point.alpha / point.sigma), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: sigmoid(start=3.0, end=-3.0), "start must be below end"),
+        (lambda: sigmoid(tau=0.0), "tau must be positive, got 0"),
+        (lambda: sigmoid(tau=1e-4), "raise tau"),
+        (lambda: scaled_linear(beta_end=1.0), r"beta_end must lie in \(0, 1\), got 1"),
+        (lambda: custom([]), "at least one"),
+        (lambda: custom([0.1, 1.0, 0.1]), r"every beta must lie in \(0, 1\), got 1"),
+        (lambda: linear(1, zero_terminal_snr=True), "zero_terminal_snr needs at least 2 timesteps"),
+    ],
+)
+def test_impossible_schedules_of_the_family_are_refused(call, says: str):
+    with pytest.raises(ValueError, match=says):
+        call()

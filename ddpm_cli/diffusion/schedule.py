@@ -9,6 +9,7 @@ loses all its digits near t = 0 in low precision.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -23,24 +24,37 @@ class Posterior(NamedTuple):
     variance: Tensor
 
 
+class Point(NamedTuple):
+    """The forward process at one t, in double precision: x_t = alpha x_0 + sigma eps."""
+
+    alpha: float
+    sigma: float
+    half_log_snr: float  # log(alpha / sigma): lambda_t of DPM-Solver; inf for clean data, -inf for pure noise
+
+
 class NoiseSchedule:
     """The forward process q: tables over t in `{0 .. T-1}` and the coefficients derived from them.
 
     Args:
-        betas: `[T]`, the variances of the forward steps, each in (0, 1).
+        betas: `[T]`, the variances of the forward steps, each in (0, 1); the last may be 1, which leaves pure noise.
+        zero_terminal_snr: shift and scale sqrt(alpha_bar) so that x_{T-1} is pure noise and the first step stays as
+            it is (Lin et al. 2023, algorithm 1).
 
     Raises:
         ValueError: if there is no step, or a beta lies outside (0, 1).
     """
 
-    def __init__(self, betas: Tensor):
+    def __init__(self, betas: Tensor, *, zero_terminal_snr: bool = False):
         betas = betas.detach().to("cpu", torch.float64)
         if betas.ndim != 1 or len(betas) < 1:
             raise ValueError(f"betas must be one number per step, at least one; got shape {list(betas.shape)}")
-        outside = betas[~((betas > 0) & (betas < 1))]
-        if len(outside) > 0:
-            raise ValueError(f"every beta must lie in (0, 1), got {outside[0].item():g}")
+        inside = (betas > 0) & (betas < 1)
+        inside[-1] |= betas[-1] == 1
+        if not inside.all():
+            raise ValueError(f"every beta must lie in (0, 1), got {betas[~inside][0].item():g}")
         log_alpha_bar = torch.cumsum(torch.log1p(-betas), dim=0)
+        if zero_terminal_snr:
+            log_alpha_bar = _with_zero_terminal_snr(log_alpha_bar)
         # [T + 1]; entry t + 1 belongs to t, so that the clean data at t = -1 needs no special case anywhere.
         self._log_alpha_bar = torch.cat([torch.zeros(1, dtype=torch.float64), log_alpha_bar])
 
@@ -60,6 +74,11 @@ class NoiseSchedule:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self._log_alpha_bar = self._log_alpha_bar.to(device, dtype)
         return self
+
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether x_{T-1} is pure noise, without a trace of x_0: its signal-to-noise ratio is zero."""
+        return self._log_alpha_bar[-1].item() == -math.inf
 
     # Tables, each [T] --------------------------------------------------------------------------------------------
 
@@ -150,26 +169,86 @@ class NoiseSchedule:
             variance=_broadcast(beta * variance_s / variance_t, shape),
         )
 
+    def ddim_factors(
+        self, t: Tensor, s: Tensor, eta: float, shape: torch.Size | tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """What eps and fresh noise are multiplied by in a step of DDIM from t to s (Song et al. 2021, eq. 12, 16)."""
+        log_alpha_bar_t, log_alpha_bar_s = self._log_alpha_bar.gather(0, t + 1), self._log_alpha_bar.gather(0, s + 1)
+        variance_t, variance_s = -torch.expm1(log_alpha_bar_t), -torch.expm1(log_alpha_bar_s)
+        fresh = eta**2 * -torch.expm1(log_alpha_bar_t - log_alpha_bar_s) * variance_s / variance_t
+        return _broadcast((variance_s - fresh).clamp(min=0).sqrt(), shape), _broadcast(fresh.sqrt(), shape)
+
+    def log_step_variance(self, t: Tensor, s: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+        """Logarithm of `step_variance`."""
+        log_alpha_bar_t, log_alpha_bar_s = self._log_alpha_bar.gather(0, t + 1), self._log_alpha_bar.gather(0, s + 1)
+        return _broadcast(torch.log(-torch.expm1(log_alpha_bar_t - log_alpha_bar_s)), shape)
+
+    def log_posterior_variance(self, t: Tensor, s: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+        """Logarithm of `posterior`'s variance; where s is clean data and that is 0, of beta_tilde_1 instead.
+
+        So did DDPM's code, for the decoder of L_0. A schedule of one step has no beta_tilde_1: there it is beta_0.
+        """
+        if self.timesteps > 1:
+            to_data = s < 0
+            t, s = torch.where(to_data, 1, t), torch.where(to_data, 0, s)
+        log_alpha_bar_t, log_alpha_bar_s = self._log_alpha_bar.gather(0, t + 1), self._log_alpha_bar.gather(0, s + 1)
+        variance_t = -torch.expm1(log_alpha_bar_t)
+        variance_s = -torch.expm1(log_alpha_bar_s) if self.timesteps > 1 else torch.ones_like(variance_t)
+        beta = -torch.expm1(log_alpha_bar_t - log_alpha_bar_s)
+        return _broadcast((beta * variance_s / variance_t).log(), shape)
+
+    def points(self, times: Sequence[int]) -> list[Point]:
+        """alpha, sigma and log(alpha / sigma) at each t of `times`, in `{-1 .. T-1}`, for solvers that step in them."""
+        log_alpha_bar = self._log_alpha_bar.cpu().double()[torch.tensor(times, dtype=torch.int64) + 1]
+        variance = -torch.expm1(log_alpha_bar)
+        columns = (0.5 * log_alpha_bar).exp(), variance.sqrt(), 0.5 * (log_alpha_bar - variance.log())
+        return [Point(*row) for row in torch.stack(columns, dim=1).tolist()]
+
 
 def _broadcast(values: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
     return values.float().view(-1, *[1] * (len(shape) - 1))
 
 
-def linear(timesteps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
+def _with_zero_terminal_snr(log_alpha_bar: Tensor) -> Tensor:
+    if len(log_alpha_bar) == 1:
+        raise ValueError("zero_terminal_snr needs at least 2 timesteps: it keeps the first and changes the last")
+    root = (0.5 * log_alpha_bar).exp()
+    return 2 * torch.log((root - root[-1]) * (root[0] / (root[0] - root[-1])))
+
+
+def linear(
+    timesteps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02, zero_terminal_snr: bool = False
+) -> NoiseSchedule:
     """Betas evenly spaced from `beta_start` to `beta_end` (DDPM, section 4).
 
     Raises:
         ValueError: if `timesteps` < 1 or a beta lies outside (0, 1).
     """
-    _check_timesteps(timesteps)
-    for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
-        if not 0 < beta < 1:
-            raise ValueError(f"{name} must lie in (0, 1), got {beta:g}")
-    return NoiseSchedule(torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64))
+    _check_betas(timesteps, beta_start, beta_end)
+    betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
+    return NoiseSchedule(betas, zero_terminal_snr=zero_terminal_snr)
+
+
+def scaled_linear(
+    timesteps: int = 1000, *, beta_start: float = 0.00085, beta_end: float = 0.012, zero_terminal_snr: bool = False
+) -> NoiseSchedule:
+    """Square roots of the betas evenly spaced (Rombach et al. 2022, as their latent diffusion models are trained).
+
+    Raises:
+        ValueError: if `timesteps` < 1 or a beta lies outside (0, 1).
+    """
+    _check_betas(timesteps, beta_start, beta_end)
+    roots = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64)
+    return NoiseSchedule(roots.square(), zero_terminal_snr=zero_terminal_snr)
 
 
 def cosine(
-    timesteps: int = 1000, *, s: float = 0.008, beta_min: float = 1e-4, beta_max: float = 0.9999
+    timesteps: int = 1000,
+    *,
+    s: float = 0.008,
+    beta_min: float = 1e-4,
+    beta_max: float = 0.9999,
+    zero_terminal_snr: bool = False,
 ) -> NoiseSchedule:
     """alpha_bar follows a squared cosine (Nichol & Dhariwal 2021, eq. 17).
 
@@ -182,11 +261,66 @@ def cosine(
     _check_timesteps(timesteps)
     if s < 0:
         raise ValueError(f"s must not be negative, got {s:g}")
-    if not 0 <= beta_min < beta_max < 1:
-        raise ValueError(f"need 0 <= beta_min < beta_max < 1, got beta_min {beta_min:g} and beta_max {beta_max:g}")
     u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
     log_f = 2 * torch.log(torch.cos((u + s) / (1 + s) * math.pi / 2))
-    return NoiseSchedule(-torch.expm1(torch.diff(log_f)).clamp(-beta_max, -beta_min))
+    return _from_log_alpha_bar(log_f, beta_min, beta_max, zero_terminal_snr=zero_terminal_snr)
+
+
+def sigmoid(
+    timesteps: int = 1000,
+    *,
+    start: float = -3.0,
+    end: float = 3.0,
+    tau: float = 1.0,
+    beta_min: float = 0.0,
+    beta_max: float = 0.9999,
+    zero_terminal_snr: bool = False,
+) -> NoiseSchedule:
+    """alpha_bar falls along a piece of a sigmoid (Jabri et al. 2023, algorithm "sigmoid schedule" with these values).
+
+    alpha_bar(u) = (g(1) - g(u)) / (g(1) - g(0)), g(u) = sigmoid((start + u (end - start)) / tau) with u from 0 to 1,
+    made of betas that are clamped to [beta_min, beta_max]: unclamped, alpha_bar would end at 0.
+
+    Raises:
+        ValueError: if `timesteps` < 1, `tau` <= 0, `start` >= `end`, or not 0 <= beta_min < beta_max < 1.
+    """
+    _check_timesteps(timesteps)
+    if not tau > 0:
+        raise ValueError(f"tau must be positive, got {tau:g}")
+    if not start < end:
+        raise ValueError(f"start must be below end, got start {start:g} and end {end:g}")
+    u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
+    g = torch.sigmoid((start + u * (end - start)) / tau)
+    if not (torch.diff(g) > 0).all():
+        raise ValueError(f"start {start:g}, end {end:g} and tau {tau:g} leave a schedule without steps: raise tau")
+    log_alpha_bar = torch.log((g[-1] - g) / (g[-1] - g[0]))
+    return _from_log_alpha_bar(log_alpha_bar, beta_min, beta_max, zero_terminal_snr=zero_terminal_snr)
+
+
+def custom(betas: Sequence[float], *, zero_terminal_snr: bool = False) -> NoiseSchedule:
+    """Any variances of the forward steps, one for each of T steps.
+
+    Raises:
+        ValueError: if there are none, or one lies outside (0, 1).
+    """
+    return NoiseSchedule(torch.tensor(betas, dtype=torch.float64), zero_terminal_snr=zero_terminal_snr)
+
+
+def _from_log_alpha_bar(
+    log_alpha_bar: Tensor, beta_min: float, beta_max: float, *, zero_terminal_snr: bool
+) -> NoiseSchedule:
+    """The schedule of log alpha_bar `[T + 1]` at u = 0 .. 1, its betas clamped."""
+    if not 0 <= beta_min < beta_max < 1:
+        raise ValueError(f"need 0 <= beta_min < beta_max < 1, got beta_min {beta_min:g} and beta_max {beta_max:g}")
+    betas = -torch.expm1(torch.diff(log_alpha_bar)).clamp(-beta_max, -beta_min)
+    return NoiseSchedule(betas, zero_terminal_snr=zero_terminal_snr)
+
+
+def _check_betas(timesteps: int, beta_start: float, beta_end: float) -> None:
+    _check_timesteps(timesteps)
+    for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
+        if not 0 < beta < 1:
+            raise ValueError(f"{name} must lie in (0, 1), got {beta:g}")
 
 
 def _check_timesteps(timesteps: int) -> None:

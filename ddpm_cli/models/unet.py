@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class UNet(nn.Module):
-    """Network for (x_t, t) -> `[B, C, H, W]`.
+    """Network for (x_t, t) or (x_t, t, labels) -> `[B, C, H, W]`, or `[B, 2 C, H, W]` with `learn_variance`.
 
     Every level but the last halves the image. A level has `num_res_blocks` residual blocks on the way down and one more
     on the way up, each followed by self-attention if the level's resolution is in `attention_resolutions`. The last
@@ -29,6 +29,9 @@ class UNet(nn.Module):
         dropout: probability of zeroing an activation before a block's second convolution.
         num_heads: of the self-attention; DDPM has one.
         norm_groups: of every group normalisation; must divide every level's channels.
+        num_classes: labels that the network takes, 0 .. num_classes - 1; None: it takes none. A label adds a learned
+            vector to the time embedding (Nichol & Dhariwal 2021, section 6), no label adds nothing.
+        learn_variance: answer with twice the channels; the second half is for `variance.learned_range`.
 
     Raises:
         ValueError: if the sizes do not fit each other; the message names what would.
@@ -46,14 +49,18 @@ class UNet(nn.Module):
         *,
         num_heads: int = 1,
         norm_groups: int = 32,
+        num_classes: int | None = None,
+        learn_variance: bool = False,
     ):
         super().__init__()
         self.checkpoint_activations = False
+        self.num_classes = num_classes
+        self.learn_variance = learn_variance
         resolutions = _resolutions(image_size, len(channel_mults))
         widths = [base_channels * mult for mult in channel_mults]
         _check(
             in_channels, base_channels, widths, num_res_blocks, attention_resolutions, resolutions, dropout, num_heads,
-            norm_groups,
+            norm_groups, num_classes,
         )  # fmt: skip
         time_channels = 4 * base_channels
         self.time_frequencies: Tensor
@@ -62,8 +69,11 @@ class UNet(nn.Module):
             nn.Linear(base_channels, time_channels),
             nn.SiLU(),
             nn.Linear(time_channels, time_channels),
-            nn.SiLU(),  # every block begins by this on the embedding: once is enough
         )
+        self.label_embedding = None
+        if num_classes is not None:
+            # From zeros, as nn.Embedding's own initialisation would draw random numbers before those of the others.
+            self.label_embedding = nn.Embedding.from_pretrained(torch.zeros(num_classes, time_channels), freeze=False)
 
         def block(channels_in: int, channels_out: int, attention: bool) -> Block:
             rest = {"num_heads": num_heads, "norm_groups": norm_groups}
@@ -94,12 +104,15 @@ class UNet(nn.Module):
         assert not skips
 
         self.norm_out = nn.GroupNorm(norm_groups, channels, eps=1e-6)
-        self.conv_out = nn.Conv2d(channels, in_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels, in_channels * (2 if learn_variance else 1), 3, padding=1)
         self._initialise()
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x is `[B, C, H, W]`, t is `[B]`; returns `[B, C, H, W]`."""
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """x is `[B, C, H, W]`, t is `[B]`, labels are `[B]` int64, -1 for none; returns `[B, C or 2 C, H, W]`."""
         time = self.time_mlp(self._embed(t))
+        if labels is not None:
+            time = time + self._embed_labels(labels)
+        time = F.silu(time)  # every block begins by this on the embedding: once is enough
         h = self.conv_in(x)
         skips = [h]
         for layer in self.down:
@@ -123,6 +136,12 @@ class UNet(nn.Module):
         angles = t.float()[:, None] * self.time_frequencies[None]
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
+    def _embed_labels(self, labels: Tensor) -> Tensor:
+        """`[B]` -> `[B, 4 base_channels]`, zero where the label is -1: exactly as without labels."""
+        if self.label_embedding is None:
+            raise ValueError("this network takes no labels; it was built with num_classes=None")
+        return self.label_embedding(labels.clamp(min=0)) * (labels >= 0)[:, None]
+
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -138,6 +157,8 @@ class UNet(nn.Module):
             if isinstance(module, Block):
                 nn.init.zeros_(module.conv2.weight)
         nn.init.zeros_(self.conv_out.weight)
+        if self.label_embedding is not None:  # last, so that all else starts as it would without labels
+            nn.init.normal_(self.label_embedding.weight, std=0.02)
 
 
 class Block(nn.Module):
@@ -247,6 +268,7 @@ def _check(
     dropout: float,
     num_heads: int,
     norm_groups: int,
+    num_classes: int | None,
 ) -> None:
     for name, value in (
         ("in_channels", in_channels),
@@ -254,6 +276,7 @@ def _check(
         ("num_res_blocks", num_res_blocks),
         ("num_heads", num_heads),
         ("norm_groups", norm_groups),
+        ("num_classes", 1 if num_classes is None else num_classes),
     ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")

@@ -1,0 +1,66 @@
+"""The variational bound on -log p(x_0) (DDPM eq. 5), in bits per dimension.
+
+Data are taken for integers 0..255 scaled to [-1, 1], as images are.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ddpm_cli.diffusion.denoiser import Denoised
+from ddpm_cli.diffusion.schedule import NoiseSchedule
+from ddpm_cli.diffusion.variance import Variance
+
+_HALF_BIN = 1 / 255  # half the distance between two neighbouring levels
+_LEAST_PROBABILITY = 1e-12  # float32 has no smaller difference of two probabilities near 1
+
+
+def term(
+    schedule: NoiseSchedule, variance: Variance, x_0: Tensor, x_t: Tensor, t: Tensor, denoised: Denoised
+) -> Tensor:
+    """L_t of each image, `[B]` bits per dimension.
+
+    It is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 the decoder's -log p(x_0 | x_t).
+
+    Args:
+        x_0, x_t: `[B, C, H, W]`.
+        t: `[B]` int64 in `{0 .. T-1}`.
+        denoised: what the model makes of x_t.
+    """
+    posterior = schedule.posterior(t, t - 1, x_t.shape)
+    log_variance = variance(schedule, t, t - 1, denoised)
+    true_log_variance = schedule.log_posterior_variance(t, t - 1, x_t.shape)
+    distance = posterior.x_0_factor * (x_0 - denoised.x_0)  # of the means: x_t's share in them is the same
+    kl = 0.5 * (
+        log_variance - true_log_variance - 1
+        + (true_log_variance - log_variance).exp()
+        + distance.square() * (-log_variance).exp()
+    )  # fmt: skip
+    decoder = -log_likelihood(x_0, denoised.x_0, log_variance)
+    first = (t == 0).view(-1, *[1] * (x_0.ndim - 1))
+    return _bits(torch.where(first, decoder, kl))
+
+
+def prior(schedule: NoiseSchedule, x_0: Tensor) -> Tensor:
+    """L_T of each image, `[B]` bits per dimension: KL(q(x_T | x_0) || N(0, I)), which no training changes."""
+    last = torch.full((len(x_0),), schedule.timesteps - 1, device=x_0.device)
+    alpha, sigma = schedule.alpha_sigma(last, x_0.shape)
+    return _bits(0.5 * ((alpha * x_0).square() + sigma.square() - 1) - sigma.log())
+
+
+def log_likelihood(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Log of the probability that a Gaussian gives to the bin of each value of x_0 (DDPM eq. 13), x_0's shape.
+
+    The bins of the darkest and the brightest level reach to infinity.
+    """
+    scale = (-0.5 * log_variance).exp()
+    upper = torch.special.ndtr((x_0 + _HALF_BIN - mean) * scale)
+    lower = torch.special.ndtr((x_0 - _HALF_BIN - mean) * scale)
+    upper = torch.where(x_0 > 1 - _HALF_BIN, 1.0, upper)
+    lower = torch.where(x_0 < -1 + _HALF_BIN, 0.0, lower)
+    return (upper - lower).clamp(min=_LEAST_PROBABILITY).log()
+
+
+def _bits(nats: Tensor) -> Tensor:
+    return nats.flatten(1).mean(1) / math.log(2)

@@ -1,0 +1,89 @@
+"""eps, x0 and v: one and the same picture of x_t, whichever is predicted."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddpm_cli.diffusion.prediction import Epsilon, Prediction, Start, Velocity, noise_of
+from ddpm_cli.diffusion.schedule import NoiseSchedule, cosine, linear, scaled_linear, sigmoid
+
+PREDICTIONS = [Epsilon(), Start(), Velocity()]
+MAKERS = [linear, cosine, sigmoid, scaled_linear]
+SCHEDULES = [maker(zero_terminal_snr=zero) for maker in MAKERS for zero in (False, True)]
+PAIRS = list(itertools.product(PREDICTIONS, PREDICTIONS))
+IDS = [f"{maker.__name__}{' to zero' if zero else ''}" for maker in MAKERS for zero in (False, True)]
+
+
+def example(schedule: NoiseSchedule, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """x_0, eps, x_t, alpha and sigma at every t."""
+    generator = torch.Generator().manual_seed(0)
+    x_0, eps = torch.randn(2, schedule.timesteps, 1, 4, 4, generator=generator, dtype=dtype).unbind()
+    points = schedule.points(range(schedule.timesteps))
+    alpha, sigma = (torch.tensor([p[i] for p in points], dtype=dtype).view(-1, 1, 1, 1) for i in (0, 1))
+    return x_0, eps, alpha * x_0 + sigma * eps, alpha, sigma
+
+
+def works(prediction: Prediction, schedule: NoiseSchedule) -> bool:
+    return not (isinstance(prediction, Epsilon) and schedule.ends_in_noise)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=IDS)
+@pytest.mark.parametrize(("one", "other"), PAIRS, ids=str)
+def test_every_prediction_converts_into_every_other_and_back(one, other, schedule):
+    """In float32 at every t: the network's output -> x_0 and eps -> another output -> x_0 and eps -> the output."""
+    if not (works(one, schedule) and works(other, schedule)):
+        pytest.skip("refused, see below")
+    x_0, eps, x_t, alpha, sigma = example(schedule, torch.float32)
+    output = one.target(x_0, eps, alpha, sigma)
+    pair = one.x_0(output, x_t, alpha, sigma), one.eps(output, x_t, alpha, sigma)
+    across = other.target(*pair, alpha, sigma)
+    back = one.target(other.x_0(across, x_t, alpha, sigma), other.eps(across, x_t, alpha, sigma), alpha, sigma)
+    # What an error does is measured in x_t, which all are made of: x_0 counts alpha times, eps sigma times. (x_0 from
+    # eps is (x_t - sigma eps) / alpha: where alpha is 1e-5, x_t's own rounding makes it uncertain by 1e-2.)
+    factor = {Epsilon: sigma, Start: alpha, Velocity: alpha * sigma}[type(one)]
+    error = (factor * (back - output)).abs().amax((1, 2, 3))
+    assert (error <= 1e-6 * x_t.abs().amax((1, 2, 3))).all()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=IDS)
+@pytest.mark.parametrize(("one", "other"), PAIRS, ids=str)
+def test_in_double_precision_the_way_there_and_back_is_plainly_exact(one, other, schedule):
+    if not (works(one, schedule) and works(other, schedule)):
+        pytest.skip("refused, see below")
+    x_0, eps, x_t, alpha, sigma = example(schedule, torch.float64)
+    output = one.target(x_0, eps, alpha, sigma)
+    across = other.target(one.x_0(output, x_t, alpha, sigma), one.eps(output, x_t, alpha, sigma), alpha, sigma)
+    torch.testing.assert_close(across, other.target(x_0, eps, alpha, sigma), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=IDS)
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=str)
+def test_targets_give_back_what_they_were_made_of(prediction, schedule):
+    if not works(prediction, schedule):
+        pytest.skip("refused, see below")
+    x_0, eps, x_t, alpha, sigma = example(schedule, torch.float64)
+    target = prediction.target(x_0, eps, alpha, sigma)
+    torch.testing.assert_close(prediction.eps(target, x_t, alpha, sigma), eps, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(prediction.x_0(target, x_t, alpha, sigma), x_0, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(noise_of(x_0, x_t, alpha, sigma), eps, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=str)
+def test_log_scale_is_the_ratio_of_the_two_errors(prediction):
+    schedule = linear()
+    x_0, _, x_t, alpha, sigma = example(schedule, torch.float64)
+    output = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    other = output + 0.1
+    apart = prediction.x_0(output, x_t, alpha, sigma) - prediction.x_0(other, x_t, alpha, sigma)
+    ratio = (0.01 / apart.square()).mean((1, 2, 3))
+    torch.testing.assert_close(prediction.log_scale(schedule.log_snr), ratio.log(), rtol=1e-6, atol=1e-6)
+
+
+def test_eps_says_nothing_of_an_image_in_pure_noise():
+    with pytest.raises(ValueError, match=r"prediction=eps cannot work .* choose prediction=v or prediction=x0"):
+        Epsilon().check(cosine(zero_terminal_snr=True))
+    Epsilon().check(cosine())
+    for prediction in (Start(), Velocity()):
+        prediction.check(cosine(zero_terminal_snr=True))
