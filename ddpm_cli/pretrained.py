@@ -4,11 +4,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from ddpm_cli import checkpoint
+import torch
+from torch import nn
+
+from ddpm_cli import averages, checkpoint
 from ddpm_cli.checkpoint import CheckpointError, Description
-from ddpm_cli.config import build_ddpm, naming
+from ddpm_cli.config import ConfigError, build_ddpm, naming
 from ddpm_cli.diffusion.ddpm import DDPM
-from ddpm_cli.untrusted import MisfitError, check_ddpm
+from ddpm_cli.untrusted import MisfitError, check_ddpm, check_node
 
 _OWN_WEIGHTS = "model."  # what the names of the network's own weights begin with in the training state
 
@@ -22,38 +25,50 @@ class Pretrained(NamedTuple):
     config: dict  # it was trained with
 
 
-def load(path: str | Path, *, weights: str = "ema", trust: Iterable[str] = (), sha256: str | None = None) -> Pretrained:
+def load(
+    path: str | Path,
+    *,
+    weights: str = "ema",
+    ema_length: float | None = None,
+    trust: Iterable[str] = (),
+    sha256: str | None = None,
+) -> Pretrained:
     """Rebuild a model from a run directory (its newest checkpoint), a checkpoint directory, or an EMA file.
 
     Args:
         path: which.
-        weights: "ema", or "model" for the weights that were being optimized.
+        weights: "ema"; "ema_0.999" for the average of a further decay; "model" for the weights that were optimized.
+        ema_length: relative width sigma_rel of the average to make of a run's snapshots, instead of the one it has.
         trust: classes of your own, by full name, that the checkpoint may ask for beside ours.
         sha256: of the checkpoint's manifest.json (of a lone EMA file: of that file); any other is refused.
 
     Raises:
         CheckpointError: if there is no checkpoint, or it is damaged, not ours, or not the one of that SHA-256.
-        ConfigError: if it asks for something that is not on the list, or holds an impossible value.
+        ConfigError: if it asks for something that is not on the list, or holds an impossible value; if it has no such
+            weights, or no snapshots to make an average of.
     """
     found = checkpoint.find(path)
+    if ema_length is not None:
+        _check_length(ema_length, found, weights, sha256)
     if sha256 is not None:
         _check_pinned(found, sha256)
     trust = frozenset(trust)
+    prefix = {"ema": "", "model": _OWN_WEIGHTS}.get(weights, f"ema.{weights.removeprefix('ema_')}.")
 
     def check(description: Description, shapes: dict[str, tuple[int, ...]]) -> None:
-        own = {name.removeprefix(_OWN_WEIGHTS): shape for name, shape in shapes.items()}
+        if weights not in ("ema", "model"):
+            _check_kept(weights, description.config, trust)
+        own = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
         try:
-            check_ddpm(description.config, own if weights == "model" else shapes, description.image_shape, trust=trust)
+            check_ddpm(description.config, own, description.image_shape, trust=trust)
         except MisfitError as error:
             raise CheckpointError(f"{found}: {error}") from error
 
     if weights == "ema":
         tensors, description = checkpoint.load_ema(found, check=check)
-    elif weights == "model":
-        tensors, description = checkpoint.load_training(found, check=check, prefix=_OWN_WEIGHTS)
-        tensors = {name.removeprefix(_OWN_WEIGHTS): tensor for name, tensor in tensors.items()}
     else:
-        raise ValueError(f"weights must be 'ema' or 'model', got {weights!r}")
+        tensors, description = checkpoint.load_training(found, check=check, prefix=prefix)
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     ddpm = build_ddpm(description.config).eval()
     try:
         ddpm.model.load_state_dict(tensors)
@@ -62,6 +77,9 @@ def load(path: str | Path, *, weights: str = "ema", trust: Iterable[str] = (), s
     if description.config["model"]["_target_"] in trust:  # ours has been asked already, without memory
         with naming("model"):
             ddpm.check_images(description.image_shape)
+    if ema_length is not None:
+        check_node("ema", description.config.get("ema"), trust=trust)
+        _synthesise(ddpm.model, found, description, ema_length)
     return Pretrained(ddpm, description.image_shape, description.step, description.config)
 
 
@@ -70,3 +88,61 @@ def _check_pinned(found: Path, sha256: str) -> None:
     actual = checkpoint.fingerprint(file)
     if actual != sha256.lower():
         raise CheckpointError(f"{file} is not the one asked for: its SHA-256 is {actual}")
+
+
+def _check_kept(weights: str, config: dict, trust: frozenset[str]) -> None:
+    """Raise ConfigError unless `weights` is the name of an average that a run of this configuration keeps."""
+    check_node("ema", config.get("ema"), trust=trust)
+    further = [averages.ema_prefix(decay) for decay in config["ema"].get("decays", [])[1:]]
+    kept = ["ema", *(f"ema_{prefix[len('ema.') : -1]}" for prefix in further), "model"]
+    if weights not in kept:
+        raise ConfigError(f"weights: this checkpoint has {', '.join(kept)}, not {weights!r}")
+
+
+# Averages made afterwards --------------------------------------------------------------------------------------------
+
+
+def _check_length(sigma_rel: float, found: Path, weights: str, sha256: str | None) -> None:
+    """Refuse what cannot be before anything is read."""
+    with naming("ema_length"):
+        averages.check_width(sigma_rel)
+    if weights != "ema":
+        raise ConfigError(f"ema_length: makes an average of its own, and cannot go with weights={weights}")
+    if sha256 is not None:
+        raise ConfigError("ema_length: cannot go with a SHA-256, which says nothing of the snapshots in averages/")
+    if not found.is_dir():
+        raise ConfigError(f"ema_length: {found} is one average alone; give the run directory, which has averages/")
+
+
+@torch.no_grad()
+def _synthesise(model: nn.Module, found: Path, description: Description, sigma_rel: float) -> None:
+    """Give `model` the average of width `sigma_rel` at the checkpoint's step (Karras et al. 2024, algorithm 3)."""
+    widths: list[float] = description.config["ema"].get("posthoc", [])
+    # Of several after the same update (float16 overflows change nothing in between) the newest stands for all.
+    snapshots = {snapshot.updates: snapshot for snapshot in checkpoint.snapshots_of(found, step=description.step)}
+    if not widths or not snapshots:
+        raise ConfigError(f"ema_length: {found} has no averages to make one of; a run with ema=posthoc keeps them")
+    t, newest = max(snapshots.items())
+    if newest.description.step != description.step:
+        raise CheckpointError(f"{found}: the snapshot of step {description.step} is missing in its run's averages/")
+    for snapshot in snapshots.values():
+        if any(snapshot.description.config.get(key) != description.config[key] for key in ("model", "ema")):
+            raise CheckpointError(f"{snapshot.file} is of another run: its model or ema is not the checkpoint's")
+    times = [updates for updates in snapshots for _ in widths]
+    try:
+        counts = averages.coefficients(times, widths * len(snapshots), t=t, sigma_rel=sigma_rel)
+    except ValueError as error:
+        raise CheckpointError(f"{found}: its configuration has an impossible ema.posthoc: {error}") from error
+    parameters = dict(model.named_parameters())
+    prefixes = [averages.posthoc_prefix(width) for width in widths]
+    shapes = {f"{prefix}{name}": tuple(parameters[name].shape) for prefix in prefixes for name in parameters}
+    sums = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in parameters.items()}
+    for snapshot, weights in zip(snapshots.values(), counts.reshape(-1, len(widths)).tolist(), strict=True):
+        if not any(weights):
+            continue
+        tensors = checkpoint.load_snapshot(snapshot, shapes)
+        for prefix, weight in zip(prefixes, weights, strict=True):
+            for name, total in sums.items():
+                total.add_(tensors[f"{prefix}{name}"], alpha=weight)
+    for name, parameter in parameters.items():
+        parameter.copy_(sums[name])

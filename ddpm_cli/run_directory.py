@@ -19,6 +19,7 @@ LOCK_FILE = ".lock"
 TENSORBOARD = "tensorboard"
 PREVIEWS = "previews"
 CHECKPOINTS = "checkpoints"
+AVERAGES = "averages"
 SAMPLES = "samples"
 
 
@@ -89,7 +90,7 @@ def held(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-_FOLDERS = (TENSORBOARD, PREVIEWS, CHECKPOINTS)
+_FOLDERS = (TENSORBOARD, PREVIEWS, CHECKPOINTS, AVERAGES)
 _FILES = (CONFIG_FILE, LOG_FILE, METRICS_FILE, SKIPPED_FILE, LOCK_FILE)
 _FILES += tuple(f".{name}.tmp" for name in _FILES)  # as they are while they are written
 
@@ -102,5 +103,5 @@ def _check_entries(directory: Path) -> None:
             raise ValueError(f"{path} is a link; everything of a run lies in its directory")
         if path.name in _FOLDERS and not path.is_dir():
             raise ValueError(f"{path} is no folder")
-        if (path.name in _FILES or path.parent.name in (TENSORBOARD, PREVIEWS)) and not path.is_file():
+        if (path.name in _FILES or path.parent.name in (TENSORBOARD, PREVIEWS, AVERAGES)) and not path.is_file():
             raise ValueError(f"{path} is no plain file")

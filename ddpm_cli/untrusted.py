@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ddpm_cli.averages import ema_prefix, posthoc_prefix
 from ddpm_cli.config import DDPM_GROUPS, ConfigError, build, check_untrusted, shipped_targets
 
 # The largest magnitude of a number by the name of its option: those that decide how much memory or time is taken.
@@ -20,6 +21,8 @@ _MOST = {
     "num_res_blocks": 16,
     "attention_resolutions": 2**14,
     "num_heads": 1024,
+    "num_classes": 2**20,
+    "history": 2**12,
     "norm_groups": 4096,
     "batch_size": 2**16,
     "accumulate": 2**16,
@@ -31,6 +34,7 @@ _MOST = {
 _MOST_OTHERWISE = 2**63
 _LONGEST_TEXT = 4096
 _LONGEST_LIST = 64
+_LONGEST = {"betas": 2**14, "steps": 2**14}  # of a schedule, and of a sampler's timesteps; as long as MOST_TEXT allows
 _DEEPEST = 8
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # beside `step`, what each optimizer that we ship keeps of every parameter
 
@@ -105,11 +109,15 @@ def check_state(
     if moments:
         check_node("optimizer", config.get("optimizer"), trust=trust)
         expected |= _moments(config["optimizer"]["_target_"], moments, weights)
+    expected |= _averages(config, shapes, weights, trust=trust)
     if _below("unlogged.", shapes):
         check_node("trainer", config.get("trainer"), trust=trust)
         steps, batch = shapes.get("unlogged.grad_norm", ())[:1], (config["trainer"].get("batch_size"),)
         expected |= {"unlogged.grad_norm": steps, "unlogged.skipped": steps}
         expected |= {"unlogged.losses": steps + batch, "unlogged.t": steps + batch}
+        if "unlogged.weights" in shapes:  # not in those of version 0.1
+            expected["unlogged.weights"] = steps + batch
+    expected |= _timesteps(config, shapes, trust=trust)
     _compare("its training state does", expected, shapes)
 
 
@@ -122,6 +130,37 @@ def _moments(target: str, found: Shapes, weights: Shapes) -> dict[str, tuple[int
         expected |= {f"optimizer.{name}.{moment}": weights[name] for moment in _MOMENTS}
         expected[f"optimizer.{name}.step"] = ()
     return expected
+
+
+def _averages(
+    config: dict, shapes: Shapes, weights: Shapes, *, trust: Iterable[str]
+) -> dict[str, tuple[int | None, ...]]:
+    """The shapes of the averages beside the main one, as `EMA.state` names them; those there are, if it is not ours."""
+    found = {name: shape for name, shape in shapes.items() if name.startswith(("ema.", "posthoc."))}
+    if "ema" not in config and not found:
+        return {}
+    check_node("ema", config.get("ema"), trust=trust)
+    node = config["ema"]
+    if node["_target_"] not in shipped_targets()["ema"]:
+        return found
+    prefixes = [ema_prefix(decay) for decay in node.get("decays", [])[1:]]
+    prefixes += [posthoc_prefix(width) for width in node.get("posthoc", [])]
+    return {f"{prefix}{name}": shape for prefix in prefixes for name, shape in weights.items()}
+
+
+def _timesteps(config: dict, shapes: Shapes, *, trust: Iterable[str]) -> dict[str, tuple[int | None, ...]]:
+    """The shapes of what has been learned of the losses at each t; those there are, if it is not ours."""
+    found = {name: shape for name, shape in shapes.items() if name.startswith("timesteps.")}
+    if "timesteps" not in config and not found:
+        return {}
+    check_node("timesteps", config.get("timesteps"), trust=trust)
+    node, schedule = config["timesteps"], config["schedule"]
+    if node["_target_"] not in shipped_targets()["timesteps"]:
+        return found
+    if "history" not in node:
+        return {}
+    count = schedule["timesteps"] if "timesteps" in schedule else len(schedule.get("betas", []))
+    return {"timesteps.losses": (count, node["history"]), "timesteps.seen": (count,)}
 
 
 def _below(prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -156,7 +195,7 @@ def _check_range(value: object, *, key: str, path: str, depth: int) -> None:
         too_much = "nested too deep"
     elif isinstance(value, str) and len(value) > _LONGEST_TEXT:
         too_much = f"a text of {len(value)} characters"
-    elif isinstance(value, list | dict) and len(value) > _LONGEST_LIST:
+    elif isinstance(value, list | dict) and len(value) > _LONGEST.get(key, _LONGEST_LIST):
         too_much = f"{len(value)} entries"
     elif isinstance(value, float) and not math.isfinite(value):
         too_much = f"{value}"

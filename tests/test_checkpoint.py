@@ -30,6 +30,7 @@ CONFIG = {
     "prediction": {"_target_": "ddpm_cli.diffusion.prediction.Epsilon"},
     "weighting": SIMPLE,
     "variance": {"_target_": "ddpm_cli.diffusion.variance.fixed_large", "_partial_": True},
+    "loss": {"_target_": "ddpm_cli.diffusion.loss.Simple"},
 }
 
 
@@ -84,8 +85,8 @@ def test_the_networks_own_weights_can_be_asked_for(tmp_path: Path):
     saved = load_file(path / "training.safetensors")
     for name, value in load(path, weights="model").ddpm.model.state_dict().items():
         assert torch.equal(value, saved[f"model.{name}"])
-    with pytest.raises(ValueError, match="weights must be 'ema' or 'model'"):
-        load(path, weights="emma")
+    with pytest.raises(ConfigError, match="ema: expected a group of options, got null"):
+        load(path, weights="emma")  # this configuration says nothing of the averages it has
 
 
 def test_the_newest_are_kept_and_the_newest_is_found(tmp_path: Path):
@@ -287,7 +288,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"format": 2}, "another checkpoint format; this version reads format 1"),
+        ({"format": 3}, "another checkpoint format; this version reads formats 1 to 2"),
+        ({"format": True}, "another checkpoint format"),
         ({"step": "abc"}, "its description cannot be: ValueError: step 'abc'"),
         ({"step": -1}, "step -1"),
         ({"step": True}, "step True"),
@@ -367,8 +369,25 @@ def test_a_training_state_must_have_the_shapes_it_had():
     for name, shape in weights.items():
         state |= {f"optimizer.{name}.{moment}": shape for moment in ("exp_avg", "exp_avg_sq")}
         state[f"optimizer.{name}.step"] = ()
+    config["ema"] = {
+        "_target_": "ddpm_cli.training.ema.EMA",
+        "_partial_": True,
+        "decays": [0.9, 0.99],
+        "posthoc": [0.1],
+    }
+    for name, shape in weights.items():
+        state |= {f"ema.0.99.{name}": shape, f"posthoc.0.1.{name}": shape}
+    loss_aware = {"_target_": "ddpm_cli.training.timesteps.LossAware", "_partial_": True, "history": 3, "uniform": 0.1}
+    config["timesteps"] = loss_aware
+    state |= {"timesteps.losses": (10, 3), "timesteps.seen": (10,)}
     check_state(config, state, (1, 8, 8), trust=())
     for change in (
+        {"ema.0.99.conv_in.weight": (1,)},
+        {"ema.0.9.conv_in.weight": state["model.conv_in.weight"]},
+        {"posthoc.0.1.conv_in.weight": ()},
+        {"posthoc.0.10.conv_in.weight": state["model.conv_in.weight"]},
+        {"timesteps.losses": (10, 10)},
+        {"timesteps.other": ()},
         {"optimizer.conv_in.weight.exp_avg": (1,)},
         {"optimizer.conv_in.weight.step": (7,)},
         {"optimizer.other.exp_avg": (1,)},
@@ -378,6 +397,9 @@ def test_a_training_state_must_have_the_shapes_it_had():
     ):
         with pytest.raises(MisfitError, match="not fit the network it describes: "):
             check_state(config, state | change, (1, 8, 8), trust=())
+    for missing in ("ema.0.99.conv_in.bias", "posthoc.0.1.conv_out.weight", "timesteps.seen"):
+        with pytest.raises(MisfitError, match=f"{missing} is missing"):
+            check_state(config, {n: s for n, s in state.items() if n != missing}, (1, 8, 8), trust=())
 
 
 def test_a_class_of_the_users_own_needs_their_word(tmp_path: Path):

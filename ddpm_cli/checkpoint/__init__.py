@@ -5,6 +5,8 @@ checkpoints/step_00005000/
     training.safetensors   the network's own weights, optimizer moments, counters
     checkpoint.json        the description: format, step, configuration, image shape, versions
     manifest.json          size and SHA-256 of the three, and its own; written last
+
+averages/step_00005000.safetensors, beside checkpoints/: see `snapshots`
 """
 
 from ddpm_cli.checkpoint.description import (
@@ -19,6 +21,7 @@ from ddpm_cli.checkpoint.description import (
 from ddpm_cli.checkpoint.finding import find, fingerprint, newest, newest_whole, pinned_file, verify
 from ddpm_cli.checkpoint.loading import Check, load_ema, load_training
 from ddpm_cli.checkpoint.saving import remove_old, save, set_aside, size, versions
+from ddpm_cli.checkpoint.snapshots import Snapshot, load_snapshot, remove_snapshots, save_snapshot, snapshots_of
 
 __all__ = [
     "DESCRIPTION_FILE",
@@ -29,17 +32,22 @@ __all__ = [
     "Check",
     "CheckpointError",
     "Description",
+    "Snapshot",
     "find",
     "fingerprint",
     "load_ema",
+    "load_snapshot",
     "load_training",
     "newest",
     "newest_whole",
     "pinned_file",
     "remove_old",
+    "remove_snapshots",
     "save",
+    "save_snapshot",
     "set_aside",
     "size",
+    "snapshots_of",
     "verify",
     "versions",
 ]

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-FORMAT = 1
+from ddpm_cli.checkpoint.upgrade import upgrade_1
+
+FORMAT = 2  # written; 1 is read as well
 EMA_FILE = "ema.safetensors"
 TRAINING_FILE = "training.safetensors"
 DESCRIPTION_FILE = "checkpoint.json"
@@ -79,10 +81,12 @@ def parse(text: str, path: Path) -> Description:
         raise CheckpointError(f"{path}: its description is longer than {MOST_TEXT} bytes")
     try:
         found = json.loads(text)
-        if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
-            raise CheckpointError(f"{path} is of another checkpoint format; this version reads format {FORMAT}")
+        written = found.pop("format", None) if isinstance(found, dict) else None
+        if not _in_range(written, 1, FORMAT):
+            raise CheckpointError(f"{path} is of another checkpoint format; this version reads formats 1 to {FORMAT}")
         found["image_shape"] = tuple(found["image_shape"])
-        return Description(**found)
+        description = Description(**found)
+        return description if written == FORMAT else replace(description, config=upgrade_1(description.config))
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -35,7 +35,7 @@ def load_ema(checkpoint: Path, *, check: Check | None = None) -> tuple[dict[str,
     if checkpoint.is_dir():
         verify(checkpoint, EMA_FILE)
         checkpoint = checkpoint / EMA_FILE
-    with _reading(checkpoint) as file:
+    with reading(checkpoint) as file:
         metadata = file.metadata() or {}
         if HEADER_KEY not in metadata:
             raise CheckpointError(f"{checkpoint} is no EMA file of ddpm-cli: its header has no description")
@@ -59,12 +59,12 @@ def load_training(
         raise CheckpointError(f"{checkpoint} holds the EMA weights alone; this needs a whole checkpoint directory")
     verify(checkpoint, TRAINING_FILE, DESCRIPTION_FILE)
     description = parse(read_text(checkpoint / DESCRIPTION_FILE), checkpoint)
-    with _reading(checkpoint / TRAINING_FILE) as file:
+    with reading(checkpoint / TRAINING_FILE) as file:
         return _tensors(file, description, check, prefix), description
 
 
 @contextlib.contextmanager
-def _reading(file: Path) -> Iterator[safetensors.safe_open]:
+def reading(file: Path) -> Iterator[safetensors.safe_open]:
     """A safetensors file whose header is of a sensible size; the library checks the rest of it.
 
     Raises:

@@ -22,7 +22,7 @@ from ddpm_cli.checkpoint.description import (
 )
 from ddpm_cli.checkpoint.finding import all_of, step_of
 
-_SPARE = 2**20  # bytes to have free beside the tensors
+SPARE = 2**20  # bytes to have free beside the tensors
 
 
 def save(directory: Path, *, ema: dict[str, Tensor], training: dict[str, Tensor], description: Description) -> Path:
@@ -47,13 +47,13 @@ def save(directory: Path, *, ema: dict[str, Tensor], training: dict[str, Tensor]
     if os.path.lexists(final):
         raise FileExistsError(errno.EEXIST, "this step has been saved", str(final))
     _remove_leftovers(directory)
-    durable.check_space(directory, size(ema, training) + _SPARE)
+    durable.check_space(directory, size(ema, training) + SPARE)
     try:
         os.mkdir(temporary)
         text = description.as_json()
         manifest = {
-            EMA_FILE: durable.write_new(temporary / EMA_FILE, _safetensors(ema, {HEADER_KEY: text})),
-            TRAINING_FILE: durable.write_new(temporary / TRAINING_FILE, _safetensors(training, {})),
+            EMA_FILE: durable.write_new(temporary / EMA_FILE, as_safetensors(ema, {HEADER_KEY: text})),
+            TRAINING_FILE: durable.write_new(temporary / TRAINING_FILE, as_safetensors(training, {})),
             DESCRIPTION_FILE: durable.write_new(temporary / DESCRIPTION_FILE, [f"{text}\n".encode()]),
         }
         listed = {name: {"bytes": count, "sha256": sha256} for name, (count, sha256) in manifest.items()}
@@ -124,7 +124,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def _safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
+def as_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
     """A safetensors file piece by piece, to be hashed and flushed as it is written; one tensor in memory at a time."""
     header: dict[str, dict] = {"__metadata__": {"format": "pt"} | metadata}
     end = 0

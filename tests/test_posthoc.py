@@ -1,0 +1,327 @@
+"""Post-hoc EMA: averages of any width out of snapshots of two, compared with those followed all along."""
+
+import json
+import os
+import shutil
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import TINY_RUN, only, sample, train
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_ema import make_trainer
+from torch import Tensor, nn
+
+from ddpm_cli import checkpoint, run_directory
+from ddpm_cli.averages import WIDEST, check_width, coefficients, exponent, inner_product, newest_weight
+from ddpm_cli.checkpoint import CheckpointError
+from ddpm_cli.config import ConfigError
+from ddpm_cli.pretrained import load
+from ddpm_cli.run import check_space
+from ddpm_cli.training.ema import EMA
+
+KEPT = (0.05, 0.10)
+
+
+# The mathematics -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma_rel", [0.001, 0.05, 0.1, 0.2, 0.288])
+def test_the_exponent_gives_a_profile_of_that_width(sigma_rel: float):
+    """sigma_rel is the standard deviation of tau^gamma on [0, 1], which its moments say."""
+    gamma = exponent(sigma_rel)
+    first, second = (gamma + 1) / (gamma + 2), (gamma + 1) / (gamma + 3)
+    assert second - first**2 == pytest.approx(sigma_rel**2, rel=1e-7)
+    assert gamma > 0
+
+
+def test_exponents_of_the_paper():
+    assert [round(exponent(width), 2) for width in KEPT] == [16.97, 6.94]  # section 3.1
+
+
+@pytest.mark.parametrize("sigma_rel", [0, -0.1, WIDEST, 0.3, float("nan"), 1e-9])
+def test_widths_that_cannot_be_are_refused(sigma_rel: float):
+    with pytest.raises(ValueError, match=r"must be at least 0\.001 and below 0\.2887"):
+        check_width(sigma_rel)
+
+
+def test_the_weight_of_the_newest_is_exact_where_t_is_large():
+    gamma = exponent(0.05)
+    assert newest_weight(1, gamma) == 1
+    assert newest_weight(10, gamma) == pytest.approx(1 - 0.9 ** (gamma + 1))
+    assert newest_weight(10**12, gamma) == pytest.approx((gamma + 1) / 10**12, rel=1e-9)
+
+
+def test_inner_products_are_the_integrals():
+    tau = (np.arange(200_000) + 0.5) / 200_000 * 8
+
+    def profile(t: float, gamma: float) -> np.ndarray:
+        return np.where(tau < t, (gamma + 1) * tau**gamma / t ** (gamma + 1), 0)
+
+    for a in ((3.0, 16.97), (8.0, 6.94), (3.0, 0.5)):
+        for b in ((8.0, 16.97), (3.0, 2.0), (1.5, 6.94)):
+            assert float(inner_product(*a, *b)) == pytest.approx((profile(*a) * profile(*b)).mean() * 8, rel=1e-3)
+
+
+def test_coefficients_of_one_that_is_there_and_of_others():
+    times, widths = [100, 100, 200, 200], [0.05, 0.1, 0.05, 0.1]
+    assert coefficients(times, widths, t=200, sigma_rel=0.05).tolist() == [0, 0, 1, 0]
+    near = coefficients(times, widths, t=200, sigma_rel=0.05 + 1e-9)
+    np.testing.assert_allclose(near, [0, 0, 1, 0], atol=1e-5)
+    assert coefficients(times, widths, t=200, sigma_rel=0.07).sum() == pytest.approx(1)
+
+
+def random_walk(steps: int) -> Tensor:
+    """A parameter of 500 numbers on its way: drift that slows down, and noise; `[steps, 500]`."""
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(steps, 500, generator=generator).cumsum(0) * 0.05
+    return noise + torch.linspace(0, 1, steps).sqrt()[:, None] * torch.randn(500, generator=generator) * 5
+
+
+@pytest.mark.parametrize(("sigma_rel", "within"), [(0.06, 1e-3), (0.07, 1e-3), (0.08, 1e-3), (0.12, 1e-3), (0.2, 0.03)])
+def test_a_width_that_was_not_kept_is_reconstructed(sigma_rel: float, within: float):
+    """In parts of what lies between the averages of 0.05 and 0.10, from 20 snapshots in 2,000 steps."""
+    model = nn.ParameterDict({"x": torch.zeros(500)})
+    ema = EMA(model, posthoc=[*KEPT, sigma_rel])
+    times, widths, snapshots = [], [], []
+    for step, value in enumerate(random_walk(2000), start=1):
+        model["x"].data.copy_(value)
+        ema.update(model)
+        if step % 100 == 0:
+            for width in KEPT:
+                times.append(step)
+                widths.append(width)
+                snapshots.append(ema.state()[f"posthoc.{width}.x"].double().clone())
+    weights = torch.from_numpy(coefficients(times, widths, t=2000, sigma_rel=sigma_rel))
+    error = weights @ torch.stack(snapshots) - ema.state()[f"posthoc.{sigma_rel}.x"]
+    scale = (snapshots[-1] - snapshots[-2]).norm()
+    assert error.norm() < within * scale
+
+
+# A run and its snapshots ---------------------------------------------------------------------------------------------
+
+
+OPTIONS = [*TINY_RUN, "ema=posthoc", "ema.decays=[0.9,0.99]", "trainer.checkpoint_every=1"]
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("posthoc")
+    done = train(*OPTIONS, "name=run", cwd=place)
+    assert done.returncode == 0, done.stderr
+    return only(place / "outputs" / "run")
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def names(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / run_directory.AVERAGES).iterdir())
+
+
+def parameters(run: Path, **options) -> dict[str, Tensor]:
+    return dict(load(run, **options).ddpm.model.named_parameters())
+
+
+def test_every_checkpoint_leaves_a_snapshot_and_the_last_is_the_training_state(run: Path):
+    assert names(run) == [f"step_0000000{step}.safetensors" for step in (1, 2, 3, 4)]
+    assert len(list((run / "checkpoints").iterdir())) == 3, "of which older ones are removed"
+    state = load_file(run / "checkpoints" / "step_00000004" / "training.safetensors")
+    snapshot = load_file(run / "averages" / "step_00000004.safetensors")
+    assert {name for name in state if name.startswith("posthoc.")} == snapshot.keys()
+    for name, value in snapshot.items():
+        assert torch.equal(value, state[name])
+
+
+def test_a_width_that_was_kept_is_its_snapshot_and_others_lie_beyond_and_between(run: Path):
+    snapshot = load_file(run / "averages" / "step_00000004.safetensors")
+    for width in KEPT:
+        for name, value in parameters(run, ema_length=width).items():
+            assert torch.equal(value, snapshot[f"posthoc.{width}.{name}"])
+    name = "conv_out.bias"
+    between = parameters(run, ema_length=0.07)[name]
+    assert not torch.equal(between, snapshot[f"posthoc.0.05.{name}"])
+    early = parameters(run / "checkpoints" / "step_00000002", ema_length=0.05)[name]
+    assert torch.equal(early, load_file(run / "averages" / "step_00000002.safetensors")[f"posthoc.0.05.{name}"])
+
+
+def test_the_further_decay_is_what_the_training_state_holds(run: Path):
+    state = load_file(run / "checkpoints" / "step_00000004" / "training.safetensors")
+    for name, value in parameters(run, weights="ema_0.99").items():
+        assert torch.equal(value, state[f"ema.0.99.{name}"])
+    for wrong in ("ema_0.9", "ema_", "emma", "posthoc", "optimizer", ""):
+        with pytest.raises(ConfigError, match=rf"^weights: this checkpoint has ema, ema_0\.99, model, not '{wrong}'$"):
+            load(run, weights=wrong)
+    with pytest.raises(CheckpointError, match="holds the EMA weights alone"):
+        load(shutil.copy(next(run.rglob("ema.safetensors")), run / "x.safetensors"), weights="ema_0.99")
+
+
+def test_the_command_samples_both(run: Path, tmp_path: Path):
+    for argument, says in (("ema_length=0.08", "ema weights of length 0.08"), ("weights=ema_0.99", "ema_0.99 weights")):
+        done = sample(f"ckpt={run}", "n=4", "sampler.steps=2", argument, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert says in done.stdout
+    done = sample(f"ckpt={run}", "ema_length=0.3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "ema_length: must be at least 0.001 and below 0.2887" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_was_snapped_beyond_the_checkpoint_is_made_again_bit_for_bit(run: Path, tmp_path: Path):
+    averages = run / "averages"
+    before = {path.name: path.read_bytes() for path in averages.iterdir()}
+    for step in (3, 4):
+        shutil.rmtree(run / "checkpoints" / f"step_0000000{step}")
+    (averages / ".step_00000003.safetensors.tmp").write_bytes(b"half")
+    (averages / "step_00000009.safetensors").write_bytes(b"of a future that was killed")
+    done = train(f"resume={run}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resumed  at step 2" in done.stdout
+    assert {path.name: path.read_bytes() for path in averages.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"ema_length": 0.0}, "ema_length: must be at least 0.001"),
+        ({"ema_length": WIDEST}, "ema_length: must be at least 0.001 and below 0.2887"),
+        (
+            {"ema_length": 0.08, "weights": "model"},
+            "ema_length: makes an average of its own, and cannot go with weights",
+        ),
+        ({"ema_length": 0.08, "sha256": "0" * 64}, "ema_length: cannot go with a SHA-256"),
+    ],
+)
+def test_lengths_that_cannot_be_are_refused(run: Path, options: dict, says: str):
+    with pytest.raises(ConfigError, match=says):
+        load(run, **options)
+
+
+def test_a_lone_file_and_a_run_without_snapshots_have_no_lengths(run: Path, trained, tmp_path: Path):
+    lone = shutil.copy(run / "checkpoints" / "step_00000004" / "ema.safetensors", tmp_path / "x.safetensors")
+    with pytest.raises(ConfigError, match=r"x\.safetensors is one average alone; give the run directory"):
+        load(lone, ema_length=0.08)
+    elsewhere = shutil.copytree(run / "checkpoints" / "step_00000004", tmp_path / "step_00000004")
+    for place in (elsewhere, trained[0]):
+        with pytest.raises(ConfigError, match="has no averages to make one of; a run with ema=posthoc keeps them"):
+            load(place, ema_length=0.08)
+
+
+# What is not as it was written ---------------------------------------------------------------------------------------
+
+
+def rewrite(file: Path, change, **metadata: str) -> None:
+    with safe_open(file, "pt") as opened:
+        known = opened.metadata()
+    save_file(change(load_file(file)), file, {**known, **metadata})
+
+
+def test_damage_is_found(run: Path):
+    file = run / "averages" / "step_00000003.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"step_00000003\.safetensors is damaged: its SHA-256 is not"):
+        load(run, ema_length=0.08)
+    file.write_bytes(content[:-3])
+    with pytest.raises(CheckpointError, match=r"step_00000003\.safetensors is damaged"):
+        load(run, ema_length=0.08)
+    file.unlink()
+    load(run, ema_length=0.08)  # one that is not there at all makes the others count for more
+    (run / "averages" / "step_00000004.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="the snapshot of step 4 is missing"):
+        load(run, ema_length=0.08)
+
+
+@pytest.mark.parametrize("what", ["averages", "averages/step_00000002.safetensors"])
+def test_links_are_not_followed(run: Path, tmp_path: Path, what: str):
+    inside = run / what
+    inside.rename(tmp_path / "elsewhere")
+    inside.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"is a link|not a plain file"):
+        load(run, ema_length=0.08)
+    done = train(f"resume={run}", "trainer.steps=5", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is a link" in done.stderr
+
+
+def test_a_pipe_is_no_trap(run: Path):
+    os.mkfifo(run / "averages" / "step_00000000.safetensors")
+    with pytest.raises(CheckpointError, match="not a plain file"):
+        load(run, ema_length=0.08)
+
+
+def _renamed(run: Path, file: Path) -> None:
+    file.rename(file.with_name("step_00000001.safetensors"))
+
+
+def _of_another_network(run: Path, file: Path) -> None:
+    description = json.loads(safe_open(file, "pt").metadata()["ddpm_cli"])
+    description["config"]["model"]["base_channels"] = 4096
+    rewrite(file, lambda tensors: tensors, ddpm_cli=json.dumps(description))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_renamed, "is damaged: it says step 3, 3 updates"),
+        (_of_another_network, "is of another run: its model or ema is not the checkpoint's"),
+        (lambda _, file: rewrite(file, lambda t: t, updates="9"), "it says step 3, 9 updates"),
+        (lambda _, file: rewrite(file, lambda t: t, updates="1"), "step_00000003.*it says step 3, 1 updates"),
+        (lambda _, file: rewrite(file, lambda t: t, updates="-1"), "its header says '-1' updates"),
+        (lambda _, file: rewrite(file, lambda t: t, updates="9" * 5000), "its header says"),
+        (lambda _, file: rewrite(file, lambda t: t, sha256="0"), "its SHA-256 is not"),
+        (lambda _, file: save_file(load_file(file), file), "is no snapshot of ddpm-cli"),
+        (
+            lambda _, file: rewrite(file, lambda t: {**t, "surprise": torch.zeros(1)}),
+            r"does not fit the checkpoint: surprise is \[1\], should be missing",
+        ),
+        (
+            lambda _, file: rewrite(file, lambda t: {**t, "posthoc.0.05.conv_out.bias": torch.zeros(2**20)}),
+            r"conv_out\.bias is \[1048576\], should be \[1\]",
+        ),
+        (lambda _, file: rewrite(file, lambda t: {name: value.half() for name, value in t.items()}), "SHA-256|float32"),
+    ],
+)
+def test_foreign_snapshots_are_refused(run: Path, spoil, says: str):
+    spoil(run, run / "averages" / "step_00000003.safetensors")
+    with pytest.raises(CheckpointError, match=says):
+        load(run, ema_length=0.08)
+
+
+def test_names_that_are_none_of_ours_are_not_looked_at(run: Path):
+    expected = parameters(run, ema_length=0.08)["conv_out.bias"]
+    for name in ("step_3.safetensors", "step_x.safetensors", "step_-0000001.safetensors", "notes.txt"):
+        (run / "averages" / name).write_text("not ours")
+    assert torch.equal(parameters(run, ema_length=0.08)["conv_out.bias"], expected)
+
+
+def test_room_for_all_snapshots_is_asked_for_before_the_run(tmp_path: Path, monkeypatch):
+    trainer = make_trainer(steps=1000)
+    trainer.settings = replace(trainer.settings, checkpoint_every=1, keep_last=1)
+    snapshots = 1000 * checkpoint.size(trainer.ema.snapshot(), {})
+    checkpoints = 3 * checkpoint.size(trainer.ema.model.state_dict(), trainer.state())
+    for free, enough in ((snapshots, False), (snapshots + 2 * checkpoints, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: type("Usage", (), {"free": free}))
+        with nullcontext() if enough else pytest.raises(OSError, match="MB free, the run's checkpoints take"):
+            check_space(tmp_path, trainer)
+
+
+def test_a_snapshot_that_cannot_be_written_leaves_no_rubbish(run: Path, monkeypatch):
+    directory = run / "averages"
+    (last,) = checkpoint.snapshots_of(run / "checkpoints" / "step_00000004", step=4)[-1:]
+    before = names(run)
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save_snapshot(directory, {"x": torch.zeros(3)}, last.description, updates=4)
+    assert names(run) == before
