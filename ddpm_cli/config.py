@@ -84,19 +84,22 @@ def build(node: Any, path: str) -> Any:
         raise ConfigError(f"{path}: {reason}") from error
 
 
-DDPM_GROUPS = ("model", "schedule", "prediction", "weighting", "variance")
+DDPM_GROUPS = ("model", "schedule", "prediction", "weighting", "variance", "loss")
 
 
 def build_ddpm(config: dict) -> "DDPM":
     """The network and its diffusion that a checked configuration describes, on the CPU.
 
     Raises:
-        ConfigError: if a value is refused.
+        ConfigError: if a value is refused, or choices that cannot work together.
     """
     from ddpm_cli.diffusion.ddpm import DDPM
 
     built = {group: build(config[group], group) for group in DDPM_GROUPS}
-    return DDPM(**built)
+    try:
+        return DDPM(**built)
+    except ValueError as error:  # about several groups: the message names them
+        raise ConfigError(str(error)) from error
 
 
 @contextmanager

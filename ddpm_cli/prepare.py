@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from ddpm_cli.config import ConfigError, build, build_ddpm, naming
 
 if TYPE_CHECKING:
+    from ddpm_cli.data.image_set import ImageSet
     from ddpm_cli.diffusion.ddpm import DDPM
     from ddpm_cli.diffusion.samplers import Sampler
     from ddpm_cli.ranks import Ranks
+    from ddpm_cli.training.settings import Settings
     from ddpm_cli.training.trainer import Trainer
 
 
@@ -29,6 +31,8 @@ class Options:
     prediction: dict
     variance: dict
     weighting: dict
+    loss: dict
+    timesteps: dict
     sampler: dict
     optimizer: dict
     ema: dict
@@ -75,6 +79,11 @@ def prepare(options: Options, ranks: "Ranks") -> "tuple[Trainer, Sampler]":
         images = ranks.main_first(lambda: build(options.data, "data"))
     with naming("model"):
         _check_images(ddpm, options.model.get("image_size"), images.shape)
+    _check_labels(ddpm, images, settings)
+    with naming("weighting"):
+        ddpm.weighting(*torch.zeros(2, 1))
+    with naming("timesteps"):
+        timesteps = build(options.timesteps, "timesteps")(ddpm.schedule.timesteps)
     compute.place(ddpm)
     with naming("optimizer"):
         optimizer = build(options.optimizer, "optimizer")(ddpm.model.parameters())
@@ -89,6 +98,7 @@ def prepare(options: Options, ranks: "Ranks") -> "tuple[Trainer, Sampler]":
         settings=settings,
         compute=compute,
         seed=options.seed,
+        timesteps=timesteps,
         ranks=ranks,
     )
     return trainer, sampler
@@ -113,9 +123,23 @@ def _checkpoint_activations(ddpm: "DDPM") -> None:
     model.checkpoint_activations = True
 
 
+def _check_labels(ddpm: "DDPM", images: "ImageSet", settings: "Settings") -> None:
+    given = 0 if images.labels is None else len(images.class_names)
+    taken = ddpm.num_classes or 0
+    if given != taken:
+        raise ConfigError(
+            f"model.num_classes: the network takes {taken} classes, the data has labels of {given}; "
+            "data.num_classes says how many for both"
+        )
+    if settings.label_dropout is not None and given == 0:
+        raise ConfigError("trainer.label_dropout: has no effect without labels; data.num_classes=N brings them")
+
+
 def _check_images(ddpm: "DDPM", image_size: object, shape: tuple[int, int, int]) -> None:
     """Find now, not after the run has begun, that the network and the data do not fit."""
     sides = [image_size, image_size] if isinstance(image_size, int) else image_size
     if sides is not None and sides != list(shape[1:]):
         raise ValueError(f"image_size is {image_size}, but the data's images are {pixels(shape)}")
     ddpm.check_images(shape)
+    if getattr(ddpm.model, "learn_variance", False) and not ddpm.learns_variance:
+        raise ValueError("learn_variance has no effect with a fixed variance; variance=learned_range sets it")

@@ -29,6 +29,7 @@ _RECORDS = {
     "tensorboard": run_directory.TENSORBOARD,
     "previews": run_directory.PREVIEWS,
 }
+CLASSES_SHOWN = 20  # by name
 
 
 def check_space(directory: Path, trainer: Trainer) -> None:
@@ -44,7 +45,8 @@ def check_space(directory: Path, trainer: Trainer) -> None:
     remaining = settings.steps - trainer.step
     saves = remaining // settings.checkpoint_every + 1 if settings.checkpoint_every > 0 else 1
     kept = settings.keep_last + (remaining // settings.keep_every if settings.keep_every > 0 else 0)
-    needed = size * min(saves, kept + 1)
+    snapshot = sum(tensor.numel() * 4 for tensor in trainer.ema.snapshot().values())  # float32, all of them kept
+    needed = size * min(saves, kept + 1) + snapshot * saves
     existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -120,7 +122,7 @@ class Run:
         monitor.bar.update()
         if progress is not None:
             monitor.progress(progress)
-            self.loss = progress.losses.mean().item()
+            self.loss = progress.loss
         if self._due(settings.preview_every):
             self._preview(monitor)
         if self._due(settings.checkpoint_every) or self.trainer.step == settings.steps:
@@ -151,6 +153,7 @@ class Run:
         text = yaml.safe_dump(asdict(self.options), sort_keys=False)
         durable.replace(self.directory / run_directory.CONFIG_FILE, text.encode())
         cut_back(self.directory, self.first_step, **_RECORDS)
+        checkpoint.remove_snapshots(self.directory / run_directory.AVERAGES, after=self.first_step)
         skipped = self.trainer.batches.images.skipped
         if skipped:
             listed = "".join(f"{line}\n" for line in skipped)
@@ -159,6 +162,9 @@ class Run:
         parameters = sum(p.numel() for p in trainer.ddpm.parameters())
         epochs = settings.steps * settings.batch_size / len(images)
         log.info(f"data     {images.name}: {len(images):,} images, {pixels(images.shape)}")
+        if images.labels is not None:
+            more = ["..."] if len(images.class_names) > CLASSES_SHOWN else []
+            log.info(f"classes  from 0 on: {', '.join([*images.class_names[:CLASSES_SHOWN], *more])}")
         if skipped:
             log.warning(f"skipped  {len(skipped):,} bad images, listed in {run_directory.SKIPPED_FILE}")
         log.info(f"network  {type(trainer.ddpm.model).__name__}, {parameters:,} parameters")
@@ -198,11 +204,14 @@ class Run:
         """uint8 EMA samples `[N, C, H, W]` from noise that is the same at every step; None if stopped meanwhile."""
         trainer = self.trainer
         ddpm = trainer.ddpm.with_model(trainer.ema.model)
+        labels = None
+        if ddpm.num_classes is not None:
+            labels = torch.arange(trainer.settings.preview_images, device=trainer.compute.device) % ddpm.num_classes
         indices = range(trainer.settings.preview_images)
         noise = ImageNoise(self.options.seed, indices, trainer.batches.images.shape, trainer.compute.device)
         x = None
         with trainer.compute.autocast():
-            for state in ddpm.sample_states(noise, self.sampler):
+            for state in ddpm.sample_states(noise, self.sampler, denoise=ddpm.denoiser(labels)):
                 if self.stop.requested and not to_the_end:
                     return None
                 x = state.x
@@ -224,6 +233,10 @@ class Run:
             config=asdict(self.options),
             versions=checkpoint.versions(),
         )
+        snapshot = trainer.ema.snapshot()
+        if snapshot and trainer.ema.updates > 0:
+            averages = self.directory / run_directory.AVERAGES
+            checkpoint.save_snapshot(averages, snapshot, description, updates=trainer.ema.updates)
         checkpoint.save(directory, ema=ema, training=training, description=description)
         self.saved_step = trainer.step
         if remove_old:

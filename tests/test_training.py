@@ -35,7 +35,7 @@ def make_trainer(*, seed: int = 0, dropout: float = 0.0, decay: float = 0.99, op
         DDPM(unet, cosine(100)),
         Batches(images, options["batch_size"], seed=seed),
         optimizer=optimizer(unet.parameters(), lr=2e-3),
-        ema=EMA(unet, decay=decay),
+        ema=EMA(unet, decays=[decay]),
         settings=Settings(**options),
         compute=compute,
         seed=seed,
@@ -156,12 +156,12 @@ def test_what_is_not_finite_stops_the_run_before_it_reaches_anything(where: str)
     before = {name: value.clone() for name, value in trainer.state().items()}
     average = {name: value.clone() for name, value in trainer.ema.model.state_dict().items()}
     if where == "loss":
-        trainer.ddpm.weighting = lambda log_snr: torch.full_like(log_snr, float("inf"))
+        trainer.ddpm.weighting = lambda log_snr, log_scale: torch.full_like(log_snr, float("inf"))
     else:
         trainer.ddpm.model.get_parameter("conv_out.bias").register_hook(lambda grad: grad * float("nan"))
     with pytest.raises(NonFiniteError) as raised:
         next(steps)
-    t, _ = trainer._draw(torch.Size((1, 8, 8)))
+    (t, _), _ = trainer._draw(torch.Size((1, 8, 8)))
     images = trainer.batches.indices(2)
     seen = ", ".join(f"{a}/{b}" for a, b in zip(t[:8].tolist(), images[:8], strict=True))
     first = "time_mlp.0.weight" if where == "loss" else "conv_out.bias"
@@ -232,7 +232,7 @@ def test_progress_says_how_fast_and_how_long_it_waited():
 
 def test_ema_is_the_weighted_sum_written_out():
     model = nn.BatchNorm1d(2)
-    ema = EMA(model, decay=0.5)
+    ema = EMA(model, decays=[0.5])
     expected, values = model.weight.detach().clone(), [torch.full((2,), float(i)) for i in range(2, 8)]
     for n, value in enumerate(values):
         model.weight.data.copy_(value)
@@ -285,9 +285,9 @@ def test_impossible_settings_are_refused(change: dict, says: str):
         Settings(**({"steps": 1, "batch_size": 1} | change))
 
 
-@pytest.mark.parametrize("make", [partial(EMA, nn.Linear(1, 1), decay=1.0), partial(adamw, [], lr=0.0)])
+@pytest.mark.parametrize("make", [partial(EMA, nn.Linear(1, 1), decays=[1.0]), partial(adamw, [], lr=0.0)])
 def test_impossible_decay_and_learning_rate_are_refused(make):
-    with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\), got 1|lr must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"decays must lie in \[0, 1\), got 1|lr must be positive, got 0"):
         make()
 
 

@@ -67,9 +67,8 @@ class Monitor:
 
     def progress(self, progress: Progress) -> None:
         """Report the steps since the last report."""
-        loss = progress.losses.mean().item()
         scalars = {
-            "loss/mean": loss,
+            "loss/mean": progress.loss,
             "train/grad_norm": progress.grad_norm,
             "train/learning_rate": progress.learning_rate,
             "train/ema_decay": progress.ema_decay,
@@ -85,9 +84,9 @@ class Monitor:
         # JSON has no NaN, which is the gradient norm's mean where every step overflowed.
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         self.metrics.write(f"{json.dumps({'step': progress.step} | finite)}\n".encode())
-        self.bar.set_postfix_str(f"loss {loss:.4f}, {progress.images_per_second:,.0f} img/s", refresh=False)
+        self.bar.set_postfix_str(f"loss {progress.loss:.4f}, {progress.images_per_second:,.0f} img/s", refresh=False)
         log.info(
-            f"step {progress.step}/{self.bar.total}  loss {loss:.4f}  grad norm {progress.grad_norm:.3f}  "
+            f"step {progress.step}/{self.bar.total}  loss {progress.loss:.4f}  grad norm {progress.grad_norm:.3f}  "
             f"lr {progress.learning_rate:.2e}  {progress.images_per_second:,.0f} img/s  "
             f"data {progress.data_fraction:.1%}",
             extra={"on_bar": True},

@@ -5,6 +5,8 @@ from typing import Literal
 
 _CHOICES = {"precision": ("auto", "fp32", "bf16", "fp16"), "lr_decay": ("constant", "cosine", "linear")}
 
+LABEL_DROPOUT = 0.1  # as Ho & Salimans (2022) recommend, and enough for guidance
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -30,6 +32,7 @@ class Settings:
         checkpoint_every: steps between two checkpoints; 0: only at the end.
         keep_last: checkpoints kept; older ones are removed.
         keep_every: checkpoints whose step is a multiple of this are kept for good; 0: none.
+        label_dropout: where the data has labels, the share of images trained without; None: LABEL_DROPOUT.
 
     Raises:
         ValueError: if a value is out of its range; the message names it.
@@ -51,6 +54,7 @@ class Settings:
     checkpoint_every: int = 5000
     keep_last: int = 3
     keep_every: int = 0
+    label_dropout: float | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -69,5 +73,12 @@ class Settings:
                 f"keep_every {self.keep_every} must be a multiple of checkpoint_every {self.checkpoint_every}: "
                 "no other step is saved"
             )
+        if self.label_dropout is not None and not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout must lie in [0, 1] or be null, got {self.label_dropout:g}")
         if self.grad_clip is not None and not self.grad_clip > 0:
             raise ValueError(f"grad_clip must be positive or null, got {self.grad_clip:g}")
+
+    @property
+    def dropped_labels(self) -> float:
+        """Share of images that are trained without their label."""
+        return LABEL_DROPOUT if self.label_dropout is None else self.label_dropout

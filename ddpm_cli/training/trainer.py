@@ -16,6 +16,7 @@ from ddpm_cli.seeds import derive_seed, generator
 from ddpm_cli.training import learning_rate
 from ddpm_cli.training.ema import EMA
 from ddpm_cli.training.settings import Settings
+from ddpm_cli.training.timesteps import Draw, Uniform
 
 MOST_OVERFLOWS_IN_A_ROW = 20
 
@@ -25,6 +26,7 @@ class StepResult(NamedTuple):
 
     losses: Tensor  # [B], of the whole batch on every rank
     t: Tensor  # [B]
+    weights: Tensor  # [B], by which the losses count
     grad_norm: float  # before clipping
     skipped: bool  # float16 overflow: nothing was changed
 
@@ -35,6 +37,7 @@ class Progress(NamedTuple):
     step: int
     losses: Tensor  # [steps * B], on the CPU
     t: Tensor  # [steps * B], on the CPU
+    loss: float  # their weighted mean: that over uniformly drawn t
     grad_norm: float  # mean
     learning_rate: float
     ema_decay: float
@@ -65,6 +68,7 @@ class Trainer:
         settings: Settings,
         compute: Compute,
         seed: int,
+        timesteps: Uniform | None = None,
         ranks: Ranks | None = None,
     ):
         self.ranks = Ranks() if ranks is None else ranks
@@ -73,6 +77,7 @@ class Trainer:
         self.batches = batches
         self.optimizer = optimizer
         self.ema = ema
+        self.timesteps = Uniform(ddpm.schedule.timesteps) if timesteps is None else timesteps
         self.settings = settings
         self.compute = compute
         self.seed = seed
@@ -83,7 +88,7 @@ class Trainer:
         self.overflows_in_a_row = 0
         self.unlogged: list[StepResult] = []  # the steps since `run` last yielded a `Progress`
 
-    def train_step(self, pixels: Tensor, flips: Tensor) -> StepResult:
+    def train_step(self, pixels: Tensor, flips: Tensor, labels: Tensor | None = None) -> StepResult:
         """One optimizer step (DDPM, algorithm 1) on this rank's part of a batch, uint8 `[B / ranks, C, H, W]`.
 
         Advances `self.step`.
@@ -93,21 +98,23 @@ class Trainer:
         """
         device = self.compute.device
         x_0 = augment(pixels.to(device, non_blocking=True), flips.to(device, non_blocking=True))
-        t, noise = self._draw(x_0.shape[1:])
-        own_t, own_noise = t[self.batches.part], noise[self.batches.part]
+        drawn, noise = self._draw(x_0.shape[1:])
+        own = (x_0, drawn.t[self.batches.part], drawn.weights[self.batches.part], noise[self.batches.part])
+        if labels is not None:
+            own += (self._drop_labels(labels).to(device, non_blocking=True),)
         torch.manual_seed(derive_seed(self.seed, "dropout", self.step, self.ranks.rank))
         self._set_learning_rate()
 
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         parts = self.settings.accumulate
-        micro_batches = zip(x_0.chunk(parts), own_t.chunk(parts), own_noise.chunk(parts), strict=True)
-        for part, micro_batch in enumerate(micro_batches, start=1):
+        micro_batches = zip(*(tensor.chunk(parts) for tensor in own), strict=True)
+        for part, (images, t, weights, *rest) in enumerate(micro_batches, start=1):
             last = part == parts
             with nullcontext() if last else self.ranks.without_averaging(self.parallel), self.ranks.answering():
                 with self.compute.autocast():
-                    loss = self.parallel.losses(*micro_batch)
-                self.scaler.scale(loss.sum() / len(x_0)).backward()
+                    loss = self.parallel.losses(images, t, *rest)
+                self.scaler.scale((weights * loss).sum() / len(x_0)).backward()
             losses.append(loss.detach())
         losses = self.ranks.gather(torch.cat(losses))
 
@@ -119,7 +126,7 @@ class Trainer:
         # A gradient scaled for float16 may overflow now and then: the step is skipped and the scale lowered.
         may_skip = self.scaler.is_enabled() and overflows_in_a_row <= MOST_OVERFLOWS_IN_A_ROW
         if not (torch.isfinite(losses).all() and (finite or may_skip)):
-            message = self._describe_non_finite(losses, t)
+            message = self._describe_non_finite(losses, drawn.t)
             self.optimizer.zero_grad(set_to_none=True)
             raise NonFiniteError(message)
         if finite:
@@ -129,10 +136,11 @@ class Trainer:
             self.ema.update(self.ddpm.model)
         else:
             self.overflows += 1
+        self.timesteps.update(drawn.t, losses)
         self.overflows_in_a_row = overflows_in_a_row
         self.scaler.update()
         self.step += 1
-        return StepResult(losses, t, grad_norm.item(), skipped=not finite)
+        return StepResult(losses, *drawn, grad_norm.item(), skipped=not finite)
 
     def run(self) -> Iterator[Progress | None]:
         """Train up to `settings.steps`; after every step yields None, or the `Progress` when it is time to log."""
@@ -142,9 +150,9 @@ class Trainer:
         with closing(self.batches.prefetch(self.step, pin_memory=pin_memory)) as stream:
             while self.step < self.settings.steps:
                 asked = time.perf_counter()
-                pixels, flips = next(stream)
+                batch = next(stream)
                 waited += time.perf_counter() - asked
-                self.unlogged.append(self.train_step(pixels, flips))
+                self.unlogged.append(self.train_step(*batch))
                 images += self.settings.batch_size
                 if self.step % self.settings.log_every == 0 or self.step == self.settings.steps:
                     elapsed = time.perf_counter() - since
@@ -157,12 +165,18 @@ class Trainer:
                     yield None
                     since += time.perf_counter() - asked  # previews and checkpoints are not training time
 
-    def _draw(self, image_shape: torch.Size) -> tuple[Tensor, Tensor]:
+    def _draw(self, image_shape: torch.Size) -> tuple[Draw, Tensor]:
         """Timesteps `[B]` and noise `[B, C, H, W]` of this step: drawn for the whole batch, however it is split."""
         size, device = self.settings.batch_size, self.compute.device
         source = generator(self.seed, "diffusion", self.step, device=device)
-        t = torch.randint(self.ddpm.schedule.timesteps, (size,), generator=source, device=device)
-        return t, torch.randn((size, *image_shape), generator=source, device=device)
+        drawn = self.timesteps.draw(size, source)
+        return drawn, torch.randn((size, *image_shape), generator=source, device=device)
+
+    def _drop_labels(self, labels: Tensor) -> Tensor:
+        """This rank's labels, -1 (none) in place of some: the network learns both (Ho & Salimans 2022, algorithm 1)."""
+        source = generator(self.seed, "labels", self.step)
+        dropped = torch.rand(self.settings.batch_size, generator=source) < self.settings.dropped_labels
+        return torch.where(dropped[self.batches.part], -1, labels)
 
     def _set_learning_rate(self) -> None:
         settings = self.settings
@@ -174,9 +188,12 @@ class Trainer:
 
     def _progress(self, *, images_per_second: float, data_fraction: float) -> Progress:
         kept = [result.grad_norm for result in self.unlogged if not result.skipped]
+        losses = torch.cat([result.losses for result in self.unlogged]).cpu()
+        weights = torch.cat([result.weights for result in self.unlogged]).cpu()
         return Progress(
             step=self.step,
-            losses=torch.cat([result.losses for result in self.unlogged]).cpu(),
+            loss=(weights * losses).mean().item(),
+            losses=losses,
             t=torch.cat([result.t for result in self.unlogged]).cpu(),
             grad_norm=sum(kept) / len(kept) if kept else float("nan"),
             learning_rate=self.optimizer.param_groups[0]["lr"],
@@ -210,7 +227,7 @@ class Trainer:
     # State -------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        """Everything besides the EMA that a resumed run needs, as named tensors."""
+        """Everything besides the main EMA that a resumed run needs, as named tensors."""
         tensors = {f"model.{name}": value for name, value in self.ddpm.model.state_dict().items()}
         for name, parameter in self.ddpm.model.named_parameters():
             moments = self.optimizer.state.get(parameter, {})
@@ -223,10 +240,13 @@ class Trainer:
         }
         tensors |= {f"counter.{name}": torch.tensor(value) for name, value in counters.items()}
         if self.unlogged:  # so that the next entry of the log is the one it would have been
-            losses, t, grad_norm, skipped = zip(*self.unlogged, strict=True)
+            losses, t, weights, grad_norm, skipped = zip(*self.unlogged, strict=True)
             tensors |= {"unlogged.losses": torch.stack(losses), "unlogged.t": torch.stack(t)}
+            tensors["unlogged.weights"] = torch.stack(weights)
             tensors["unlogged.grad_norm"] = torch.tensor(grad_norm, dtype=torch.float64)
             tensors["unlogged.skipped"] = torch.tensor(skipped)
+        tensors |= {f"timesteps.{name}": tensor for name, tensor in self.timesteps.state().items()}
+        tensors |= self.ema.state()
         if self.scaler.is_enabled():
             scaler = self.scaler.state_dict()
             tensors |= {f"scaler.{key}": torch.tensor(scaler[key]) for key in _SCALER_KEYS}
@@ -246,6 +266,7 @@ class Trainer:
     def _load_state(self, state: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
         self.ddpm.model.load_state_dict(_below("model.", state))
         self.ema.model.load_state_dict(ema)
+        self.ema.load_state({name: value for name, value in state.items() if name.startswith(("ema.", "posthoc."))})
         moments = {
             index: {key: _laid_out_as(parameter, value) for key, value in _below(f"optimizer.{name}.", state).items()}
             for index, (name, parameter) in enumerate(self.ddpm.model.named_parameters())
@@ -260,11 +281,13 @@ class Trainer:
             rows = zip(
                 log["losses"].to(self.compute.device),
                 log["t"].to(self.compute.device),
+                log.get("weights", torch.ones_like(log["losses"])).to(self.compute.device),
                 log["grad_norm"].tolist(),
                 log["skipped"].tolist(),
                 strict=True,
             )
             self.unlogged = [StepResult(*row) for row in rows]
+        self.timesteps.load_state(_below("timesteps.", state))
         if self.scaler.is_enabled():
             saved = {key: state[f"scaler.{key}"].item() for key in _SCALER_KEYS}
             self.scaler.load_state_dict(self.scaler.state_dict() | saved)
