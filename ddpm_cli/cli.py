@@ -59,13 +59,12 @@ def launch(
         program: the command's name, for messages.
         config_name: of the YAML file in configs/ to start from.
         target: the class whose fields are the configuration's top-level keys.
-        job: gets the checked configuration as plain dicts.
+        job: gets the checked configuration as plain dicts; returns a final loss, or the picture that it has made.
         stop: tells whether the job was asked to stop; None: it does not listen.
     """
     show_traceback = bool(os.environ.get("HYDRA_FULL_ERROR"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us as exceptions instead of being printed by Hydra
-    OmegaConf.register_new_resolver("options", _options, replace=True)
-    OmegaConf.register_new_resolver("prefix", lambda name: "" if name is None else f"{name}_", replace=True)
+    register_resolvers()
     composed = False
     failures: list[Exception] = []  # Hydra would announce an exception itself before handing it on
 
@@ -111,6 +110,14 @@ def launch(
         sys.exit(130)
     if SweepReport.failed:
         sys.exit(1)
+
+
+def register_resolvers() -> None:
+    """What our YAML files call by `${name:...}`."""
+    OmegaConf.register_new_resolver("options", _options, replace=True)
+    OmegaConf.register_new_resolver("prefix", lambda name: "" if name is None else f"{name}_", replace=True)
+    # Whether a network has to have channels for a variance, by the name of its function, which is not imported here.
+    OmegaConf.register_new_resolver("learned", lambda name: name.rpartition(".")[2].startswith("learned"), replace=True)
 
 
 def _say(message: str) -> None:
@@ -219,11 +226,11 @@ def _checked(cfg: DictConfig, target: str) -> dict:
 
 
 def _run_of_sweep(run: Callable[[], Any], overrides: list[str], directory: Path, program: str) -> Any:
-    """One run of a sweep; its failure is kept for the report and does not stop the others. Returns the final loss."""
+    """One run of a sweep; its failure is kept for the report and does not stop the others. Returns what `run` does."""
     if has_result(directory):
         raise ConfigError(f"hydra.sweep.dir: {directory} already holds a run; choose another directory")
     try:
-        loss = run()
+        outcome = run()
     except Exception as error:
         expected = isinstance(error, ConfigError | RunError)
         message = str(error) if expected else f"{type(error).__name__}: {error}"
@@ -231,5 +238,7 @@ def _run_of_sweep(run: Callable[[], Any], overrides: list[str], directory: Path,
         details = None if expected else traceback.format_exc()
         write_result(directory, overrides=overrides, loss=None, error=message, details=details)
         return float("nan")
-    write_result(directory, overrides=overrides, loss=loss, error=None)
-    return loss
+    picture = str(outcome.absolute()) if isinstance(outcome, Path) else None
+    loss = outcome if isinstance(outcome, float) else None
+    write_result(directory, overrides=overrides, loss=loss, error=None, picture=picture)
+    return outcome

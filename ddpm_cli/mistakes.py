@@ -70,7 +70,10 @@ def _of_hydra(text: str, config_name: str, target: str) -> str | None:
     if unknown is None:
         return None
     nothing = f"~{unknown[1]}: there is nothing to delete" if text.startswith("Could not delete") else None
-    return _unknown_key(unknown[1] or unknown[2], config_name, target) or nothing
+    key = unknown[1] or unknown[2]
+    if text.startswith("Could not override") and _options(key):  # a group, but of another command
+        return f"{key}: no such option of this command"
+    return _unknown_key(key, config_name, target) or nothing
 
 
 def _unknown_option(group: str, option: str, available: list[str]) -> str:

@@ -3,43 +3,39 @@
 Heavy modules are imported inside the functions: `--help` and a mistyped key are answered without torch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Literal
 
 from ddpm_cli import run_directory
+from ddpm_cli import sample_files as files
 from ddpm_cli.cli import Call, launch
 from ddpm_cli.config import ConfigError, build, naming
 from ddpm_cli.ending import RunError
 from ddpm_cli.prepare import pixels
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ddpm_cli.devices import Compute
-    from ddpm_cli.diffusion.samplers import Sampler
+    from ddpm_cli.diffusion.denoiser import Denoiser
+    from ddpm_cli.modes import Plan
     from ddpm_cli.pretrained import Pretrained
 
-GRID_FILE = "samples.png"
-IMAGES_DIRECTORY = "images"
-NPZ_FILE = "samples.npz"
-STRIP_FILE = "steps.png"
-FILM_FILE = "steps.gif"
-GRID_IMAGES = 400  # more would make a picture nobody can open; the others are in save=images or save=npz
-FILM_IMAGES = 8
-FILM_FRAMES = 16
+OF_MODES = ("image", "mask", "strength", "seeds")  # options that only some modes have
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The top-level keys of configs/sample.yaml; `sampler` and `variance` are nodes as `ddpm_cli.config` has them."""
+    """The top-level keys of configs/sample.yaml; the groups are nodes as `ddpm_cli.config` describes them."""
 
     ckpt: str
     n: int
     batch_size: int
     seed: int
-    weights: Literal["ema", "model"]
+    weights: str
+    ema_length: float | None
     device: str
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     out: str | None
@@ -49,62 +45,181 @@ class Options:
     ckpt_sha256: str | None
     sampler: dict
     variance: dict | None
+    classes: list[int] | Literal["all"] | None
+    guidance: dict
+    threshold: dict
+    mode: dict
+    image: str | None
+    mask: str | None
+    strength: float | None
+    seeds: list[int] | None
 
     def __post_init__(self) -> None:
         for name in ("n", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        for name in OF_MODES:
+            if getattr(self, name) is not None and name not in self.mode:
+                raise ConfigError(f"{name}: has no effect with mode={_called(self.mode)}; see --help")
 
 
 def main() -> None:
     launch("ddpm-sample", "sample", "ddpm_cli.sample.Options", start)
 
 
-def start(config: dict, call: Call) -> None:
-    """Sample from a checkpoint and write the pictures.
+def start(config: dict, call: Call) -> Path:
+    """Sample from a checkpoint and write the pictures; returns the path of the one that shows all.
 
     Raises:
         ConfigError: before anything has been written, if the configuration or the checkpoint cannot be used.
         RunError: if there is not enough memory for a batch.
     """
     from ddpm_cli.devices import choose_compute, out_of_memory
-    from ddpm_cli.diffusion import samplers
+    from ddpm_cli.drawing import FILM_IMAGES, draw, write
     from ddpm_cli.pretrained import load
 
     options = Options(**config)
     with naming("device"):
         compute = choose_compute(options.device, options.precision)
     with naming("ckpt"):
-        pretrained = load(options.ckpt, weights=options.weights, trust=options.trust, sha256=options.ckpt_sha256)
+        pretrained = load(
+            options.ckpt,
+            weights=options.weights,
+            ema_length=options.ema_length,
+            trust=options.trust,
+            sha256=options.ckpt_sha256,
+        )
     compute.place(pretrained.ddpm)
-    with naming("sampler"):
-        sampler = build(_sampler_node(options, pretrained.config), "sampler")
-        samplers.check_options(sampler, pretrained.ddpm.schedule)
+    plan = _plan(pretrained, compute, options)
+    if "seed" in call.changes and not plan.by_seed:
+        raise ConfigError(f"seed: has no effect with mode={_called(options.mode)}, which draws nothing at random")
+    labels = _labels(pretrained, plan, options)
+    denoiser = _denoiser(pretrained, options)
     with naming("out"):
         directory = _output_directory(options, call)
-    print(f"{options.ckpt}: step {pretrained.step:,}, {options.weights} weights, on {compute}")
+    made = "" if options.ema_length is None else f" of length {options.ema_length:g}"
+    print(f"{options.ckpt}: step {pretrained.step:,}, {options.weights} weights{made}, on {compute}")
     try:
-        images, film = _draw(pretrained, sampler, compute, options)
+        images, film = draw(
+            pretrained.ddpm,
+            plan,
+            denoiser,
+            labels,
+            compute,
+            batch_size=options.batch_size,
+            filmed=FILM_IMAGES if options.save_steps else 0,
+        )
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
         described = f"{options.batch_size} images of {pixels(pretrained.image_shape)} at a time"
         raise RunError(f"out of memory with {described}; a smaller batch_size takes less") from error
     with naming("out"):
-        _write(images, film, directory, options)
+        for path in write(images, film, plan, directory, save=options.save):
+            print(path)
+    return directory / files.GRID_FILE
 
 
-def _sampler_node(options: Options, trained: dict) -> dict:
+def _plan(pretrained: "Pretrained", compute: "Compute", options: Options) -> "Plan":
+    """What is to be drawn, of which the sampler and the mode have been tried."""
+    from ddpm_cli.diffusion import samplers
+    from ddpm_cli.modes import Setting
+
+    schedule = pretrained.ddpm.schedule
+    with naming("sampler"):
+        sampler = build(_sampler_node(options, pretrained), "sampler")
+        samplers.check_options(sampler, schedule)
+    mode = build(options.mode, "mode")
+    setting = Setting(
+        schedule=schedule,
+        sampler=sampler,
+        image_shape=pretrained.image_shape,
+        n=options.n,
+        classes=len(_classes(pretrained, options)),
+        seed=options.seed,
+        device=compute.device,
+    )
+    with naming(f"mode={_called(options.mode)}"):
+        return mode.plan(setting)
+
+
+def _classes(pretrained: "Pretrained", options: Options) -> list[int]:
+    """The classes that were asked for; none for images without labels."""
+    known = pretrained.ddpm.num_classes
+    if options.classes is None:
+        if known is not None and _label_dropout(pretrained) == 0:
+            raise ConfigError("classes: the network was trained with every label (label_dropout=0); choose classes=all")
+        return []
+    if options.classes == []:
+        raise ConfigError("classes: names none; leave it out, or choose classes=all")
+    if known is None:
+        raise ConfigError("classes: has no effect, the network was trained without labels (data.num_classes)")
+    if options.classes == "all":
+        return list(range(known))
+    for label in options.classes:
+        if not 0 <= label < known:
+            raise ConfigError(f"classes: the network knows 0 to {known - 1}, got {label}")
+    return options.classes
+
+
+def _labels(pretrained: "Pretrained", plan: "Plan", options: Options) -> list[int] | None:
+    """The label of each image; rows take turns with the classes."""
+    classes = _classes(pretrained, options)
+    if not classes:
+        return None
+    if len(classes) > plan.rows:
+        raise ConfigError(f"classes: there are {len(classes)}, but only {plan.rows} rows to take turns with them")
+    return [classes[row % len(classes)] for row in range(plan.rows) for _ in range(plan.per_row)]
+
+
+def _denoiser(pretrained: "Pretrained", options: Options) -> "Callable[..., Denoiser]":
+    """What makes a denoiser of labels, with guidance and threshold as asked for."""
+    import torch
+
+    guidance = build(options.guidance, "guidance")
+    if guidance.scale != 1:
+        if not _classes(pretrained, options):
+            raise ConfigError("guidance.scale: has no effect without classes=..., of a network trained on labels")
+        if _label_dropout(pretrained) == 0:
+            raise ConfigError(
+                "guidance.scale: the network was trained with every label (label_dropout=0), so it cannot do without"
+            )
+    timesteps = pretrained.ddpm.schedule.timesteps
+    if guidance.interval is not None and guidance.interval[1] >= timesteps:
+        raise ConfigError(f"guidance.interval: t is below the schedule's {timesteps}, got {list(guidance.interval)}")
+    bounds = build(options.threshold, "threshold")
+    with naming("threshold"):
+        bounds(torch.zeros(1, 1, 1, 1))
+    return partial(pretrained.ddpm.denoiser, guidance=guidance, threshold=bounds)
+
+
+def _label_dropout(pretrained: "Pretrained") -> float | None:
+    trainer = pretrained.config.get("trainer")
+    return trainer.get("label_dropout") if isinstance(trainer, dict) else None
+
+
+def _called(node: dict) -> str:
+    """What a group's option is called on the command line, more or less: the name of what it builds."""
+    return node["_target_"].rpartition(".")[2].lower()
+
+
+def _sampler_node(options: Options, pretrained: "Pretrained") -> dict:
     """The sampler's configuration; where it takes a variance, that of the checkpoint unless another was chosen."""
+    from ddpm_cli.diffusion.variance import is_learned
+
     if "variance" not in options.sampler:
         if options.variance is not None:
-            name = options.sampler["_target_"].rpartition(".")[2]
-            raise ConfigError(f"variance: has no effect with sampler={name}; it belongs to sampler=ddpm")
+            raise ConfigError(
+                f"variance: has no effect with sampler={_called(options.sampler)}; it belongs to sampler=ddpm"
+            )
         return options.sampler
     if options.sampler["variance"] != options.variance:
         raise ConfigError("sampler.variance: is chosen by variance=fixed_small or another option of that group")
-    variance = options.variance if options.variance is not None else trained["variance"]
-    return options.sampler | {"variance": variance}
+    if options.variance is None:
+        return options.sampler | {"variance": pretrained.config["variance"]}
+    if is_learned(build(options.variance, "variance")) and not pretrained.ddpm.learns_variance:
+        raise ConfigError("variance: the network was not trained to say it; choose fixed_small or fixed_large")
+    return options.sampler | {"variance": options.variance}
 
 
 def _output_directory(options: Options, call: Call) -> Path:
@@ -118,71 +233,11 @@ def _output_directory(options: Options, call: Call) -> Path:
         return run_directory.create(runs[0] if runs else "outputs", run_directory.SAMPLES)
     directory = Path(options.out)
     directory.mkdir(parents=True, exist_ok=True)
-    for name in (GRID_FILE, IMAGES_DIRECTORY, NPZ_FILE, STRIP_FILE, FILM_FILE):
+    for name in files.ALL:
         if (directory / name).exists():
             raise ConfigError(f"out: {directory} already holds {name}; choose another directory")
     with TemporaryFile(dir=directory):  # whether it can be written to is better known before than after sampling
         return directory
-
-
-def _draw(
-    pretrained: "Pretrained", sampler: "Sampler", compute: "Compute", options: Options
-) -> "tuple[Tensor, Tensor | None]":
-    """uint8 images `[N, C, H, W]`, and of the first few their states on the way, `[frames, images, C, H, W]`."""
-    import torch
-    from tqdm import tqdm
-
-    from ddpm_cli.images import to_uint8
-    from ddpm_cli.seeds import ImageNoise
-
-    images, film = [], []
-    starts = range(0, options.n, options.batch_size)
-    with tqdm(desc="sampling", unit="step", disable=None, dynamic_ncols=True) as bar:
-        for first in starts:
-            indices = range(first, min(first + options.batch_size, options.n))
-            noise = ImageNoise(options.seed, indices, pretrained.image_shape, compute.device)
-            filmed = max(0, FILM_IMAGES - first) if options.save_steps else 0
-            frames = []
-            with compute.autocast():
-                for state in pretrained.ddpm.sample_states(noise, sampler):
-                    bar.total = state.steps * len(starts)
-                    bar.update()
-                    if filmed > 0 and _is_frame(state.step, state.steps):
-                        frames.append(to_uint8(state.x[:filmed]).cpu())
-                    if state.step == state.steps:
-                        images.append(to_uint8(state.x).cpu())
-            if frames:
-                film.append(torch.stack(frames))
-    return torch.cat(images), torch.cat(film, dim=1) if film else None
-
-
-def _is_frame(step: int, steps: int) -> bool:
-    """Does the state after `step` of `steps` belong in a film of at most FILM_FRAMES states that ends with the last?"""
-    return (step * FILM_FRAMES) // steps != ((step - 1) * FILM_FRAMES) // steps
-
-
-def _write(images: "Tensor", film: "Tensor | None", directory: Path, options: Options) -> None:
-    import numpy as np
-
-    from ddpm_cli.images import grid, save_gif, save_png
-
-    written = [directory / GRID_FILE]
-    save_png(grid(images[:GRID_IMAGES]), directory / GRID_FILE)
-    if options.save == "images":
-        (directory / IMAGES_DIRECTORY).mkdir()
-        for i, image in enumerate(images):
-            save_png(image, directory / IMAGES_DIRECTORY / f"{i:06d}.png")
-        written.append(directory / IMAGES_DIRECTORY)
-    if options.save == "npz":
-        np.savez(directory / NPZ_FILE, images.permute(0, 2, 3, 1).numpy())
-        written.append(directory / NPZ_FILE)
-    if film is not None:
-        frames, shown = film.shape[:2]
-        save_png(grid(film.transpose(0, 1).flatten(0, 1), columns=frames), directory / STRIP_FILE)
-        save_gif([grid(frame, columns=shown) for frame in film], directory / FILM_FILE)
-        written += [directory / STRIP_FILE, directory / FILM_FILE]
-    for path in written:
-        print(path)
 
 
 if __name__ == "__main__":

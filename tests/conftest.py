@@ -1,15 +1,23 @@
 """What several tests share."""
 
+import contextlib
+import io
+import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from commands import TINY_RUN, train
 
+from ddpm_cli import sample as sample_command
 from ddpm_cli.data import decode
+from ddpm_cli.sweep import SweepReport
 
 torch.set_num_threads(1)  # the networks here are tiny: a second thread costs them more than it gives
 
@@ -39,6 +47,36 @@ def trained(finished, home: Path) -> tuple[Path, subprocess.CompletedProcess]:
     """The finished run in `home`, and what the command said."""
     (directory,) = (home / "outputs" / "digits").iterdir()
     return directory, finished[1]
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory) -> Path:
+    """A finished run of four steps, on digits with their labels. Not to be changed, but for its samples/."""
+    place = tmp_path_factory.mktemp("labelled")
+    done = train(*TINY_RUN, "data.num_classes=10", cwd=place)
+    assert done.returncode == 0, done.stderr
+    (directory,) = (place / "outputs" / "digits").iterdir()
+    return directory
+
+
+@pytest.fixture
+def sample_here(tmp_path: Path, monkeypatch) -> Callable[..., subprocess.CompletedProcess]:
+    """`ddpm-sample` without a process of its own, in the test's directory: what it says and how it ends."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", ["ddpm-sample", *arguments])
+        monkeypatch.setattr(SweepReport, "failed", 0)
+        status, out, err = 0, io.StringIO(), io.StringIO()
+        with mock.patch.dict(os.environ), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            os.environ.pop("HYDRA_FULL_ERROR", None)  # which the command sets
+            try:
+                sample_command.main()
+            except SystemExit as ended:
+                status = ended.code
+        return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+    monkeypatch.chdir(tmp_path)
+    return run
 
 
 @pytest.fixture

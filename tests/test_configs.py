@@ -9,16 +9,21 @@ import yaml
 from omegaconf import OmegaConf
 
 from ddpm_cli import sample, train
-from ddpm_cli.config import build, build_ddpm, check, configs_directory
+from ddpm_cli.cli import register_resolvers
+from ddpm_cli.config import DDPM_GROUPS, build, build_ddpm, check, configs_directory
 from ddpm_cli.diffusion import samplers
+from ddpm_cli.diffusion.ddpm import DDPM
+from ddpm_cli.diffusion.denoiser import Denoised
 from ddpm_cli.diffusion.schedule import cosine, linear
 from ddpm_cli.signatures import signature
 
 FILES = sorted(configs_directory().glob("*/*.yaml"))
+OF_SAMPLING = ("guidance", "mode", "threshold")  # groups that only ddpm-sample has
 GROUPS = sorted({file.parent.name for file in FILES})
 
 
 def compose(name: str, *overrides: str) -> dict:
+    register_resolvers()
     with hydra.initialize_config_dir(str(configs_directory()), version_base="1.3"):
         config = OmegaConf.to_container(hydra.compose(name, list(overrides)), resolve=True)
     assert isinstance(config, dict)
@@ -28,7 +33,19 @@ def compose(name: str, *overrides: str) -> dict:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}={file.stem}")
 def test_every_option_composes_checks_and_builds(file: Path, tmp_path: Path):
     group, option = file.parent.name, file.stem
-    also = {"folder": ["data.path=DIR"], "folder_64": ["data.path=DIR"], "unet_28": ["data=mnist"]}.get(option, [])
+    if group in OF_SAMPLING:
+        config = compose("sample", "ckpt=x", f"{group}={option}")
+        check(config, "ddpm_cli.sample.Options")
+        build(config[group], group)
+        return
+    also = {
+        "folder": ["data.path=DIR"],
+        "folder_64": ["data.path=DIR"],
+        "unet_28": ["data=mnist"],
+        "custom": ["schedule.betas=[0.1,0.2,0.3,0.4,0.5,0.6]", "sampler=ddpm"],
+        "learned_range": ["loss=hybrid"],
+        "hybrid": ["variance=learned_range"],
+    }.get(option, [])
     config = compose("train", *also, f"{group}={option}")
     check(config, "ddpm_cli.train.Options")
     with torch.device("meta"):  # shapes without the memory or the time
@@ -37,12 +54,16 @@ def test_every_option_composes_checks_and_builds(file: Path, tmp_path: Path):
     assert optimizer(torch.nn.Linear(1, 1).parameters()).param_groups[0]["lr"] == config["optimizer"]["lr"]
     assert sum(p.numel() for p in model.parameters()) > 1e6
     assert build(config["trainer"], "trainer").steps == config["trainer"]["steps"]
-    assert build(config["ema"], "ema")(torch.nn.Linear(1, 1)).decay == config["ema"]["decay"]
+    assert build(config["ema"], "ema")(torch.nn.Linear(1, 1)).decays == tuple(config["ema"]["decays"])
     schedule = build(config["schedule"], "schedule")
     samplers.check_options(build(config["sampler"], "sampler"), schedule)
-    t = torch.tensor([5])
-    assert build(config["variance"], "variance")(schedule, t, t - 1, (1, 1, 1, 1)).item() > 0
-    assert build(config["weighting"], "weighting")(torch.zeros(3)).shape == (3,)
+    parts = {name: build(config[name], name) for name in DDPM_GROUPS if name != "model"}
+    assert DDPM(model, **parts).learns_variance == config["model"]["learn_variance"]
+    t, x = torch.tensor([5]), torch.zeros(1, 1, 1, 1)
+    log_variance = build(config["variance"], "variance")(schedule, t, t - 1, Denoised(x, x, x))
+    assert schedule.log_posterior_variance(t, t - 1, x.shape) <= log_variance <= 0
+    assert build(config["weighting"], "weighting")(*torch.zeros(2, 3)).shape == (3,)
+    assert build(config["timesteps"], "timesteps")(50).draw(4, torch.Generator()).t.shape == (4,)
     if option == "digits":
         assert build(config["data"], "data").shape == (1, 16, 16)
 
@@ -50,17 +71,17 @@ def test_every_option_composes_checks_and_builds(file: Path, tmp_path: Path):
 @pytest.mark.parametrize("data", ["digits", "mnist", "cifar10", "folder"])
 def test_an_ema_that_was_chosen_is_the_ema_that_runs(data: str):
     for option, decay in (("none", 0.0), ("short", 0.995), ("standard", 0.9999)):
-        assert compose("train", f"data={data}", "++data.path=x", f"ema={option}")["ema"]["decay"] == decay
+        assert compose("train", f"data={data}", "++data.path=x", f"ema={option}")["ema"]["decays"] == [decay]
 
 
 def test_the_tests_above_saw_every_group():
     assert GROUPS == [
-        "data", "ema", "experiment", "model", "optimizer", "prediction", "sampler", "schedule", "trainer", "variance",
-        "weighting",
+        "data", "ema", "experiment", "guidance", "loss", "mode", "model", "optimizer", "prediction", "sampler",
+        "schedule", "threshold", "timesteps", "trainer", "variance", "weighting",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
 @pytest.mark.parametrize("variance", [[], ["variance=fixed_small"], ["variance=fixed_large"]])
 def test_sample_composes_and_checks(sampler: str, variance: list[str]):
     config = compose("sample", "ckpt=x", f"sampler={sampler}", *variance)
@@ -77,7 +98,7 @@ def test_cifar10_alone_is_ddpms_recipe():
     assert (trainer["batch_size"], trainer["steps"], trainer["warmup_steps"]) == (128, 800_000, 5000)
     assert trainer["grad_clip"] == 1.0
     assert (config["optimizer"]["_target_"].rpartition(".")[2], config["optimizer"]["lr"]) == ("adamw", 2e-4)
-    assert config["ema"]["decay"] == 0.9999
+    assert config["ema"]["decays"] == [0.9999]
     assert config["data"]["flip"] is True
     assert build(config["schedule"], "schedule").log_alpha_bar.equal(cosine(1000).log_alpha_bar)
 
@@ -89,7 +110,7 @@ def test_cifar10_ddpm_is_ho_et_al():
     assert config["variance"]["_target_"].endswith("fixed_large")
     assert config["optimizer"] == compose("train", "optimizer=adam", "data=cifar10")["optimizer"]
     assert (config["trainer"]["batch_size"], config["trainer"]["steps"]) == (128, 800_000)
-    assert config["ema"]["decay"] == 0.9999
+    assert config["ema"]["decays"] == [0.9999]
 
 
 def test_folder_64_is_the_64_pixel_recipe():
@@ -123,7 +144,7 @@ def test_every_key_of_the_commands_is_an_option_and_the_other_way_round():
 def test_options_spell_out_every_argument(file: Path):
     """What can be set is visible in the YAML: no argument hides in a signature."""
     content = yaml.safe_load(file.read_text())
-    node = content[file.parent.name] if file.parent.name == "data" else content
+    node = content.get(file.parent.name, content)
     parameters = signature(node["_target_"]) or []
     settable = {p.name for p in parameters if not (node.get("_partial_") and p.positional)}
     assert settable == set(node) - {"_target_", "_partial_"}

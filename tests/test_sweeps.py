@@ -1,9 +1,12 @@
 """Sweeps of both commands."""
 
+import json
 import re
 from pathlib import Path
 
-from commands import TINY, TINY_RUN, sample, train
+import numpy as np
+from commands import TINY, TINY_RUN, assert_one_message, sample, train
+from PIL import Image
 
 
 def test_a_sweep_runs_every_combination_in_a_directory_of_its_own(home: Path):
@@ -14,6 +17,7 @@ def test_a_sweep_runs_every_combination_in_a_directory_of_its_own(home: Path):
     for directory in (path for path in sweep.iterdir() if path.is_dir()):
         assert "step 4/4" in (directory / "train.log").read_text()
         assert (directory / "checkpoints" / "step_00000004" / "ema.safetensors").is_file()
+    assert not list(sweep.glob("*.png")), "runs that train have no picture to compare"
     table = done.stdout[done.stdout.index("sweep in") :].splitlines()[1:]
     assert len(table) == 4
     for line, schedule, lr in zip(
@@ -35,6 +39,83 @@ def test_a_run_that_fails_is_named_and_does_not_stop_the_sweep(home: Path):
 
 def test_sampling_can_be_swept(home: Path, trained):
     directory, _ = trained
-    done = sample("-m", f"ckpt={directory}", "n=1", "sampler=ddpm,ddim", "sampler.steps=2,3", cwd=home)
+    done = sample("-m", f"ckpt={directory}", "n=4", "sampler=ddpm,ddim,dpmpp_2m", "sampler.steps=2,3", cwd=home)
     assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"sampler=dd\wm sampler.steps=\d  done", done.stdout)) == 4
+    assert len(re.findall(r"sampler=d\w+ sampler.steps=\d  done", done.stdout)) == 6
+    (sweep,) = (home / "outputs" / "sweeps").iterdir()
+    assert done.stdout.splitlines()[-1].strip() == f"{sweep.relative_to(home)}/contact_sheet.png"
+    assert not (home / "outputs" / "samples").exists()
+    side = 2 * 66 + 2
+    with Image.open(sweep / "contact_sheet.png") as sheet:
+        pixels = np.asarray(sheet.convert("L"))
+    assert pixels.shape[0] > 3 * side
+    assert pixels.shape[1] > 2 * side
+    for i in range(6):
+        with Image.open(sweep / str(i) / "samples.png") as picture:
+            assert places_of(np.asarray(picture), pixels) == [(i // 2, i % 2)]
+
+
+def places_of(picture: np.ndarray, sheet: np.ndarray) -> list[tuple[int, int]]:
+    """Where on a sheet of three rows and two columns of cells a picture lies: (row, column)."""
+    height, width = picture.shape
+    windows = np.lib.stride_tricks.sliding_window_view(sheet, width, axis=1)
+    found = []
+    for y in range(sheet.shape[0] - height + 1):
+        for x in (windows[y] == picture[0]).all(1).nonzero()[0]:
+            if np.array_equal(sheet[y : y + height, x : x + width], picture):
+                found.append((3 * y // sheet.shape[0], int(x + width / 2 > sheet.shape[1] - width - 8)))
+    return found
+
+
+def result(directory: Path) -> dict:
+    return json.loads((directory / "result.json").read_text(encoding="utf-8"))
+
+
+def test_the_runs_of_a_sweep_begin_with_the_same_noise(labelled: Path, sample_here, tmp_path: Path):
+    """One step from noise to image is x_0, whoever takes it."""
+    options = ["sampler.steps=1", "n=3", "save=npz", "hydra.sweep.dir=sweep"]
+    done = sample_here("-m", f"ckpt={labelled}", *options, "sampler=ddim,heun,dpmpp_2m")
+    assert done.returncode == 0, done.stderr
+    images = []
+    for i in range(3):
+        with np.load(tmp_path / "sweep" / str(i) / "samples.npz") as archive:
+            images.append(archive["arr_0"].astype(int))
+    for other in images[1:]:
+        assert np.abs(images[0] - other).max() <= 1
+    with Image.open(tmp_path / "sweep" / "contact_sheet.png") as sheet:
+        assert sheet.width > 3 * 134
+        assert sheet.height < 2 * 134
+
+
+def test_a_sampling_run_that_fails_leaves_its_cell_empty(labelled: Path, sample_here, tmp_path: Path):
+    done = sample_here(
+        "-m", f"ckpt={labelled}", "n=1", "sampler=ddim,dpmpp_2m", "sampler.steps=99,2", "hydra.sweep.dir=sweep"
+    )
+    assert done.returncode == 1
+    assert len(re.findall("FAILED: sampler: steps must be between 1 and the schedule's 20", done.stdout)) == 2
+    assert "sweep/contact_sheet.png" in done.stdout
+    sweep = tmp_path / "sweep"
+    assert [result(sweep / str(i))["picture"] for i in range(4)] == [
+        None, str(sweep / "1" / "samples.png"), None, str(sweep / "3" / "samples.png")
+    ]  # fmt: skip
+    with Image.open(sweep / "contact_sheet.png") as sheet:
+        assert sheet.height > 2 * 68
+
+
+def test_a_directory_that_holds_a_sweep_is_left_as_it_is(labelled: Path, sample_here, tmp_path: Path):
+    done = sample_here("-m", f"ckpt={labelled}", "n=1", "sampler.steps=2,3", "hydra.sweep.dir=sweep")
+    assert done.returncode == 0, done.stderr
+    kept = sorted(file for file in tmp_path.rglob("*.*") if file.is_file() and file.name != "multirun.yaml")  # Hydra's
+    before = [file.read_bytes() for file in kept]
+    assert len(kept) == 2 * 2 + 1
+    again = sample_here("-m", f"ckpt={labelled}", "n=1", "sampler=ddim", "sampler.steps=4,5", "hydra.sweep.dir=sweep")
+    assert_one_message(again, "sample", "hydra.sweep.dir: .*already holds a run")
+    assert [file.read_bytes() for file in kept] == before
+
+
+def test_a_sweep_of_which_nothing_can_be_compared_has_no_sheet(labelled: Path, sample_here, tmp_path: Path):
+    done = sample_here("-m", f"ckpt={labelled}", "n=1", "sampler.steps=2,99", "hydra.sweep.dir=sweep")
+    assert done.returncode == 1
+    assert (tmp_path / "sweep" / "0" / "samples.png").exists()
+    assert not (tmp_path / "sweep" / "contact_sheet.png").exists()
+    assert "contact_sheet" not in done.stdout

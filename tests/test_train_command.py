@@ -101,7 +101,7 @@ def test_help_explains_itself(program: str, tmp_path: Path):
     for says in ("sampler: ddim, ddpm", "variance: fixed_large, fixed_small"):
         assert says in done.stdout
     if program == "train":
-        assert "schedule: cosine, linear" in done.stdout
+        assert "schedule: cosine, custom, linear" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

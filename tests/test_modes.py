@@ -1,0 +1,379 @@
+"""What `ddpm-sample` can draw, with denoisers whose answers are known."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gaussian import GaussianDenoiser
+from PIL import Image
+from torch import Tensor
+
+from ddpm_cli.devices import choose_compute
+from ddpm_cli.diffusion import samplers
+from ddpm_cli.diffusion.ddpm import DDPM
+from ddpm_cli.diffusion.denoiser import Denoised
+from ddpm_cli.diffusion.samplers import Sampler
+from ddpm_cli.diffusion.schedule import linear
+from ddpm_cli.diffusion.variance import fixed_small
+from ddpm_cli.drawing import GRID_COLUMNS, GRID_IMAGES, _picture, draw, write
+from ddpm_cli.images import BETWEEN, from_uint8, grid, to_uint8
+from ddpm_cli.modes import GREY, Edit, Generate, Inpaint, Interpolate, Mode, Plan, Reconstruct, Setting
+from ddpm_cli.seeds import ImageNoise
+
+SHAPE = (1, 8, 8)
+ANCESTRAL = partial(samplers.ddpm, steps=10, variance=fixed_small)
+DDIM = partial(samplers.ddim, steps=10)
+GAUSSIAN = DDPM(GaussianDenoiser(linear(100), mean=0.1, std=0.4), linear(100))
+CPU = choose_compute("cpu", "fp32")
+
+
+def setting(sampler: Sampler = ANCESTRAL, *, n: int = 2, classes: int = 0, seed: int = 0) -> Setting:
+    schedule = GAUSSIAN.schedule
+    return Setting(schedule, sampler, SHAPE, n=n, classes=classes, seed=seed, device=torch.device("cpu"))
+
+
+def drawn(plan: Plan, *, batch_size: int = 64, **options) -> Tensor:
+    """uint8, with the exact denoiser of Gaussian data."""
+    denoiser = partial(GAUSSIAN.denoiser, threshold=lambda x_0: x_0)
+    images, _ = draw(GAUSSIAN, plan, denoiser, None, CPU, batch_size=batch_size, **options)
+    return images
+
+
+def last(plan: Plan, denoise=None, indices: range | None = None) -> Tensor:
+    """In floating point, in one batch."""
+    indices = range(plan.rows * plan.per_row) if indices is None else indices
+    denoise = GAUSSIAN.denoiser(threshold=lambda x_0: x_0) if denoise is None else denoise
+    with torch.no_grad():
+        *_, state = plan.states(denoise, indices)
+    return state.x
+
+
+def grey(x_t: Tensor, t: Tensor) -> Denoised:
+    return Denoised(torch.zeros_like(x_t), x_t)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """A folder of three, each noise about a brightness of its own."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, brightness in enumerate((60, 120, 180)):
+        pixels = rng.integers(brightness - 30, brightness + 30, SHAPE[1:], dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def pixels_of(folder: Path) -> Tensor:
+    """uint8 `[K, 1, 8, 8]`"""
+    return torch.stack([torch.from_numpy(np.array(Image.open(file)))[None] for file in sorted(folder.iterdir())])
+
+
+@pytest.fixture
+def mask(tmp_path: Path) -> Path:
+    """The upper left is to be painted."""
+    white = np.zeros(SHAPE[1:], dtype=np.uint8)
+    white[:5, :3] = 255
+    Image.fromarray(white).save(tmp_path / "mask.png")
+    return tmp_path / "mask.png"
+
+
+WHITE = torch.zeros(SHAPE, dtype=torch.bool)
+WHITE[:, :5, :3] = True
+
+
+def inpaint(folder: Path, mask: Path, **options) -> Inpaint:
+    return Inpaint(**({"image": str(folder), "mask": str(mask), "jump_length": 3, "jumps": 1} | options))
+
+
+MODES: dict[str, Callable[[Path, Path], Plan]] = {
+    "generate": lambda _, __: Generate().plan(setting(classes=3)),
+    "edit": lambda folder, _: Edit(image=str(folder), strength=0.5).plan(setting()),
+    "inpaint": lambda folder, mask: inpaint(folder, mask).plan(setting()),
+    "interpolate": lambda _, __: Interpolate(seeds=[3, 4, 3]).plan(setting(DDIM, n=3)),
+    "reconstruct": lambda folder, _: Reconstruct(image=str(folder)).plan(setting(DDIM, n=1)),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_image_is_the_same_in_every_batch(mode: str, pictures: Path, mask: Path):
+    plan = MODES[mode](pictures, mask)
+    count = plan.rows * plan.per_row
+    whole = drawn(plan)
+    assert whole.shape == (count, *SHAPE)
+    for batch_size in (1, 2, 4):
+        assert torch.equal(drawn(plan, batch_size=batch_size), whole)
+    assert len(whole.flatten(1).unique(dim=0)) == count if mode != "interpolate" else 5, "and they differ"
+
+
+# Generate ------------------------------------------------------------------------------------------------------------
+
+
+def test_new_images_have_a_row_for_each_class():
+    for classes, rows, columns in ((0, 1, None), (1, 1, None), (3, 3, 2)):
+        plan = Generate().plan(setting(classes=classes))
+        assert (plan.rows, plan.per_row, plan.columns) == (rows, 2, columns)
+
+
+# Edit ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("strength", "first"), [(1.0, 99), (0.6, 59), (0.1, 9), (0.001, 0)])
+def test_strength_says_from_which_t_on_a_picture_is_drawn_anew(strength: float, first: int, pictures: Path):
+    asked = []
+
+    def watching(x_t: Tensor, t: Tensor) -> Denoised:
+        asked.append((int(t[0]), x_t))
+        return grey(x_t, t)
+
+    edit = Edit(image=str(pictures / "0.png"), strength=strength)
+    plan = edit.plan(setting(partial(samplers.ddim, steps=1)))
+    last(plan, watching)
+    ((t, x_t),) = asked
+    assert t == first
+    x_0, noise = from_uint8(pixels_of(pictures)[:1]), ImageNoise(0, range(2), SHAPE)()
+    expected, _ = GAUSSIAN.q_sample(x_0.expand(2, *SHAPE), torch.tensor([first, first]), noise)
+    assert torch.equal(x_t, expected)
+
+
+def test_a_small_strength_stays_near_the_picture_and_rows_are_the_pictures(pictures: Path):
+    given = pixels_of(pictures)
+
+    def distances(strength: float) -> Tensor:
+        """Of every image from every picture, `[6, 3]`."""
+        plan = Edit(image=str(pictures), strength=strength).plan(setting(partial(samplers.ddpm, variance=fixed_small)))
+        images = drawn(plan)
+        return (images[:, None].float() - given[None].float()).square().mean((2, 3, 4)).sqrt()
+
+    near, far = distances(0.04), distances(1.0)
+    assert near.argmin(1).tolist() == [0, 0, 1, 1, 2, 2]
+    own = near.gather(1, near.argmin(1)[:, None])
+    assert own.max() < 20
+    assert far.argmin(1).tolist() != [0, 0, 1, 1, 2, 2], "of the picture nothing is left"
+
+
+@pytest.mark.parametrize("sampler", [partial(s, steps=3) for s in (samplers.heun, samplers.dpmpp_2m, samplers.unipc)])
+def test_every_solver_edits(sampler: Sampler, pictures: Path):
+    x = last(Edit(image=str(pictures), strength=0.3).plan(setting(sampler)), grey)
+    assert x.isfinite().all()
+    assert x.abs().max() < 1e-5, "where the denoiser sees grey"
+
+
+# Inpaint -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_black_in_the_mask_is_kept_to_the_bit_and_what_is_white_painted(pictures: Path, mask: Path):
+    given = pixels_of(pictures).repeat_interleave(2, dim=0)
+    plan = inpaint(pictures, mask).plan(setting())
+    images = drawn(plan)
+    white = WHITE.expand(images.shape)
+    assert torch.equal(images[~white], given[~white])
+    assert (images[white] != given[white]).float().mean() > 0.9
+    assert plan.shown is not None
+    assert torch.equal(plan.shown[:, 0], pixels_of(pictures))
+    assert (plan.shown[:, 1][WHITE.expand(3, *SHAPE)] == GREY).all()
+    assert torch.equal(to_uint8(last(plan, grey))[white], torch.full_like(given[white], 128)), "as the denoiser sees"
+
+
+@pytest.mark.parametrize(("value", "where"), [(255, "everywhere"), (0, "nowhere")])
+def test_a_mask_without_two_sides_is_refused(value: int, where: str, pictures: Path, tmp_path: Path):
+    Image.new("L", (8, 8), value).save(tmp_path / "flat.png")
+    with pytest.raises(ValueError, match=f"flat.png is white {where}: white is where to paint, black what to keep"):
+        inpaint(pictures, tmp_path / "flat.png").plan(setting())
+
+
+def test_jumps_that_cannot_be_are_refused_before_anything_is_drawn(pictures: Path, mask: Path):
+    with pytest.raises(ValueError, match="jump_length must be between 1 and 9, one less than the steps, got 10"):
+        inpaint(pictures, mask, jump_length=10).plan(setting())
+    with pytest.raises(ValueError, match="jumps must not be negative, got -1"):
+        inpaint(pictures, mask, jumps=-1).plan(setting())
+
+
+# Interpolate ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_ends_are_the_images_of_their_seeds_to_the_bit():
+    n, seeds = 5, [3, 4, 9]
+    images = last(Interpolate(seeds=seeds).plan(setting(DDIM, n=n))).view(2, n, *SHAPE)
+    alone = [last(Generate().plan(setting(DDIM, n=1, seed=seed)))[0] for seed in seeds]
+    for row in (0, 1):
+        assert torch.equal(images[row, 0], alone[row])
+        assert torch.equal(images[row, -1], alone[row + 1])
+    steps = images.diff(dim=1).flatten(2).norm(dim=2)
+    assert (steps.amax(1) < 1.3 * steps.amin(1)).all(), "and between them the steps are even"
+
+
+def test_what_lies_between_is_as_long_as_noise_and_turns_evenly():
+    seen = []
+
+    def watching(x_t: Tensor, t: Tensor) -> Denoised:
+        seen.append(x_t)
+        return grey(x_t, t)
+
+    last(Interpolate(seeds=[3, 4]).plan(setting(DDIM, n=9)), watching)
+    x = seen[0].flatten(1).double()
+    a, b = x[0].norm(), x[-1].norm()
+    assert x.norm(dim=1).min() > 0.97 * min(a, b)
+    assert x.norm(dim=1).max() < 1.03 * max(a, b)
+    unit = x / x.norm(dim=1, keepdim=True)
+    angles = (unit[:-1] * unit[1:]).sum(1).arccos()
+    torch.testing.assert_close(angles, angles.mean().expand(8), rtol=0.15, atol=0.0)
+
+
+# Reconstruct ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_comes_back_from_its_noise_and_the_nearer_the_more_steps(pictures: Path):
+    given = from_uint8(pixels_of(pictures))
+    errors = []
+    for steps in (10, 30, 90):
+        plan = Reconstruct(image=str(pictures)).plan(setting(partial(samplers.ddim, steps=steps), n=1))
+        states = list(plan.states(GAUSSIAN.denoiser(threshold=lambda x_0: x_0), range(3)))
+        assert [(state.step, state.steps) for state in states] == [(i + 1, 2 * steps) for i in range(2 * steps)]
+        errors.append((states[-1].x - given).square().mean().sqrt().item())
+        noise = states[steps - 1].x
+        assert 0.2 < noise.std() < 5
+    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+    assert errors[2] < 0.05
+
+
+# What is refused -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "of", "says"),
+    [
+        (Edit(image=None, strength=0.5), setting(), "image must be given, as image=..."),
+        (Edit(image="x", strength=None), setting(), "strength must be given"),
+        (Edit(image="x", strength=0.0), setting(), r"strength must lie in \(0, 1\], got 0"),
+        (Edit(image="x", strength=1.01), setting(), r"strength must lie in \(0, 1\], got 1.01"),
+        (Edit(image="DIR", strength=0.05), setting(), r"^strength 0.05 begins at t = 4: steps must be .* 1 and the 5 "),
+        (Edit(image="empty", strength=0.5), setting(), "there are no pictures in .*empty"),
+        (Edit(image="bad", strength=0.5), setting(), "bad/no.png: not in a known image format"),
+        (Edit(image="linked", strength=0.5), setting(), "linked/away.png: link to .*, outside the folder"),
+        (Inpaint(image="DIR", mask=None, jump_length=1, jumps=1), setting(), "mask must be given"),
+        (Inpaint(image="DIR", mask="bad/no.png", jump_length=1, jumps=1), setting(), "bad/no.png: not in a known im"),
+        (Inpaint(image="DIR", mask="x", jump_length=1, jumps=1), setting(DDIM), "choose sampler=ddpm"),
+        (Interpolate(seeds=[1]), setting(DDIM), r"seeds must be at least two, got \[1\]"),
+        (Interpolate(seeds=[1, 1]), setting(DDIM), r"seeds must change from one to the next, got \[1, 1\]"),
+        (Interpolate(seeds=[1, 2]), setting(DDIM, n=1), "n must be at least 2, the two ends, got 1"),
+        (Interpolate(seeds=[1, 2]), setting(ANCESTRAL), "interpolation takes a sampler without noise of its own"),
+        (
+            Interpolate(seeds=[1, 2]),
+            setting(partial(samplers.ddim, steps=3, eta=0.5)),
+            "interpolation takes a sampler without noise of its own",
+        ),
+        (Interpolate(seeds=[1, 2]), setting(partial(samplers.dpmpp_2m_sde, steps=3)), "without noise of its own"),
+        (Reconstruct(image="DIR"), setting(partial(DDIM, eta=0.5), n=1), "choose sampler=ddim sampler.eta=0"),
+        (Reconstruct(image="DIR"), setting(partial(samplers.heun, steps=3), n=1), "choose sampler=ddim"),
+        (Reconstruct(image="DIR"), setting(DDIM, n=2), "n must be 1, as nothing is drawn at random, got 2"),
+    ],
+)
+def test_what_a_mode_cannot_do_is_refused(mode: Mode, of: Setting, says: str, pictures: Path, monkeypatch):
+    monkeypatch.chdir(pictures.parent)
+    pictures.rename("DIR")
+    for name in ("empty", "bad", "linked"):
+        Path(name).mkdir()
+    Path("bad/no.png").write_bytes(b"no picture")
+    Path("linked/away.png").symlink_to("../DIR/0.png")
+    with pytest.raises(ValueError, match=says):
+        mode.plan(of)
+
+
+@pytest.mark.parametrize("sampler", [DDIM, *(partial(s, steps=3) for s in (samplers.heun, samplers.unipc))])
+def test_every_deterministic_sampler_interpolates(sampler: Sampler):
+    assert last(Interpolate(seeds=[1, 2]).plan(setting(sampler)), grey).isfinite().all()
+
+
+# The picture of all --------------------------------------------------------------------------------------------------
+
+
+def cell(picture: Tensor, row: int, column: int) -> Tensor:
+    """uint8 `[8, 8]`: the image in a cell of a grid that shows every pixel eight times in each direction."""
+    top, left = (2 + 66 * place for place in (row, column))
+    found = picture[0, top : top + 64, left : left + 64]
+    small = found[::8, ::8]
+    assert torch.equal(small.repeat_interleave(8, 0).repeat_interleave(8, 1), found)
+    return small
+
+
+@pytest.mark.parametrize(("mode", "inputs"), [("edit", 1), ("inpaint", 2), ("reconstruct", 1)])
+def test_a_row_begins_with_the_picture_that_it_is_made_of(mode: str, inputs: int, pictures: Path, mask: Path):
+    plan = MODES[mode](pictures, mask)
+    columns = inputs + plan.per_row
+    assert plan.columns == columns
+    images = drawn(plan)
+    picture = _picture(images, plan)
+    assert picture.shape == (1, 3 * 66 + 2, columns * 66 + 2)
+    assert (picture[0, :2] == BETWEEN).all()
+    for row, given in enumerate(pixels_of(pictures)):
+        assert torch.equal(cell(picture, row, 0), given[0])
+        if mode == "inpaint":
+            holes = torch.where(WHITE, GREY, given.int()).byte()
+            assert torch.equal(cell(picture, row, 1), holes[0])
+        for i in range(plan.per_row):
+            assert torch.equal(cell(picture, row, inputs + i), images[row * plan.per_row + i, 0])
+
+
+def numbered(rows: int, per_row: int) -> tuple[Tensor, Plan]:
+    images = (torch.arange(rows * per_row) % 251).byte().view(-1, 1, 1, 1).expand(-1, 1, 64, 64)
+    return images, Plan(rows, per_row, None, lambda _, __: iter(()))
+
+
+@pytest.mark.parametrize(
+    ("rows", "per_row", "shown_rows", "shown_columns"),
+    [
+        (10, 64, 10, 40),  # classes=all, and nothing else said
+        (10, 5000, 10, 40),  # for an FID
+        (1000, 2, 200, 2),
+        (1000, 50, 20, 20),
+        (3, 8, 3, 8),
+    ],
+)
+def test_a_picture_of_many_shows_what_a_person_can_look_at(rows, per_row, shown_rows, shown_columns):
+    images, plan = numbered(rows, per_row)
+    picture = _picture(images, plan)
+    assert picture.shape == (1, shown_rows * 66 + 2, shown_columns * 66 + 2)
+    assert shown_rows * shown_columns <= GRID_IMAGES
+    assert shown_columns >= min(per_row, GRID_COLUMNS)
+    for row, column in ((0, shown_columns - 1), (shown_rows - 1, 0), (shown_rows - 1, shown_columns - 1)):
+        assert picture[0, 2 + 66 * row, 2 + 66 * column] == (row * per_row + column) % 251
+
+
+def test_images_without_rows_make_a_square():
+    images, plan = numbered(1, 500)
+    assert torch.equal(_picture(images, plan), grid(images[:GRID_IMAGES], columns=20))
+
+
+# Films ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_film_shows_the_same_images_however_they_are_batched(tmp_path: Path):
+    plan = Generate().plan(setting(n=11))
+    denoiser = partial(GAUSSIAN.denoiser, threshold=lambda x_0: x_0)
+    films = []
+    for batch_size in (11, 3):
+        images, film = draw(GAUSSIAN, plan, denoiser, None, CPU, batch_size=batch_size, filmed=8)
+        assert film is not None
+        assert film.shape == (10, 8, *SHAPE)
+        assert torch.equal(film[-1], images[:8])
+        films.append(film)
+    assert torch.equal(*films)
+    written = write(images, films[0], plan, tmp_path, save="npz")
+    assert [path.name for path in written] == ["samples.png", "samples.npz", "steps.png", "steps.gif"]
+    with np.load(tmp_path / "samples.npz") as archive:
+        np.testing.assert_array_equal(archive["arr_0"], images.permute(0, 2, 3, 1))
+
+
+def test_labels_reach_the_denoiser_in_the_images_order():
+    plan = Generate().plan(setting(classes=3, n=2))
+    seen = []
+
+    def denoiser(labels: Tensor | None):
+        seen.append(labels)
+        return grey
+
+    draw(GAUSSIAN, plan, denoiser, [4, 4, 0, 0, 7, 7], CPU, batch_size=4)
+    assert [labels.tolist() for labels in seen] == [[4, 4, 0, 0], [7, 7]]
