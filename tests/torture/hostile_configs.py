@@ -103,7 +103,7 @@ WITHOUT_EFFECT: Table = [
 
 # The description around the configuration.
 DESCRIPTIONS: Table = [
-    ("format 2", {"format": 2}, "another checkpoint format"),
+    ("format 3", {"format": 3}, "another checkpoint format"),
     ("step 10**300", {"step": 10**300}, "step 1000"),
     ("images NaN", {"images": float("nan")}, "images nan"),
     ("image_shape 2**40", {"image_shape": [1, 2**40, 16]}, "image_shape"),

@@ -322,7 +322,7 @@ def _wrong_change() -> SearchStrategy[Mistake]:
     """A finished run to go on with, and a change that would make it another, or that is no change at all."""
     changes = [
         *("schedule.timesteps=7", "model.base_channels=24", "optimizer.lr=1e-5", "seed=8", "trainer.batch_size=24"),
-        *("schedule=linear", "data=mnist", "data.image_size=32", "ema.decay=0.5", "trainer.precision=bf16"),
+        *("schedule=linear", "data=mnist", "data.image_size=32", "ema.decays=[0.5]", "trainer.precision=bf16"),
         *("trainer.steps=abc", "trainer.steps=0", "trainer.steps=null", "trainer.stepz=9", "++trainer.stepz=9"),
         *("trainer.steps=1", "trainer.steps=2", "trainer.keep_last=0", "trainer.device=tpu", "trainer.log_every=[1]"),
         *("~trainer.steps", "sede=3", "trainer.steps=${nothing}", "trainer.steps=5,6", "trainer.steps=["),

@@ -96,7 +96,7 @@ def _fault(at_step: int, kind: str, value: float) -> Callable[[], None]:
             if self.step == at_step and kind == "batch":
                 trainer.augment = lambda pixels, flips: augment(pixels, flips).index_fill(0, torch.tensor([3]), value)
             if self.step == at_step and kind == "loss":
-                self.ddpm.weighting = lambda log_snr: torch.where(torch.arange(len(log_snr)) == 2, value, 1.0)
+                self.ddpm.weighting = lambda log_snr, _: torch.where(torch.arange(len(log_snr)) == 2, value, 1.0)
             if self.step == at_step and kind == "gradient":
                 parameters = list(self.ddpm.parameters())
                 parameters[at_step % len(parameters)].register_hook(lambda gradient: gradient * value)

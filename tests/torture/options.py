@@ -34,11 +34,10 @@ NUMBERS = {
         "optimizer.lr": ["0", "0.0"],
         "optimizer.eps": [],
         "optimizer.weight_decay": [],
-        "ema.decay": ["1", "1.0", "2"],
         "sampler.eta": ["1.01", "2"],
         "trainer.grad_clip": ["0", "0.0"],
     },
-    "sample": {},
+    "sample": {"ema_length": ["0.3", "1"]},
 }
 SWITCHES = {
     "train": ["trainer.checkpoint_activations", "trainer.deterministic", "data.flip"],
@@ -47,10 +46,17 @@ SWITCHES = {
 CHOICES = {"train": ["trainer.precision", "trainer.lr_decay"], "sample": ["weights", "precision", "save"]}
 TEXTS = {"train": ["output_dir", "name", "trainer.device"], "sample": ["ckpt", "device", "out", "ckpt_sha256"]}
 LISTS = {
-    "train": ["model.channel_mults", "model.attention_resolutions", "optimizer.betas", "trust"],
+    "train": [
+        "model.channel_mults",
+        "model.attention_resolutions",
+        "optimizer.betas",
+        "ema.decays",
+        "ema.posthoc",
+        "trust",
+    ],
     "sample": ["trust"],
 }
-NULLABLE = {"train": ["name", "trainer.grad_clip"], "sample": ["out", "ckpt_sha256", "sampler.steps"]}
+NULLABLE = {"train": ["name", "trainer.grad_clip"], "sample": ["out", "ckpt_sha256", "sampler.steps", "ema_length"]}
 
 # Values that cannot be, for reasons of their own.
 IMPOSSIBLE = {
@@ -60,6 +66,8 @@ IMPOSSIBLE = {
         "model.image_size": ["32", "[16,8]", "[8,16]", "12", "[16]", "x"],
         "data.image_size": ["0", "15", "-16", "[16]", "[]", "[16,15]", "[16.0,16]", "[16,16,16]", "[0,0]"],
         "data.channels": ["-1", "0", "2", "4"],
+        "ema.decays": ["[]", "[1]", "[1.0]", "[2]", "[-0.1]", "[0.9,0.9]", "[nan]", "0.9", "[a]"],
+        "ema.posthoc": ["[0]", "[-0.1]", "[0.3]", "[0.1,0.1]", "[1e-9]", "[nan]", "0.1", "[a]"],
         "optimizer.betas": ["[]", "[0.9]", "[1.0,0.999]", "[0.9,1]", "[-0.1,0.9]", "[nan,0.9]", "[0.9,0.9,0.9]"],
         "sampler.steps": ["1001", "2000", "1000000000000000000000"],
         "trainer.device": ["cuda:99", "cuda:-1", "tpu", "''", "meta", "'cuda:'", "cpu:x", "'a\nb'"],
@@ -81,7 +89,7 @@ GROUPS = {
         "weighting": ["simple"],
         "sampler": ["ddim", "ddpm"],
         "optimizer": ["adam", "adamw"],
-        "ema": ["none", "short", "standard"],
+        "ema": ["none", "posthoc", "short", "standard"],
         "trainer": ["default"],
         "data": ["cifar10", "digits", "fashion_mnist", "folder", "mnist"],
         "experiment": ["cifar10_ddpm", "folder_64", "quickstart"],

@@ -1,0 +1,48 @@
+"""Make the tables of docs/numerics.md, print them, and put them in their places there."""
+
+import argparse
+import importlib
+import os
+import re
+import time
+from pathlib import Path
+
+# Tables, by the functions that make them. Imported late: workers import this module again.
+TABLES = {
+    "agreement": "numerics.agreement.table",
+    "orders": "numerics.orders.table",
+    "variants": "numerics.variants.table",
+    "solvers": "numerics.solvers.table",
+}
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "numerics.md"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/numerics", description=__doc__)
+    parser.add_argument("--only", metavar="NAME", action="append", choices=list(TABLES), help=", ".join(TABLES))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="networks trained at a time (default: CPUs)")
+    parser.add_argument("--steps", type=int, default=1000, help="of every training on digits (default 1000)")
+    parser.add_argument("--print", action="store_true", dest="only_print", help="leave docs/ as it is")
+    arguments = parser.parse_args()
+    for name in arguments.only or TABLES:
+        module, _, function = TABLES[name].rpartition(".")
+        began = time.monotonic()
+        lines = getattr(importlib.import_module(module), function)(jobs=arguments.jobs, steps=arguments.steps)
+        print(f"\n{name} ({time.monotonic() - began:.0f} s)\n", *lines, sep="\n", flush=True)
+        if not arguments.only_print:
+            _keep(name, lines)
+
+
+def _keep(name: str, lines: list[str]) -> None:
+    """Replace the table between the two comments that bear its name."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    begin, end = f"<!-- scripts/numerics --only {name} writes from here -->", f"<!-- to here: {name} -->"
+    place = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
+    if len(place.findall(text)) != 1:
+        raise SystemExit(f"{DOCUMENT} has no place for {name}")
+    table = "\n".join([begin, *lines, end])
+    DOCUMENT.write_text(place.sub(lambda _: table, text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

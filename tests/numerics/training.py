@@ -1,0 +1,53 @@
+"""A network for 8 x 8 digits, trained for a minute: what the tables of variants and of solvers stand on."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ddpm_cli.data.batches import Batches
+from ddpm_cli.data.sources import digits
+from ddpm_cli.devices import choose_compute
+from ddpm_cli.diffusion import samplers
+from ddpm_cli.diffusion.ddpm import DDPM
+from ddpm_cli.diffusion.samplers import Sampler
+from ddpm_cli.images import from_uint8, to_uint8
+from ddpm_cli.models.unet import UNet
+from ddpm_cli.seeds import ImageNoise
+from ddpm_cli.training.ema import EMA
+from ddpm_cli.training.optimizers import adamw
+from ddpm_cli.training.settings import Settings
+from ddpm_cli.training.trainer import Trainer
+
+SAMPLES = 900  # of the 1,797 digits there are
+
+
+def trained(marks: Sequence[int], **options) -> Iterator[DDPM]:
+    """The EMA of one training at each of the steps `marks`; `options` are DDPM's, its schedule among them."""
+    images = digits(image_size=8)
+    compute = choose_compute("cpu", "fp32")
+    torch.manual_seed(0)
+    unet = UNet(8, 1, 16, (1, 2), 1, (4,), 0.0, norm_groups=8)
+    compute.place(unet)
+    settings = Settings(steps=marks[-1], batch_size=64, warmup_steps=50, log_every=marks[-1], device="cpu")
+    ddpm = DDPM(unet, **options)
+    trainer = Trainer(
+        ddpm,
+        Batches(images, 64, seed=0),
+        optimizer=adamw(unet.parameters(), lr=2e-3),
+        ema=EMA(unet, decays=(0.995,)),
+        settings=settings,
+        compute=compute,
+        seed=0,
+    )
+    for _ in trainer.run():
+        if trainer.step in marks:
+            yield ddpm.with_model(trainer.ema.model)
+
+
+def sampled(ddpm: DDPM, sampler: Sampler | None = None) -> Tensor:
+    """`SAMPLES` images `[N, 1, 8, 8]` in [-1, 1], rounded as pictures are, from noise that is always the same."""
+    sampler = partial(samplers.dpmpp_2m, steps=20) if sampler is None else sampler
+    *_, last = ddpm.sample_states(ImageNoise(0, range(SAMPLES), (1, 8, 8)), sampler)
+    return from_uint8(to_uint8(last.x))
