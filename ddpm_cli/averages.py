@@ -9,12 +9,17 @@ section 3 and appendix C.
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 NARROWEST = 0.001  # sigma_rel of gamma = 997
 WIDEST = 12**-0.5  # of gamma = 0, the plain mean
+MOST_WIDTHS = 8  # kept in a run
+MOST_TERMS = 512  # snapshots, one for each width, that an average is made of: 256 of two widths, in 15 MB and 0.1 s
+MOST_OFF = 0.1  # L2 distance of the profile that is made from the one asked for, over the latter's norm
 
 
 def ema_prefix(decay: float) -> str:
@@ -33,6 +38,16 @@ def check_width(sigma_rel: float) -> None:
         raise ValueError(
             f"must be at least {NARROWEST:g} and below {WIDEST:.4f} (1 / sqrt(12), the plain mean), got {sigma_rel:g}"
         )
+
+
+def check_widths(widths: Sequence[float]) -> None:
+    """Raise ValueError unless a run can keep power-function averages of these widths."""
+    if len(widths) > MOST_WIDTHS:
+        raise ValueError(f"must hold at most {MOST_WIDTHS} widths, got {len(widths)}")
+    for width in widths:
+        check_width(width)
+    if len(set(widths)) < len(widths):
+        raise ValueError(f"must differ from each other, got {list(widths)}")
 
 
 def exponent(sigma_rel: float) -> float:
@@ -69,18 +84,54 @@ def coefficients(times: Sequence[int], widths: Sequence[float], *, t: int, sigma
     The combination whose profile is nearest to the one asked for in the least-squares sense.
 
     Args:
-        times, widths: of the N snapshots, all different; t of each, up to `t`, and its sigma_rel.
+        times, widths: of the N snapshots, all different; t of each, up to `t`, and its sigma_rel. It takes memory for
+            N x N numbers: see `MOST_TERMS`.
 
     Raises:
-        ValueError: if a width cannot be.
+        ValueError: if a width cannot be, or the nearest profile is off by more than `MOST_OFF` of the one asked for; it
+            says which widths these snapshots make.
     """
     given = list(zip(times, widths, strict=True))
     if (t, sigma_rel) in given:  # is there already: no other counts, not even by rounding
         return np.eye(len(given))[given.index((t, sigma_rel))]
+    x, off = _nearest(times, widths, t, [sigma_rel])
+    if not off[0] <= MOST_OFF:
+        kept, count = ", ".join(f"{width:g}" for width in dict.fromkeys(widths)), len(set(times))
+        raise ValueError(
+            f"{sigma_rel:g} cannot be made of {count} snapshot{'s'[: count - 1]} of lengths {kept}: the nearest "
+            f"profile is {off[0]:.0%} off; they make {_widths_made(times, widths, t)}"
+        )
+    return x[:, 0]
+
+
+def _nearest(
+    times: Sequence[int], widths: Sequence[float], t: int, wanted: Sequence[float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Coefficients `[N, K]` of the nearest profile to each of K widths at t; its L2 distance over the norm of theirs.
+
+    Those of each add up to 1: the profile is the last snapshot's, and y of the others' differences from it.
+    """
     ends = np.array(times, dtype=np.float64)
     found = {width: exponent(width) for width in set(widths)}
-    gammas = np.array([found[width] for width in widths])
+    gammas, targets = np.array([found[width] for width in widths]), np.array([exponent(width) for width in wanted])
     A = inner_product(ends[:, None], gammas[:, None], ends, gammas)
-    b = inner_product(ends, gammas, t, exponent(sigma_rel))
-    x, *_ = np.linalg.lstsq(A, b)
-    return x / x.sum()
+    b = inner_product(ends[:, None], gammas[:, None], t, targets)
+    c = inner_product(t, targets, t, targets)
+    from_last = A[-1, -1] - A[:-1, -1:]
+    y, *_ = np.linalg.lstsq(A[:-1, :-1] - A[-1:, :-1] + from_last, b[:-1] - b[-1:] + from_last)
+    x = np.vstack([y, 1 - y.sum(axis=0)])
+    squared = (x * (A @ x - 2 * b)).sum(axis=0) + c
+    return x, np.sqrt(np.maximum(squared, 0) / c)
+
+
+def _widths_made(times: Sequence[int], widths: Sequence[float], t: int) -> str:
+    """The ranges of widths that can be made of these snapshots, as far as widths of two digits tell."""
+    kept = {width for end, width in zip(times, widths, strict=True) if end == t}
+    tried = {float(f"{width:.2g}") for width in np.geomspace(NARROWEST, WIDEST, 200)}
+    tried = sorted(kept | {width for width in tried if NARROWEST <= width < WIDEST})
+    _, off = _nearest(times, widths, t, tried)
+    made = [width in kept or distance <= MOST_OFF for width, distance in zip(tried, off.tolist(), strict=True)]
+    ranges = [
+        [width for _, width in run] for fits, run in groupby(zip(made, tried, strict=True), itemgetter(0)) if fits
+    ]
+    return ", ".join(f"{r[0]:g}" if len(r) == 1 else f"{r[0]:g} to {r[-1]:g}" for r in ranges) or "none"

@@ -12,6 +12,7 @@ from ddpm_cli import sample_files as files
 from ddpm_cli.devices import Compute
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.denoiser import Denoiser
+from ddpm_cli.ending import NON_FINITE, RunError
 from ddpm_cli.images import grid, save_gif, save_png, to_uint8
 from ddpm_cli.modes import Plan
 
@@ -19,6 +20,7 @@ GRID_IMAGES = 400  # more would make a picture nobody can open; the others are i
 GRID_COLUMNS = 20  # of rows so long that not all of them would fit, so much is shown at least
 FILM_IMAGES = 8
 FILM_FRAMES = 16
+NOT_FINITE = "the images are not finite numbers; try precision=fp32, more sampler.steps or a smaller guidance.scale"
 
 
 @torch.no_grad()
@@ -39,6 +41,9 @@ def draw(
         labels: of all images; None: none has one.
         batch_size: images at a time.
         filmed: how many of the first batches' images to show on their way.
+
+    Raises:
+        RunError: if an image is not finite.
 
     Returns:
         uint8 images `[N, C, H, W]`, and of the first few their states, `[frames, images, C, H, W]`.
@@ -61,6 +66,8 @@ def draw(
                 if shown > 0 and _is_frame(state.step, state.steps):
                     frames.append(to_uint8(state.x[:shown]).cpu())
                 if state.step == state.steps:
+                    if not torch.isfinite(state.x).all():
+                        raise RunError(NOT_FINITE, NON_FINITE)
                     images.append(to_uint8(state.x).cpu())
             if frames:
                 film.append(torch.stack(frames))

@@ -81,7 +81,7 @@ def prepare(options: Options, ranks: "Ranks") -> "tuple[Trainer, Sampler]":
         _check_images(ddpm, options.model.get("image_size"), images.shape)
     _check_labels(ddpm, images, settings)
     with naming("weighting"):
-        ddpm.weighting(*torch.zeros(2, 1))
+        ddpm.check_weighting()
     with naming("timesteps"):
         timesteps = build(options.timesteps, "timesteps")(ddpm.schedule.timesteps)
     compute.place(ddpm)

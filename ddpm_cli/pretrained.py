@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ddpm_cli import averages, checkpoint
-from ddpm_cli.checkpoint import CheckpointError, Description
+from ddpm_cli.checkpoint import CheckpointError, Description, Snapshot
 from ddpm_cli.config import ConfigError, build_ddpm, naming
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.untrusted import MisfitError, check_ddpm, check_node
@@ -37,15 +37,16 @@ def load(
 
     Args:
         path: which.
-        weights: "ema"; "ema_0.999" for the average of a further decay; "model" for the weights that were optimized.
-        ema_length: relative width sigma_rel of the average to make of a run's snapshots, instead of the one it has.
+        weights: "ema"; "ema_0.999" for the average of that decay; "model" for the weights that were optimized.
+        ema_length: relative width sigma_rel of the average to make of a run's snapshots, instead of the one it has. Of
+            more than 256 snapshots of two widths (512 averages in all) it takes so many evenly, the newest among them.
         trust: classes of your own, by full name, that the checkpoint may ask for beside ours.
         sha256: of the checkpoint's manifest.json (of a lone EMA file: of that file); any other is refused.
 
     Raises:
         CheckpointError: if there is no checkpoint, or it is damaged, not ours, or not the one of that SHA-256.
         ConfigError: if it asks for something that is not on the list, or holds an impossible value; if it has no such
-            weights, or no snapshots to make an average of.
+            weights, or no snapshots that make an average of that length.
     """
     found = checkpoint.find(path)
     if ema_length is not None:
@@ -64,11 +65,13 @@ def load(
         except MisfitError as error:
             raise CheckpointError(f"{found}: {error}") from error
 
-    if weights == "ema":
-        tensors, description = checkpoint.load_ema(found, check=check)
-    else:
+    if weights == "model":
         tensors, description = checkpoint.load_training(found, check=check, prefix=prefix)
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    else:
+        tensors, description = checkpoint.load_ema(found, check=check)
+        if weights != "ema" and weights != _decays(description.config)[0]:
+            tensors, description = checkpoint.load_training(found, check=check, prefix=prefix)
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     ddpm = build_ddpm(description.config).eval()
     try:
         ddpm.model.load_state_dict(tensors)
@@ -93,10 +96,15 @@ def _check_pinned(found: Path, sha256: str) -> None:
 def _check_kept(weights: str, config: dict, trust: frozenset[str]) -> None:
     """Raise ConfigError unless `weights` is the name of an average that a run of this configuration keeps."""
     check_node("ema", config.get("ema"), trust=trust)
-    further = [averages.ema_prefix(decay) for decay in config["ema"].get("decays", [])[1:]]
-    kept = ["ema", *(f"ema_{prefix[len('ema.') : -1]}" for prefix in further), "model"]
+    kept = _decays(config)
     if weights not in kept:
-        raise ConfigError(f"weights: this checkpoint has {', '.join(kept)}, not {weights!r}")
+        listed = ", ".join(["ema", *(f"{name} (the same)" for name in kept[:1]), *kept[1:], "model"])
+        raise ConfigError(f"weights: this checkpoint has {listed}, not {weights!r}")
+
+
+def _decays(config: dict) -> list[str]:
+    """The names of a run's exponential averages by their decays; the first is also called ema."""
+    return [f"ema_{averages.ema_prefix(decay)[len('ema.') : -1]}" for decay in config["ema"].get("decays", [])]
 
 
 # Averages made afterwards --------------------------------------------------------------------------------------------
@@ -118,31 +126,38 @@ def _check_length(sigma_rel: float, found: Path, weights: str, sha256: str | Non
 def _synthesise(model: nn.Module, found: Path, description: Description, sigma_rel: float) -> None:
     """Give `model` the average of width `sigma_rel` at the checkpoint's step (Karras et al. 2024, algorithm 3)."""
     widths: list[float] = description.config["ema"].get("posthoc", [])
-    # Of several after the same update (float16 overflows change nothing in between) the newest stands for all.
-    snapshots = {snapshot.updates: snapshot for snapshot in checkpoint.snapshots_of(found, step=description.step)}
-    if not widths or not snapshots:
-        raise ConfigError(f"ema_length: {found} has no averages to make one of; a run with ema=posthoc keeps them")
-    t, newest = max(snapshots.items())
-    if newest.description.step != description.step:
-        raise CheckpointError(f"{found}: the snapshot of step {description.step} is missing in its run's averages/")
-    for snapshot in snapshots.values():
-        if any(snapshot.description.config.get(key) != description.config[key] for key in ("model", "ema")):
-            raise CheckpointError(f"{snapshot.file} is of another run: its model or ema is not the checkpoint's")
-    times = [updates for updates in snapshots for _ in widths]
     try:
-        counts = averages.coefficients(times, widths * len(snapshots), t=t, sigma_rel=sigma_rel)
+        averages.check_widths(widths)
     except ValueError as error:
-        raise CheckpointError(f"{found}: its configuration has an impossible ema.posthoc: {error}") from error
+        raise CheckpointError(f"{found}: its configuration has an impossible ema.posthoc: it {error}") from error
     parameters = dict(model.named_parameters())
     prefixes = [averages.posthoc_prefix(width) for width in widths]
     shapes = {f"{prefix}{name}": tuple(parameters[name].shape) for prefix in prefixes for name in parameters}
+    snapshots = checkpoint.snapshots_of(found, description, shapes) if widths else []
+    if not snapshots:
+        raise ConfigError(f"ema_length: {found} has no averages to make one of; a run with ema=posthoc keeps them")
+    if snapshots[-1].step != description.step:
+        raise CheckpointError(f"{found}: the snapshot of step {description.step} is missing in its run's averages/")
+    # Of several after the same update (float16 overflows change nothing in between) the newest stands for all.
+    snapshots = list({snapshot.updates: snapshot for snapshot in snapshots}.values())
+    snapshots = _thinned(snapshots, averages.MOST_TERMS // len(widths))
+    times = [snapshot.updates for snapshot in snapshots for _ in widths]
+    with naming("ema_length"):
+        counts = averages.coefficients(times, widths * len(snapshots), t=times[-1], sigma_rel=sigma_rel)
     sums = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in parameters.items()}
-    for snapshot, weights in zip(snapshots.values(), counts.reshape(-1, len(widths)).tolist(), strict=True):
+    for snapshot, weights in zip(snapshots, counts.reshape(-1, len(widths)).tolist(), strict=True):
         if not any(weights):
             continue
-        tensors = checkpoint.load_snapshot(snapshot, shapes)
+        tensors = checkpoint.load_snapshot(snapshot)
         for prefix, weight in zip(prefixes, weights, strict=True):
             for name, total in sums.items():
                 total.add_(tensors[f"{prefix}{name}"], alpha=weight)
     for name, parameter in parameters.items():
         parameter.copy_(sums[name])
+
+
+def _thinned(snapshots: list[Snapshot], most: int) -> list[Snapshot]:
+    """At most `most` of them, evenly, the oldest and the newest among them."""
+    if len(snapshots) <= most:
+        return snapshots
+    return [snapshots[i * (len(snapshots) - 1) // (most - 1)] for i in range(most)]

@@ -12,6 +12,8 @@ import yaml
 from torch import Tensor
 
 from ddpm_cli import checkpoint, durable, run_directory
+from ddpm_cli.checkpoint.description import parse
+from ddpm_cli.config import is_node, targets_in
 from ddpm_cli.devices import out_of_memory
 from ddpm_cli.diffusion.samplers import Sampler
 from ddpm_cli.ending import NON_FINITE, RunError, Stop, Stopped
@@ -23,6 +25,7 @@ from ddpm_cli.seeds import ImageNoise
 from ddpm_cli.training.monitor import Monitor
 from ddpm_cli.training.records import cut_back
 from ddpm_cli.training.trainer import NonFiniteError, Progress, Trainer
+from ddpm_cli.untrusted import check_node
 
 _RECORDS = {
     "metrics": run_directory.METRICS_FILE,
@@ -51,6 +54,32 @@ def check_space(directory: Path, trainer: Trainer) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise OSError(f"{existing} has {free / 1e6:,.0f} MB free, the run's checkpoints take {needed / 1e6:,.0f} MB")
+
+
+def check_readable(trainer: Trainer, options: Options) -> None:
+    """Find now, not after training, that the checkpoints could not be read again.
+
+    Raises:
+        ConfigError: for what `untrusted.check_node` refuses.
+        CheckpointError: for more text than a description may have.
+    """
+    description = _described(trainer, options)
+    parse(description.as_json(), Path("checkpoint.json"))
+    for group, node in description.config.items():
+        if is_node(node):
+            check_node(group, node, trust=targets_in(node))
+
+
+def _described(trainer: Trainer, options: Options) -> checkpoint.Description:
+    images = trainer.batches.images
+    return checkpoint.Description(
+        step=trainer.step,
+        image_shape=images.shape,
+        images=len(images),
+        config=asdict(options),
+        versions=checkpoint.versions(),
+        classes=tuple(images.class_names),
+    )
 
 
 class Run:
@@ -226,13 +255,7 @@ class Run:
         if monitor is not None:
             monitor.flush()
         directory = self.directory / run_directory.CHECKPOINTS
-        description = checkpoint.Description(
-            step=trainer.step,
-            image_shape=trainer.batches.images.shape,
-            images=len(trainer.batches.images),
-            config=asdict(self.options),
-            versions=checkpoint.versions(),
-        )
+        description = _described(trainer, self.options)
         snapshot = trainer.ema.snapshot()
         if snapshot and trainer.ema.updates > 0:
             averages = self.directory / run_directory.AVERAGES

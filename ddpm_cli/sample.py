@@ -154,6 +154,8 @@ def _classes(pretrained: "Pretrained", options: Options) -> list[int]:
         raise ConfigError("classes: names none; leave it out, or choose classes=all")
     if known is None:
         raise ConfigError("classes: has no effect, the network was trained without labels (data.num_classes)")
+    if _label_dropout(pretrained) == 1:
+        raise ConfigError("classes: the network was trained with every label left out (label_dropout=1)")
     if options.classes == "all":
         return list(range(known))
     for label in options.classes:
@@ -168,7 +170,7 @@ def _labels(pretrained: "Pretrained", plan: "Plan", options: Options) -> list[in
     if not classes:
         return None
     if len(classes) > plan.rows:
-        raise ConfigError(f"classes: there are {len(classes)}, but only {plan.rows} rows to take turns with them")
+        raise ConfigError(f"classes: {len(classes)} are more than the {plan.rows} rows that take turns with them")
     return [classes[row % len(classes)] for row in range(plan.rows) for _ in range(plan.per_row)]
 
 

@@ -5,6 +5,7 @@ Heavy modules are imported inside the functions: `--help`, `--cfg job` and a mis
 
 from contextlib import ExitStack
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,7 @@ def start(config: dict, call: Call, stop: Stop) -> float:
 
 
 def _start(config: dict, call: Call, stop: Stop, ranks: "Ranks", held: ExitStack) -> float:
-    from ddpm_cli.run import Run, check_space
+    from ddpm_cli.run import Run, check_readable, check_space
 
     directory = _to_go_on_with(config, call, ranks)
     if directory is not None:
@@ -62,6 +63,8 @@ def _start(config: dict, call: Call, stop: Stop, ranks: "Ranks", held: ExitStack
         options = Options(**config)
         trainer, sampler = prepare(options, ranks)
         warnings = []
+        with naming("the configuration"):
+            check_readable(trainer, options)
         with naming("output_dir"):
             check_space(Path(options.output_dir), trainer)
             if directory is None:
@@ -159,6 +162,10 @@ def _resume(directory: Path, config: dict, call: Call, ranks: "Ranks") -> "tuple
     images = len(trainer.batches.images)
     if images != description.images:
         raise ConfigError(f"data: the run was trained on {description.images} images, there are now {images}")
+    classes = tuple(trainer.batches.images.class_names)
+    if classes != description.classes:
+        first = next((a, b) for a, b in zip_longest(description.classes, classes) if a != b)
+        raise ConfigError(f"data: the run was trained on other classes: {first[0]!r} then, {first[1]!r} now")
     with naming("resume"):
         trainer.load_state(state, ema)
         if trainer.step != description.step:

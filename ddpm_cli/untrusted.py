@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ddpm_cli.averages import ema_prefix, posthoc_prefix
+from ddpm_cli.averages import MOST_WIDTHS, ema_prefix, posthoc_prefix
 from ddpm_cli.config import DDPM_GROUPS, ConfigError, build, check_untrusted, shipped_targets
 
 # The largest magnitude of a number by the name of its option: those that decide how much memory or time is taken.
@@ -34,7 +34,7 @@ _MOST = {
 _MOST_OTHERWISE = 2**63
 _LONGEST_TEXT = 4096
 _LONGEST_LIST = 64
-_LONGEST = {"betas": 2**14, "steps": 2**14}  # of a schedule, and of a sampler's timesteps; as long as MOST_TEXT allows
+_LONGEST = {"betas": 2**13, "steps": 2**13, "posthoc": MOST_WIDTHS}  # of a schedule, and of a sampler's timesteps
 _DEEPEST = 8
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # beside `step`, what each optimizer that we ship keeps of every parameter
 

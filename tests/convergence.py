@@ -66,7 +66,7 @@ def errors_of(sampler: Sampler, data: Gaussian | Mixture, exact: Tensor) -> list
     errors = []
     for intervals in INTERVALS:
         times = list(range(T - 1, -1, -(T - 1) // intervals))
-        *_, at_zero, _ = partial(sampler, steps=times)(denoise, schedule, noise_to_start_from(), torch.empty)
+        *_, at_zero, _ = partial(sampler, steps=times)(denoise, schedule, noise_to_start_from(), torch.empty, times[0])
         errors.append((at_zero.x - exact).square().mean().sqrt().item())
     return errors
 

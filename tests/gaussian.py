@@ -43,16 +43,21 @@ class Gaussian:
 
 
 class Mixture:
-    """Data in K equal clusters N(mean_k, std^2 I) over the d pixels of images `[B, 1, 1, d]`, in float64."""
+    """Data in K clusters N(mean_k, std^2 I) over the d pixels of images `[B, 1, 1, d]`, in float64.
 
-    def __init__(self, means: list[list[float]], std: float):
+    Args:
+        weights: each cluster's share of the data; None: they are equal.
+    """
+
+    def __init__(self, means: list[list[float]], std: float, weights: list[float] | None = None):
         self.means = torch.tensor(means, dtype=torch.float64)  # [K, d]
         self.variance = std**2
+        self.weights = torch.tensor([1 / len(means)] * len(means) if weights is None else weights, dtype=torch.float64)
 
     def denoised(self, x: Tensor, alpha: float, sigma: float) -> Denoised:
         variance = alpha**2 * self.variance + sigma**2
         away = x[:, 0, 0, None] - alpha * self.means  # [B, K, d]
-        share = torch.softmax(-away.square().sum(2) / (2 * variance), dim=1)[:, :, None]
+        share = torch.softmax(self.weights.log() - away.square().sum(2) / (2 * variance), dim=1)[:, :, None]
         x_0 = (share * (self.means + alpha * self.variance / variance * away)).sum(1)
         return Denoised(x_0[:, None, None], (share * away).sum(1)[:, None, None] * sigma / variance)
 

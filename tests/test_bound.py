@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import pytest
 import torch
 from entropy import exact, measured, rounded
@@ -54,6 +55,27 @@ def test_the_decoders_bins_share_out_all_probability():
         for log_variance in (-9.0, -4.0, 0.0):
             args = levels, torch.full_like(levels, mean), torch.full_like(levels, log_variance)
             assert bound.log_likelihood(*args).exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("log_variance", [-9.7, -4.0, 0.0])
+def test_the_decoder_is_exact_far_from_its_mean_and_has_a_gradient_there(log_variance: float):
+    """Against mpmath's integral of the density over the bin."""
+    sigma = math.exp(0.5 * log_variance)
+    for level, mean in ((100, -0.2), (100, 0.4), (0, 0.3), (255, -0.9), (255, 0.99), (7, 1.5)):
+        x_0 = torch.tensor([level / 127.5 - 1])
+        at = torch.tensor([mean], requires_grad=True)
+        found = bound.log_likelihood(x_0, at, torch.tensor([log_variance]))
+        found.sum().backward()
+        low = -mpmath.inf if level == 0 else (level - 0.5) / 127.5 - 1
+        high = mpmath.inf if level == 255 else (level + 0.5) / 127.5 - 1
+        with mpmath.workdps(50):
+            edges = [(mpmath.mpf(edge) - mean) / sigma for edge in (low, high)]
+            if edges[0] > 0:
+                edges = [-edges[1], -edges[0]]
+            expected = float(mpmath.log(mpmath.ncdf(edges[1]) - mpmath.ncdf(edges[0])))
+        assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert torch.isfinite(at.grad).all()
+        assert expected > -20 or at.grad.abs() > 1, "an improbable value pulls"
 
 
 def test_the_prior_term_is_a_kl_divergence(batch):

@@ -19,7 +19,7 @@ from ddpm_cli.diffusion.variance import fixed_large
 from ddpm_cli.ending import Stop
 from ddpm_cli.models.unet import UNet
 from ddpm_cli.pretrained import load
-from ddpm_cli.untrusted import MisfitError, check_state
+from ddpm_cli.untrusted import MisfitError, check_node, check_state
 
 NETWORK = {"image_size": 8, "in_channels": 1, "base_channels": 8, "channel_mults": [1], "num_res_blocks": 1}
 NETWORK |= {"attention_resolutions": [], "dropout": 0.0, "norm_groups": 4}
@@ -242,6 +242,24 @@ def test_every_number_of_a_checkpoint_has_a_range(tmp_path: Path, group: str, ke
     path = write(tmp_path, config=CONFIG | {group: CONFIG[group] | {key: value}})
     with pytest.raises(ConfigError, match=f"{group}.{key}: no checkpoint may hold this"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("group", "target", "key", "value"),
+    [
+        ("model", "models.unet.UNet", "num_classes", 2**20 + 1),
+        ("schedule", "diffusion.schedule.custom", "betas", [0.1] * (2**14 + 1)),
+        ("schedule", "diffusion.schedule.custom", "betas", [float("nan")]),
+        ("loss", "diffusion.loss.Hybrid", "bound_weight", 1e300),
+        ("timesteps", "training.timesteps.LossAware", "history", 2**12 + 1),
+        ("ema", "training.ema.EMA", "posthoc", [0.1] * 9),
+        ("ema", "training.ema.EMA", "decays", [0.9] * 65),
+        ("trainer", "training.settings.Settings", "label_dropout", float("inf")),
+    ],
+)
+def test_so_has_one_of_every_other_group(group: str, target: str, key: str, value: object):
+    with pytest.raises(ConfigError, match=f"{group}.{key}: no checkpoint may hold this"):
+        check_node(group, {"_target_": f"ddpm_cli.{target}", key: value})
 
 
 @pytest.mark.parametrize("name", ["ema.safetensors", "training.safetensors"])

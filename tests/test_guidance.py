@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from ddpm_cli.diffusion import samplers, threshold
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.denoiser import Denoised
-from ddpm_cli.diffusion.guidance import Guidance
+from ddpm_cli.diffusion.guidance import Guidance, guided
+from ddpm_cli.diffusion.loss import Hybrid
 from ddpm_cli.diffusion.prediction import Velocity
 from ddpm_cli.diffusion.schedule import cosine, linear
+from ddpm_cli.diffusion.variance import learned_range
 from ddpm_cli.models.unet import UNet
 
 LABELS = torch.tensor([0, 2, 1])
@@ -21,10 +23,10 @@ SHAPE = (3, 1, 8, 8)
 class Counting(nn.Module):
     """A network with labels that counts how often it is asked, and with which labels."""
 
-    def __init__(self):
+    def __init__(self, **options):
         super().__init__()
         torch.manual_seed(0)
-        self.unet = UNet(8, 1, 8, (1, 2), 1, (), 0.0, norm_groups=4, num_classes=3)
+        self.unet = UNet(8, 1, 8, (1, 2), 1, (), 0.0, norm_groups=4, num_classes=3, **options)
         for parameter in self.unet.parameters():  # some of them start at zero
             nn.init.normal_(parameter, std=0.2)
         self.num_classes = 3
@@ -70,8 +72,23 @@ def test_guidance_goes_from_the_unconditional_through_the_conditional(ddpm: DDPM
     torch.testing.assert_close(guided.eps, 3 * labelled.eps - 2 * without.eps)
     alpha, sigma = ddpm.schedule.alpha_sigma(T, SHAPE)
     torch.testing.assert_close(alpha * guided.x_0 + sigma * guided.eps, x_t, rtol=1e-5, atol=1e-5)
-    zero = ddpm.denoiser(LABELS, guidance=Guidance(scale=0.0), threshold=threshold.none)(x_t, T)
-    torch.testing.assert_close(zero.eps, without.eps)
+
+
+@torch.no_grad()
+def test_guidance_of_scale_zero_is_the_unconditional_model_bit_for_bit_with_one_call(x_t: Tensor):
+    network = Counting(learn_variance=True)
+    ddpm = DDPM(network, linear(20), prediction=Velocity(), variance=learned_range, loss=Hybrid()).eval()
+    zero = ddpm.denoiser(LABELS, guidance=Guidance(scale=0.0))(x_t, T)
+    assert network.asked == [None]
+    for one, other in zip(zero, ddpm.denoiser()(x_t, T), strict=True):
+        assert torch.equal(one, other), "the variance too"
+
+
+@torch.no_grad()
+def test_rescaling_a_blank_image_leaves_it_finite():
+    blank = Denoised(torch.zeros(SHAPE), torch.ones(SHAPE))
+    denoise = guided(lambda *_: blank, lambda *_: blank, linear(20), Guidance(scale=2.0, rescale=0.5))
+    assert all(torch.isfinite(tensor).all() for tensor in denoise(torch.ones(SHAPE), T)[:2])
 
 
 @torch.no_grad()

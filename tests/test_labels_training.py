@@ -2,16 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from commands import TINY_RUN, assert_one_message, only, train
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from ddpm_cli import checkpoint
+from ddpm_cli import checkpoint, sample
 from ddpm_cli.checkpoint import Description
+from ddpm_cli.config import ConfigError
 from ddpm_cli.data.batches import Batches
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.data.sources import digits
@@ -247,3 +250,28 @@ def test_image_i_of_a_preview_is_of_class_i(labelled: Path, sample_here, tmp_pat
         top, left = 2 + 66 * (i // 2), 2 + 66 * (i % 2)
         with Image.open(tmp_path / "out" / "images" / f"{i:06d}.png") as image:
             assert np.abs(preview[top : top + 64 : 4, left : left + 64 : 4] - np.asarray(image)).max() <= 1
+
+
+def test_a_run_is_not_gone_on_with_where_its_classes_have_other_names(tmp_path: Path):
+    for place, names in (("one", "ab"), ("other", "ac")):
+        for name in names:
+            (tmp_path / place / name).mkdir(parents=True)
+            Image.new("L", (16, 16), ord(name)).save(tmp_path / place / name / "picture.png")
+    folder = ["data=folder", "model=unet_16", "data.image_size=16", "data.channels=1", "data.num_classes=2"]
+    begun = train(
+        *TINY_RUN, *folder, "data.path=one", "data.cache_dir=cache", "trainer.preview_every=0", "name=x", cwd=tmp_path
+    )
+    assert begun.returncode == 0, begun.stderr
+    assert "classes  from 0 on: a, b" in begun.stdout
+    run = only(tmp_path / "outputs" / "x")
+    moved = train(f"resume={run}", "data.path=other", "trainer.steps=6", cwd=tmp_path)
+    assert_one_message(moved, "train", "data: the run was trained on other classes: 'b' then, 'c' now")
+
+
+def test_classes_of_a_network_that_never_saw_a_label_are_refused():
+    config = {"trainer": {"label_dropout": 1.0}}
+    pretrained = SimpleNamespace(ddpm=SimpleNamespace(num_classes=3), config=config)
+    with pytest.raises(ConfigError, match="classes: the network was trained with every label left out"):
+        sample._classes(pretrained, SimpleNamespace(classes="all"))
+    config["trainer"]["label_dropout"] = 0.5
+    assert sample._classes(pretrained, SimpleNamespace(classes="all")) == [0, 1, 2]

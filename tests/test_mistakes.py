@@ -81,6 +81,12 @@ MISTAKES = {
     "model.learn_variance=true": "model: learn_variance has no effect with a fixed variance",
     "schedule=custom": "schedule.betas: must be given",
     "schedule=custom schedule.betas=[0.1,2] sampler=ddpm": r"schedule: every beta must lie in \(0, 1\), got 2",
+    f"schedule=custom schedule.betas=[{','.join(['0.001'] * 9000)}] sampler.steps=9": (
+        "schedule.betas: no checkpoint may hold this: 9000 entries"
+    ),
+    "prediction=v weighting=min_snr schedule.zero_terminal_snr=true": "weighting: gives t = 999 the weight 0",
+    "weighting=p2 weighting.gamma=1e6": "weighting: gives t = .* the weight 0, and sampling passes through it",
+    "sampler.steps=[500,100]": "sampler: steps must begin at 999, where the noise is, got 500",
     "schedule=custom schedule.betas=[x]": r'schedule.betas: expected a list of numbers, got \["x"\]',
     "weighting=min_snr weighting.gamma=0": "weighting: gamma must be positive, got 0",
     "timesteps=loss_aware timesteps.history=0": "timesteps: history must be at least 1, got 0",

@@ -19,6 +19,7 @@ from ddpm_cli.diffusion.samplers import Sampler
 from ddpm_cli.diffusion.schedule import linear
 from ddpm_cli.diffusion.variance import fixed_small
 from ddpm_cli.drawing import GRID_COLUMNS, GRID_IMAGES, _picture, draw, write
+from ddpm_cli.ending import NON_FINITE, RunError
 from ddpm_cli.images import BETWEEN, from_uint8, grid, to_uint8
 from ddpm_cli.modes import GREY, Edit, Generate, Inpaint, Interpolate, Mode, Plan, Reconstruct, Setting
 from ddpm_cli.seeds import ImageNoise
@@ -377,3 +378,13 @@ def test_labels_reach_the_denoiser_in_the_images_order():
 
     draw(GAUSSIAN, plan, denoiser, [4, 4, 0, 0, 7, 7], CPU, batch_size=4)
     assert [labels.tolist() for labels in seen] == [[4, 4, 0, 0], [7, 7]]
+
+
+def test_images_that_are_not_finite_are_no_pictures():
+    def spoilt(x_t: Tensor, t: Tensor) -> Denoised:
+        return Denoised(torch.full_like(x_t, float("nan")), x_t)
+
+    plan = Generate().plan(setting())
+    with pytest.raises(RunError, match="the images are not finite numbers; try precision=fp32") as raised:
+        draw(GAUSSIAN, plan, lambda labels: spoilt, None, CPU, batch_size=2)
+    assert raised.value.status == NON_FINITE

@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from test_ema import make_trainer
 from torch import Tensor, nn
 
-from ddpm_cli import checkpoint, run_directory
+from ddpm_cli import averages, checkpoint, run_directory
 from ddpm_cli.averages import WIDEST, check_width, coefficients, exponent, inner_product, newest_weight
 from ddpm_cli.checkpoint import CheckpointError
 from ddpm_cli.config import ConfigError
 from ddpm_cli.pretrained import load
 from ddpm_cli.run import check_space
 from ddpm_cli.training.ema import EMA
+from ddpm_cli.untrusted import check_node
 
 KEPT = (0.05, 0.10)
 
@@ -72,7 +73,60 @@ def test_coefficients_of_one_that_is_there_and_of_others():
     assert coefficients(times, widths, t=200, sigma_rel=0.05).tolist() == [0, 0, 1, 0]
     near = coefficients(times, widths, t=200, sigma_rel=0.05 + 1e-9)
     np.testing.assert_allclose(near, [0, 0, 1, 0], atol=1e-5)
-    assert coefficients(times, widths, t=200, sigma_rel=0.07).sum() == pytest.approx(1)
+    assert coefficients(times, widths, t=200, sigma_rel=0.07).sum() == pytest.approx(1, abs=1e-14)
+    assert coefficients([7], [0.1], t=7, sigma_rel=0.101).tolist() == [1]
+
+
+def off(snapshots: int, sigma_rel: float) -> float:
+    """L2 distance of the profile that is made from the one of that width, over the latter's norm, by summation."""
+    times, widths = [100 * i for i in range(1, snapshots + 1) for _ in KEPT], [*KEPT] * snapshots
+    t = times[-1]
+    tau = (np.arange(400_000) + 0.5) / 400_000 * t
+    made = np.zeros_like(tau)
+    x = coefficients(times, widths, t=t, sigma_rel=sigma_rel)
+    for end, width, count in zip(times, widths, x, strict=True):
+        gamma = exponent(width)
+        made += np.where(tau < end, count * (gamma + 1) * (tau / end) ** gamma / end, 0)
+    gamma = exponent(sigma_rel)
+    right = (gamma + 1) * (tau / t) ** gamma / t
+    return float(np.linalg.norm(made - right) / np.linalg.norm(right))
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "sigma_rel", "expected"),
+    [(1, 0.08, 0.047), (4, 0.07, 0.0347), (20, 0.07, 0.00246), (20, 0.02, 0.087)],
+)
+def test_what_is_made_is_near_to_what_was_asked_for(snapshots: int, sigma_rel: float, expected: float):
+    assert off(snapshots, sigma_rel) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "sigma_rel", "says"),
+    [
+        (4, 0.001, "0.001 cannot be made of 4 snapshots of lengths 0.05, 0.1: .* 95% off; they make 0.036 to 0.14"),
+        (4, 0.01, "59% off; they make 0.036 to 0.14$"),
+        (4, 0.2, "22% off; they make 0.036 to 0.14$"),
+        (4, 0.28, "59% off; they make 0.036 to 0.14$"),
+        (20, 0.01, "30% off; they make 0.019 to 0.26$"),
+        (160, 0.001, "47% off; they make 0.0034 to 0.28$"),
+    ],
+)
+def test_lengths_that_the_snapshots_cannot_make_are_refused(snapshots: int, sigma_rel: float, says: str):
+    with pytest.raises(ValueError, match=says):
+        off(snapshots, sigma_rel)
+
+
+def test_every_length_of_the_ranges_that_are_named_is_made():
+    times, widths = [10, 10, 10], [0.004, 0.05, 0.2]
+    with pytest.raises(ValueError, match=r"they make .+ to .+, .+ to .+, .+ to .+") as refused:
+        coefficients(times, widths, t=10, sigma_rel=0.001)
+    ranges = str(refused.value).partition("they make ")[2].split(", ")
+    assert len(ranges) == 3
+    for ends in ranges:
+        for end in ends.split(" to "):
+            coefficients(times, widths, t=10, sigma_rel=float(end))
+    with pytest.raises(ValueError, match=r"1 snapshot of .*; they make none$"):
+        coefficients(times, widths, t=10**6, sigma_rel=0.001)
 
 
 def random_walk(steps: int) -> Tensor:
@@ -155,11 +209,20 @@ def test_the_further_decay_is_what_the_training_state_holds(run: Path):
     state = load_file(run / "checkpoints" / "step_00000004" / "training.safetensors")
     for name, value in parameters(run, weights="ema_0.99").items():
         assert torch.equal(value, state[f"ema.0.99.{name}"])
-    for wrong in ("ema_0.9", "ema_", "emma", "posthoc", "optimizer", ""):
-        with pytest.raises(ConfigError, match=rf"^weights: this checkpoint has ema, ema_0\.99, model, not '{wrong}'$"):
+    listed = r"ema, ema_0\.9 \(the same\), ema_0\.99, model"
+    for wrong in ("ema_0.5", "ema_", "emma", "0.9", "posthoc", "optimizer", ""):
+        with pytest.raises(ConfigError, match=rf"^weights: this checkpoint has {listed}, not '{wrong}'$"):
             load(run, weights=wrong)
     with pytest.raises(CheckpointError, match="holds the EMA weights alone"):
         load(shutil.copy(next(run.rglob("ema.safetensors")), run / "x.safetensors"), weights="ema_0.99")
+
+
+def test_the_main_average_has_the_name_of_its_decay_too(run: Path):
+    lone = shutil.copy(run / "checkpoints" / "step_00000004" / "ema.safetensors", run / "x.safetensors")
+    main = parameters(run)
+    for path in (run, lone):
+        for name, value in parameters(path, weights="ema_0.9").items():
+            assert torch.equal(value, main[name])
 
 
 def test_the_command_samples_both(run: Path, tmp_path: Path):
@@ -167,23 +230,27 @@ def test_the_command_samples_both(run: Path, tmp_path: Path):
         done = sample(f"ckpt={run}", "n=4", "sampler.steps=2", argument, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert says in done.stdout
-    done = sample(f"ckpt={run}", "ema_length=0.3", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "ema_length: must be at least 0.001 and below 0.2887" in done.stderr
-    assert "Traceback" not in done.stderr
+    for length, says in (
+        ("0.3", "ema_length: must be at least 0.001 and below 0.2887"),
+        ("0.2", "ema_length: 0.2 cannot be made of 4 snapshots of lengths 0.05, 0.1: the nearest profile is 22% off"),
+    ):
+        done = sample(f"ckpt={run}", f"ema_length={length}", cwd=tmp_path)
+        assert done.returncode == 2
+        assert says in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_what_was_snapped_beyond_the_checkpoint_is_made_again_bit_for_bit(run: Path, tmp_path: Path):
-    averages = run / "averages"
-    before = {path.name: path.read_bytes() for path in averages.iterdir()}
+    directory = run / "averages"
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
     for step in (3, 4):
         shutil.rmtree(run / "checkpoints" / f"step_0000000{step}")
-    (averages / ".step_00000003.safetensors.tmp").write_bytes(b"half")
-    (averages / "step_00000009.safetensors").write_bytes(b"of a future that was killed")
+    (directory / ".step_00000003.safetensors.tmp").write_bytes(b"half")
+    (directory / "step_00000009.safetensors").write_bytes(b"of a future that was killed")
     done = train(f"resume={run}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resumed  at step 2" in done.stdout
-    assert {path.name: path.read_bytes() for path in averages.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
 
 
 @pytest.mark.parametrize(
@@ -295,6 +362,31 @@ def test_foreign_snapshots_are_refused(run: Path, spoil, says: str):
         load(run, ema_length=0.08)
 
 
+def test_many_averages_take_no_memory_out_of_proportion(run: Path, monkeypatch):
+    """What a foreign run says is compared with its files before it is computed with, and that is bounded."""
+    monkeypatch.setattr(np.linalg, "lstsq", lambda *_: pytest.fail("computed with before all were compared"))
+    file = run / "averages" / "step_00000001.safetensors"
+    rewrite(file, lambda tensors: {name: value[:0] for name, value in tensors.items()})
+    with pytest.raises(CheckpointError, match=r"step_00000001\.safetensors does not fit the checkpoint"):
+        load(run, ema_length=0.08)
+    with pytest.raises(ConfigError, match=r"ema\.posthoc: no checkpoint may hold this: 64 entries"):
+        check_node("ema", {"_target_": "ddpm_cli.training.ema.EMA", "posthoc": [0.05 + 0.001 * i for i in range(64)]})
+
+
+def test_many_snapshots_are_thinned_evenly_to_the_newest(run: Path, monkeypatch):
+    times = []
+
+    def count(found: list[int], *_, t: int, **__) -> np.ndarray:
+        times.append((found, t))
+        return np.eye(len(found))[-1]
+
+    monkeypatch.setattr(averages, "coefficients", count)
+    for most in (8, 7, 4):
+        monkeypatch.setattr(averages, "MOST_TERMS", most)
+        load(run, ema_length=0.08)
+    assert times == [([1, 1, 2, 2, 3, 3, 4, 4], 4), ([1, 1, 2, 2, 4, 4], 4), ([1, 1, 4, 4], 4)]
+
+
 def test_names_that_are_none_of_ours_are_not_looked_at(run: Path):
     expected = parameters(run, ema_length=0.08)["conv_out.bias"]
     for name in ("step_3.safetensors", "step_x.safetensors", "step_-0000001.safetensors", "notes.txt"):
@@ -315,7 +407,7 @@ def test_room_for_all_snapshots_is_asked_for_before_the_run(tmp_path: Path, monk
 
 def test_a_snapshot_that_cannot_be_written_leaves_no_rubbish(run: Path, monkeypatch):
     directory = run / "averages"
-    (last,) = checkpoint.snapshots_of(run / "checkpoints" / "step_00000004", step=4)[-1:]
+    _, description = checkpoint.load_ema(run / "checkpoints" / "step_00000004")
     before = names(run)
 
     def full_disk(*_):
@@ -323,5 +415,5 @@ def test_a_snapshot_that_cannot_be_written_leaves_no_rubbish(run: Path, monkeypa
 
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save_snapshot(directory, {"x": torch.zeros(3)}, last.description, updates=4)
+        checkpoint.save_snapshot(directory, {"x": torch.zeros(3)}, description, updates=4)
     assert names(run) == before

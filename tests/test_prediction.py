@@ -29,6 +29,11 @@ def works(prediction: Prediction, schedule: NoiseSchedule) -> bool:
     return not (isinstance(prediction, Epsilon) and schedule.ends_in_noise)
 
 
+def size(*images: Tensor) -> Tensor:
+    """The largest number in any of them, at every t: what 1e-6 is relative to."""
+    return torch.stack(images).abs().amax((0, 2, 3, 4))
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=IDS)
 @pytest.mark.parametrize(("one", "other"), PAIRS, ids=str)
 def test_every_prediction_converts_into_every_other_and_back(one, other, schedule):
@@ -40,11 +45,31 @@ def test_every_prediction_converts_into_every_other_and_back(one, other, schedul
     pair = one.x_0(output, x_t, alpha, sigma), one.eps(output, x_t, alpha, sigma)
     across = other.target(*pair, alpha, sigma)
     back = one.target(other.x_0(across, x_t, alpha, sigma), other.eps(across, x_t, alpha, sigma), alpha, sigma)
-    # What an error does is measured in x_t, which all are made of: x_0 counts alpha times, eps sigma times. (x_0 from
-    # eps is (x_t - sigma eps) / alpha: where alpha is 1e-5, x_t's own rounding makes it uncertain by 1e-2.)
-    factor = {Epsilon: sigma, Start: alpha, Velocity: alpha * sigma}[type(one)]
-    error = (factor * (back - output)).abs().amax((1, 2, 3))
-    assert (error <= 1e-6 * x_t.abs().amax((1, 2, 3))).all()
+    # A plain 1e-6 where nothing is divided by a small number, as with v in the middle: its way back has factors of at
+    # most 1, which undo what one division did on the way there. Only with eps in the middle, x_0 is found again as
+    # (x_t - sigma eps) / alpha, and x_t's own rounding counts 1 / alpha times; so it does 1 / sigma times in
+    # (x_t - alpha x_0) / sigma, with x_0 in the middle.
+    factor = 1.0
+    if type(one) is not type(other):
+        factor = {Epsilon: alpha, Start: sigma, Velocity: 1.0}[type(other)]
+    assert ((factor * (back - output)).abs().amax((1, 2, 3)) <= 1e-6 * size(x_t, output)).all()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=IDS)
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=str)
+def test_in_single_precision_x_0_and_eps_are_as_exact_as_the_prediction_lets_them(prediction, schedule):
+    """v gives both to 1e-6 at every t; eps gives x_0, and x_0 gives eps, only by a division, as above."""
+    if not works(prediction, schedule):
+        pytest.skip("refused, see below")
+    x_0, eps, x_t, alpha, sigma = example(schedule, torch.float32)
+    target = prediction.target(x_0, eps, alpha, sigma)
+    of_x_0 = alpha if isinstance(prediction, Epsilon) else 1.0
+    of_eps = sigma if isinstance(prediction, Start) else 1.0
+    allowed = 1e-6 * size(x_t, x_0, eps)
+    x_0_error = of_x_0 * (prediction.x_0(target, x_t, alpha, sigma) - x_0)
+    eps_error = of_eps * (prediction.eps(target, x_t, alpha, sigma) - eps)
+    assert (x_0_error.abs().amax((1, 2, 3)) <= allowed).all()
+    assert (eps_error.abs().amax((1, 2, 3)) <= allowed).all()
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=IDS)

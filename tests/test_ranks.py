@@ -32,7 +32,18 @@ def begin(*arguments: str, cwd: Path) -> subprocess.Popen:
 
 def test_two_ranks_do_what_one_does(tmp_path: Path):
     """Up to the order in which float32 sums are made: losses, gradient norms and weights agree."""
-    options = [*TINY_RUN, "trainer.accumulate=2"]
+    options = [
+        *TINY_RUN,
+        "trainer.accumulate=2",
+        "data.num_classes=10",
+        "variance=learned_range",
+        "loss=hybrid",
+        "prediction=v",
+        "ema.posthoc=[0.1]",
+        "timesteps=loss_aware",
+        "timesteps.history=1",
+        "schedule.timesteps=6",  # each is seen in the first two steps, and losses decide what the last two draw
+    ]
     together = begin(*options, "name=two", cwd=tmp_path)
     out, error = together.communicate(timeout=120)
     assert together.returncode == 0, error
@@ -43,9 +54,15 @@ def test_two_ranks_do_what_one_does(tmp_path: Path):
     for line, other in zip(*([*map(json.loads, (run / "metrics.jsonl").open())] for run in (one, two)), strict=True):
         assert line["loss/mean"] == pytest.approx(other["loss/mean"], rel=1e-5)
         assert line["train/grad_norm"] == pytest.approx(other["train/grad_norm"], rel=1e-4)
-    weights, others = (load_file(run / "checkpoints" / "step_00000004" / "ema.safetensors") for run in (one, two))
-    for name, value in weights.items():
-        torch.testing.assert_close(others[name], value, rtol=1e-3, atol=1e-5)
+    for kept in ("checkpoints/step_00000004/ema", "checkpoints/step_00000004/training", "averages/step_00000004"):
+        tensors, others = (load_file(run / f"{kept}.safetensors") for run in (one, two))
+        assert tensors.keys() == others.keys()
+        for name, value in tensors.items():
+            torch.testing.assert_close(
+                others[name], value, rtol=1e-3, atol=1e-5, msg=lambda says, name=name: f"{name}: {says}"
+            )
+    first = load_file(one / "checkpoints" / "step_00000002" / "training.safetensors")
+    assert (first["timesteps.seen"] > 0).all(), "from here on t is not uniform"
     # What two have saved one can go on with, and the other way round.
     resumed = train(f"resume={two}", "trainer.steps=6", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr

@@ -255,7 +255,7 @@ MISTAKES = {
     "image=given": "image: has no effect with mode=generate",
     "strength=0.5": "strength: has no effect with mode=generate",
     "mode=edit image=given mask=mask.png": "mask: has no effect with mode=edit",
-    "mode=edit image=given/a.png classes=[1,2]": "classes: there are 2, but only 1 rows",
+    "mode=edit image=given/a.png classes=[1,2]": "classes: 2 are more than the 1 rows that take turns",
     "mode=edit": r"mode=edit: image must be given, as image=\.\.\.",
     "mode=edit image=nowhere.png": "mode=edit: nowhere.png: No such file",
     "mode=edit image=broken.png": "mode=edit: broken.png: not in a known image format",

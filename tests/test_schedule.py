@@ -201,6 +201,7 @@ def test_no_schedule_gives_a_coefficient_that_is_not_finite(schedule: NoiseSched
         found = [
             *schedule.alpha_sigma(t, (1, 1)), *schedule.posterior(t, s, (1, 1)), schedule.step_variance(t, s, (1, 1)),
             schedule.log_step_variance(t, s, (1, 1)), schedule.log_posterior_variance(t, s, (1, 1)),
+            *schedule.ddim_factors(t, s, 0.0, (1, 1)), *schedule.ddim_factors(t, s, 1.0, (1, 1)),
         ]  # fmt: skip
         assert all(torch.isfinite(values).all() for values in found)
         # Where the posterior is a Gaussian and not the data itself, its logarithm is the logarithm of its variance.
@@ -219,6 +220,7 @@ def test_autocast_changes_no_coefficient(schedule: NoiseSchedule):
         return [
             *schedule.alpha_sigma(t, (1, 1)), *schedule.posterior(t, t - 1, (1, 1)),
             schedule.log_posterior_variance(t, t - 1, (1, 1)), schedule.get(schedule.log_snr, t, (1, 1)),
+            *schedule.ddim_factors(t, t - 1, 0.5, (1, 1)), schedule.log_step_variance(t, t - 1, (1, 1)),
         ]  # fmt: skip
 
     expected = coefficients()

@@ -1,8 +1,11 @@
 """Solvers against closed forms: their order of convergence, and the distribution that the noisy ones draw from."""
 
 import math
+from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
+import chains
 import pytest
 import torch
 from convergence import (
@@ -21,9 +24,10 @@ from torch import Tensor
 
 from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.denoiser import Denoised
-from ddpm_cli.diffusion.samplers import Sampler
-from ddpm_cli.diffusion.schedule import linear
-from ddpm_cli.diffusion.variance import fixed_large, fixed_small
+from ddpm_cli.diffusion.samplers import Noise, Sampler
+from ddpm_cli.diffusion.schedule import NoiseSchedule
+from ddpm_cli.diffusion.spacing import visited
+from ddpm_cli.diffusion.variance import fixed_large, fixed_small, learned_range
 
 
 @pytest.fixture(scope="module")
@@ -56,34 +60,119 @@ def test_solvers_have_their_order(sampler: Sampler, lowest: float, highest: floa
     assert lowest <= slope <= highest, errors
 
 
-@pytest.mark.parametrize(
-    ("sampler", "bias"),
-    [
-        # How far the sampler's own covariance is from the data's, in units of the data's variances, at this T and these
-        # steps: found with 300,000 draws. fixed_small and DDIM at eta = 1 are the same chain.
-        (partial(samplers.ddpm, variance=fixed_small), 0.034),
-        (partial(samplers.ddpm, variance=fixed_large), 0.005),
-        (partial(samplers.ddim, steps=400, eta=1.0), 0.034),
-        (partial(samplers.dpmpp_2m_sde, steps=100, spacing="trailing"), 0.031),
-        (partial(samplers.dpmpp_2m_sde, steps=100, spacing="log_snr"), 0.005),
-    ],
-    ids=["ddpm small", "ddpm large", "ddim", "dpmpp_2m_sde", "dpmpp_2m_sde log_snr"],
-)
-def test_noisy_samplers_draw_correlated_data(sampler: Sampler, bias: float):
-    schedule, n = linear(400, beta_start=2.5e-4, beta_end=0.05), 20_000
-    generator = torch.Generator().manual_seed(0)
+# What noisy samplers draw ---------------------------------------------------------------------------------------------
 
-    def noise() -> Tensor:
-        return torch.randn((n, 1, 1, 3), generator=generator)
+
+def betas_of(timesteps: int) -> Tensor:
+    """The same process in steps of different length. It leaves less than 1e-4 of x_0 in x_{T-1}."""
+    return torch.linspace(0.1 / timesteps, 40 / timesteps, timesteps, dtype=torch.float64)
+
+
+BETAS = betas_of(100)
+EVERY, STRIDED = list(range(99, -1, -1)), list(range(99, -1, -4))
+UNEVEN = visited(NoiseSchedule(BETAS), 30, "log_snr")
+# The sampler, its step as papers have it, and the timesteps visited.
+CHAINS = {
+    "ddpm fixed_small": (partial(samplers.ddpm, variance=fixed_small), chains.ddpm(0.0), EVERY),
+    "ddpm fixed_large": (partial(samplers.ddpm, variance=fixed_large), chains.ddpm(1.0), EVERY),
+    "ddpm learned_range": (partial(samplers.ddpm, variance=learned_range), chains.ddpm(0.65), EVERY),
+    "ddpm strided": (partial(samplers.ddpm, variance=fixed_large), chains.ddpm(1.0), STRIDED),
+    "ddim eta 1": (partial(samplers.ddim, eta=1.0), chains.ddim(1.0), EVERY),
+    "ddim eta 0.5 strided": (partial(samplers.ddim, eta=0.5), chains.ddim(0.5), STRIDED),
+    "dpmpp_2m_sde": (samplers.dpmpp_2m_sde, chains.dpmpp_2m_sde, EVERY),
+    "dpmpp_2m_sde uneven": (samplers.dpmpp_2m_sde, chains.dpmpp_2m_sde, UNEVEN),
+}
+SCALE = CORRELATED.covariance.diagonal().sqrt()
+
+
+def drawn(sampler: Callable, times: list[int], x: Tensor, noise: Noise) -> Tensor:
+    """What `sampler` makes of x with CORRELATED's exact denoiser, `[B, 3]`."""
+    schedule = NoiseSchedule(BETAS)
+    exact = CORRELATED.denoiser(schedule)
+    fraction = torch.full_like(x, 0.3)  # of which learned_range makes (0.3 + 1) / 2 = 0.65
 
     def denoise(x: Tensor, t: Tensor) -> Denoised:
-        x_0, eps, _ = CORRELATED.denoiser(schedule)(x.double(), t)
-        return Denoised(x_0.float(), eps.float())
+        return exact(x, t)._replace(variance=fraction)
 
-    *_, last = sampler(denoise, schedule, noise(), noise)
-    x = last.x[:, 0, 0].double()
-    scale = CORRELATED.covariance.diagonal().sqrt()
-    mean = (x.mean(0) - CORRELATED.mean) / scale
-    covariance = (x.T.cov() - CORRELATED.covariance) / torch.outer(scale, scale)
-    assert mean.abs().max() < 4 / math.sqrt(n)
-    assert covariance.abs().max() < bias + 4 * math.sqrt(2 / n)
+    *_, last = sampler(denoise, schedule, x, noise, steps=times)
+    return last.x[:, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("rule", "lowest", "highest"),
+    [
+        *((rule, 1.8, 2.2) for rule in (chains.ddpm(0.0), chains.ddpm(0.65), chains.ddpm(1.0))),
+        *((rule, 1.8, 2.2) for rule in (chains.ddim(0.5), chains.ddim(1.0))),
+        (chains.dpmpp_2m_sde, 3.5, 4.5),
+    ],
+)
+def test_the_exact_chains_approach_the_data(rule: chains.Rule, lowest: float, highest: float):
+    """Twice the steps halve the covariance's error, or quarter it; the mean is wrong by what x_{T-1} keeps of x_0."""
+    errors = []
+    for timesteps in (400, 800, 1600):
+        mean, covariance = chains.moments(CORRELATED, betas_of(timesteps), list(range(timesteps))[::-1], rule)
+        assert ((mean - CORRELATED.mean) / SCALE).abs().max() < 1e-4
+        errors.append(((covariance - CORRELATED.covariance) / torch.outer(SCALE, SCALE)).abs().max().item())
+    assert all(lowest < error / half < highest for error, half in pairwise(errors)), errors
+
+
+@pytest.mark.parametrize(("sampler", "rule", "times"), CHAINS.values(), ids=CHAINS)
+def test_noisy_samplers_are_the_papers_chains(sampler: Callable, rule: chains.Rule, times: list[int]):
+    """Without chance: what each number of x_{T-1} and of each step's noise does to the result, one number an image."""
+    d = len(SCALE)
+    sources = torch.eye(d * (1 + len(times)), dtype=torch.float64).view(-1, 1 + len(times), 1, 1, d)
+    sources = torch.cat([torch.zeros_like(sources[:1]), sources])  # the first image gets nothing: it is the mean
+    given = iter(sources.unbind(1))
+    x = drawn(sampler, times, next(given), lambda: next(given))
+    responses = x[1:] - x[0]
+    mean, covariance = chains.moments(CORRELATED, BETAS, times, rule)
+    torch.testing.assert_close(x[0], mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(responses.T @ responses, covariance, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("sampler", "rule", "times"), CHAINS.values(), ids=CHAINS)
+def test_noisy_samplers_draw_correlated_data(sampler: Callable, rule: chains.Rule, times: list[int]):
+    n, generator = 50_000, torch.Generator().manual_seed(0)
+
+    def noise() -> Tensor:
+        return torch.randn((n, 1, 1, 3), generator=generator, dtype=torch.float64)
+
+    x = drawn(sampler, times, noise(), noise)
+    mean, covariance = chains.moments(CORRELATED, BETAS, times, rule)
+    variances = covariance.diagonal()
+    mean_error = (variances / n).sqrt()
+    covariance_error = ((torch.outer(variances, variances) + covariance.square()) / n).sqrt()
+    assert ((x.mean(0) - mean).abs() < 4.5 * mean_error).all()
+    assert ((x.T.cov() - covariance).abs() < 4.5 * covariance_error).all()
+
+
+MIXED = Mixture([[-1.6, 0.8, 0.0], [1.2, 1.4, -0.6], [0.4, -1.8, 1.0]], 0.3, [0.5, 0.3, 0.2])
+
+
+@pytest.mark.parametrize("name", ["ddpm fixed_small", "ddpm fixed_large", "dpmpp_2m_sde"])
+def test_noisy_samplers_draw_a_mixture(name: str):
+    """Each cluster has its share, its mean, and the variance that the exact chain of its Gaussian alone has, which
+    1000 steps bring within 5 % of the cluster's own.
+
+    The clusters lie five standard deviations and more from the borders between them, so that all are told apart.
+    """
+    n, timesteps, generator = 6000, 1000, torch.Generator().manual_seed(0)
+    sampler, rule, _ = CHAINS[name]
+    schedule, times = NoiseSchedule(betas_of(timesteps)), list(range(timesteps))[::-1]
+
+    def noise() -> Tensor:
+        return torch.randn((n, 1, 1, 3), generator=generator, dtype=torch.float64)
+
+    *_, last = sampler(MIXED.denoiser(schedule), schedule, noise(), noise, steps=times)
+    x = last.x[:, 0, 0]
+    nearest = torch.cdist(x, MIXED.means).argmin(1)
+    for k, (weight, centre) in enumerate(zip(MIXED.weights.tolist(), MIXED.means, strict=True)):
+        of_cluster = x[nearest == k]
+        m = len(of_cluster)
+        assert abs(m / n - weight) < 4.5 * math.sqrt(weight * (1 - weight) / n)
+        alone = Gaussian(centre.tolist(), (MIXED.variance * torch.eye(3)).tolist())
+        _, covariance = chains.moments(alone, betas_of(timesteps), times, rule)
+        variance = covariance[0, 0].item()
+        assert variance == pytest.approx(MIXED.variance, rel=0.05)
+        assert ((of_cluster.mean(0) - centre).abs() < 4.5 * math.sqrt(variance / m)).all()
+        assert of_cluster.var(0).mean().item() == pytest.approx(variance, rel=4.5 * math.sqrt(2 / (3 * m)))

@@ -95,7 +95,7 @@ def test_log_snr_visits_pure_noise_first_and_then_what_it_would_without():
 def test_a_list_names_the_timesteps():
     for spacing in SPACINGS:
         assert visited(linear(10), [9, 4, 3], spacing) == [9, 4, 3]
-        assert visited(linear(10), (4, 0), spacing, first=5) == [4, 0]
+        assert visited(linear(10), (5, 0), spacing, first=5) == [5, 0]
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,8 @@ def test_a_list_names_the_timesteps():
         (7, 5, "steps must be between 1 and the 6 timesteps up to first = 5, got 7"),
         (5, 10, "first must be between 0 and 9, got 10"),
         (5, -1, "first must be between 0 and 9, got -1"),
+        ([8, 4], None, "steps must begin at 9, where the noise is, got 8"),
+        ([4, 0], 5, "steps must begin at 5, where the noise is, got 4"),
         ([], None, "steps must name at least one timestep, got an empty list"),
         ([10, 3], None, "steps must be timesteps between 0 and 9, got 10"),
         ([6, 3], 5, "steps must be timesteps between 0 and 5, got 6"),

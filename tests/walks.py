@@ -20,13 +20,14 @@ from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
 from ddpm_cli.diffusion.loss import Hybrid, Simple
+from ddpm_cli.diffusion.prediction import Epsilon, Prediction, Start, Velocity
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.diffusion.spacing import visited
 from ddpm_cli.diffusion.variance import fixed_large, fixed_small, learned_range
 
 SHAPE = (4, 3, 8, 8)
 SCHEDULES = ("linear", "squaredcos_cap_v2")
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
+PREDICTIONS: dict[str, Prediction] = {"epsilon": Epsilon(), "v_prediction": Velocity(), "sample": Start()}
 ETAS = (0.0, 0.5, 1.0)
 VARIANCES = {"fixed_small": fixed_small, "fixed_large": fixed_large, "learned_range": learned_range}
 MULTISTEP = {
@@ -71,9 +72,11 @@ class Fixed(nn.Module):
         return self.output
 
 
-def ddpm_steps(schedule: str, variance: str, *, clip: bool) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+def ddpm_steps(
+    schedule: str, variance: str, prediction: str, *, clip: bool
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """Ancestral steps from t to t - 1: t, ours without noise, ours with noise, and theirs with the same noise."""
-    theirs = of_diffusers(DDPMScheduler, schedule, "epsilon", variance_type=variance, clip_sample=clip)
+    theirs = of_diffusers(DDPMScheduler, schedule, prediction, variance_type=variance, clip_sample=clip)
     learned = variance == "learned_range"
     generator = torch.Generator().manual_seed(7)
     for t in (0, 1, 57, 500, 998, 999):
@@ -83,6 +86,7 @@ def ddpm_steps(schedule: str, variance: str, *, clip: bool) -> Iterator[tuple[in
         ddpm = DDPM(
             Fixed(output),
             same_schedule(schedule),
+            prediction=PREDICTIONS[prediction],
             variance=VARIANCES[variance],
             loss=Hybrid() if learned else Simple(),
         )
@@ -95,22 +99,21 @@ def ddpm_steps(schedule: str, variance: str, *, clip: bool) -> Iterator[tuple[in
         yield t, mean, found, expected
 
 
-def ddim_steps(schedule: str, eta: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """Steps of a walk of 50, with x_0 clipped."""
-    theirs = in_float64(DDIMScheduler(1000, beta_schedule=schedule, clip_sample=True))
+def ddim_steps(schedule: str, eta: float, prediction: str, *, clip: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Steps of a walk of 50."""
+    theirs = of_diffusers(DDIMScheduler, schedule, prediction, clip_sample=clip)
     theirs.set_timesteps(50)
-    ours = same_schedule(schedule)
     generator = torch.Generator().manual_seed(3)
     for t in (980, 500, 20, 0):
         x_t, output, noise = (torch.randn(SHAPE, generator=generator) for _ in range(3))
         expected = theirs.step(
             output, t, x_t, eta=eta, use_clipped_model_output=True, variance_noise=noise if eta > 0 else None
         ).prev_sample.float()
+        ddpm = DDPM(Fixed(output), same_schedule(schedule), prediction=PREDICTIONS[prediction])
         t_batch, s_batch = torch.full((4,), t), torch.full((4,), max(t - 20, -1))
-        alpha, sigma = ours.alpha_sigma(t_batch, x_t.shape)
-        x_0 = ((x_t - sigma * output) / alpha).clamp(-1, 1)
-        denoised = Denoised(x_0, (x_t - alpha * x_0) / sigma)
-        yield samplers.ddim_step(ours, t_batch, s_batch, denoised, noise if eta > 0 else None, eta=eta), expected
+        denoised = ddpm.denoise(x_t, t_batch, clip_denoised=clip)
+        found = samplers.ddim_step(ddpm.schedule, t_batch, s_batch, denoised, noise if eta > 0 else None, eta=eta)
+        yield found, expected
 
 
 # Whole walks, in float64 ----------------------------------------------------------------------------------------------
@@ -123,18 +126,14 @@ def network(x: Tensor, t: float, prediction: str) -> Tensor:
 
 
 def denoiser(schedule: NoiseSchedule, prediction: str) -> Denoiser:
-    """What our samplers make of the same network, in float64."""
+    """What our samplers make of the same network, in float64 (a DDPM asks in float32)."""
+    asked = PREDICTIONS[prediction]
 
     def denoise(x: Tensor, t: Tensor) -> Denoised:
         [(alpha, sigma, _)] = schedule.points(t[:1].tolist())
-        output = network(x, t[0].item(), prediction)
-        match prediction:
-            case "epsilon":
-                return Denoised((x - sigma * output) / alpha, output)
-            case "sample":
-                return Denoised(output, (x - alpha * output) / sigma)
-            case _:
-                return Denoised(alpha * x - sigma * output, sigma * x + alpha * output)
+        factors = (torch.tensor(factor, dtype=torch.float64) for factor in (alpha, sigma))
+        seen = network(x, t[0].item(), prediction), x, *factors
+        return Denoised(asked.x_0(*seen), asked.eps(*seen))
 
     return denoise
 
@@ -155,7 +154,7 @@ def multistep_walks(name: str, schedule: str, prediction: str) -> Iterator[Walk]
             extra = {"variance_noise": noise()} if name == "dpmpp_2m_sde" else {}
             x = theirs.step(network(x, t, prediction), t, x, **extra).prev_sample
             expected.append(x)
-        states = sampler(denoiser(ours, prediction), ours, draw(0)(), draw(1), steps=times)
+        states = sampler(denoiser(ours, prediction), ours, draw(0)(), draw(1), times[0], steps=times)
         yield Walk(steps, spacing, [state.x for state in states], expected)
 
 
@@ -173,23 +172,23 @@ def heun_walks(schedule: str, prediction: str) -> Iterator[Walk]:
             x = theirs.step(output, t, x).prev_sample
             if i % 2 == 1 or i == 2 * steps - 2:  # a second call, which ends the step; the last step has but one
                 expected.append(x * alphas[i // 2 + 1])
-        states = samplers.heun(denoiser(ours, prediction), ours, draw(0)(), draw(1), steps=times)
+        states = samplers.heun(denoiser(ours, prediction), ours, draw(0)(), draw(1), times[0], steps=times)
         yield Walk(steps, spacing, [state.x for state in states], expected)
 
 
-def ddim_walks(schedule: str, eta: float) -> Iterator[Walk]:
+def ddim_walks(schedule: str, eta: float, prediction: str) -> Iterator[Walk]:
     """Theirs steps from t to t - T // steps, which is the next timestep visited in leading and, if steps divides T,
-    trailing, but not in linspace. x_0 is asked for, so that no number is large beside the images.
+    trailing, but not in linspace.
     """
     ours = same_schedule(schedule)
     for steps, spacing in ((1, "trailing"), (7, "leading"), (50, "leading"), (40, "trailing")):
-        theirs = of_diffusers(DDIMScheduler, schedule, "sample", timestep_spacing=spacing, clip_sample=False)
+        theirs = of_diffusers(DDIMScheduler, schedule, prediction, timestep_spacing=spacing, clip_sample=False)
         theirs.set_timesteps(steps)
         x, noise, expected = draw(0)(), draw(1), []
         for t in theirs.timesteps.tolist():
             extra = {"variance_noise": noise()} if eta > 0 else {}
-            x = theirs.step(network(x, t, "sample"), t, x, eta=eta, **extra).prev_sample
+            x = theirs.step(network(x, t, prediction), t, x, eta=eta, **extra).prev_sample
             expected.append(x)
         sampler = partial(samplers.ddim, steps=steps, spacing=spacing, eta=eta)
-        states = sampler(denoiser(ours, "sample"), ours, draw(0)(), draw(1))
+        states = sampler(denoiser(ours, prediction), ours, draw(0)(), draw(1))
         yield Walk(steps, spacing, [state.x for state in states], expected)

@@ -32,6 +32,7 @@ class Description:
         images: how many it was trained on.
         config: the run's configuration; from a foreign checkpoint not to be trusted before `untrusted.check_node`.
         versions: of what wrote it.
+        classes: names of the labels it was trained on, from 0 on; none: without labels.
     """
 
     step: int
@@ -39,6 +40,7 @@ class Description:
     images: int
     config: dict
     versions: dict[str, str]
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises ValueError for what cannot be: the numbers may come from anywhere."""
@@ -50,6 +52,8 @@ class Description:
         for name in ("step", "images"):
             if not _in_range(getattr(self, name), 0, 2**53):
                 raise ValueError(f"{name} {getattr(self, name)!r}")
+        if not isinstance(self.classes, tuple) or not all(isinstance(name, str) for name in self.classes):
+            raise ValueError("classes must be texts")
         if not isinstance(self.config, dict) or not isinstance(self.versions, dict):
             raise ValueError("config and versions must be objects")
 
@@ -85,6 +89,8 @@ def parse(text: str, path: Path) -> Description:
         if not _in_range(written, 1, FORMAT):
             raise CheckpointError(f"{path} is of another checkpoint format; this version reads formats 1 to {FORMAT}")
         found["image_shape"] = tuple(found["image_shape"])
+        if isinstance(found.get("classes"), list):
+            found["classes"] = tuple(found["classes"])
         description = Description(**found)
         return description if written == FORMAT else replace(description, config=upgrade_1(description.config))
     except CheckpointError:

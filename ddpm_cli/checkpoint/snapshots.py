@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+import safetensors
 from torch import Tensor
 
 from ddpm_cli import durable
@@ -24,11 +24,12 @@ _SHA256_KEY = "sha256"
 
 
 class Snapshot(NamedTuple):
-    """What the header of a snapshot says."""
+    """What is kept in memory of a snapshot that fits its run: little, for there may be many."""
 
     file: Path
-    description: Description
+    step: int
     updates: int  # t of the averages
+    sha256: str  # of all of it, as its header says
 
 
 def save_snapshot(directory: Path, tensors: dict[str, Tensor], description: Description, *, updates: int) -> Path:
@@ -73,61 +74,70 @@ def remove_snapshots(directory: Path, *, after: int) -> None:
         durable.sync(directory)
 
 
-def snapshots_of(checkpoint: Path, *, step: int) -> list[Snapshot]:
-    """The snapshots of a checkpoint's run up to its `step`, oldest first; empty if it lies in no run.
+def snapshots_of(checkpoint: Path, description: Description, shapes: dict[str, tuple[int, ...]]) -> list[Snapshot]:
+    """The snapshots of a checkpoint's run up to its step, oldest first; empty if it lies in no run.
+
+    What their headers say is compared; none of their tensors is read.
+
+    Args:
+        description: of the checkpoint.
+        shapes: of the tensors that each must have.
 
     Raises:
-        CheckpointError: if one is not ours, or is of another step than its name says.
+        CheckpointError: if one is not ours, is of another step than its name says, of another run, or does not fit.
     """
     checkpoint = checkpoint.absolute()
     if checkpoint.parent.name != "checkpoints":
         return []
     found: list[Snapshot] = []
     for named, file in sorted(_by_step(checkpoint.parent.parent / "averages").items()):
-        if named <= step:
+        if named <= description.step:
             with reading(file) as opened:
-                snapshot = _described(file, opened.metadata() or {})
-            before = found[-1].updates if found else 1
-            if snapshot.description.step != named or not before <= snapshot.updates <= named:
-                raise CheckpointError(
-                    f"{file} is damaged: it says step {snapshot.description.step}, {snapshot.updates} updates"
-                )
-            found.append(snapshot)
+                metadata = opened.metadata() or {}
+                own, updates = _described(file, metadata)
+                if own.step != named or not (found[-1].updates if found else 1) <= updates <= named:
+                    raise CheckpointError(f"{file} is damaged: it says step {own.step}, {updates} updates")
+                if any(own.config.get(key) != description.config[key] for key in ("model", "ema")):
+                    raise CheckpointError(f"{file} is of another run: its model or ema is not the checkpoint's")
+                _compare(file, opened, shapes)
+            found.append(Snapshot(file, named, updates, metadata.get(_SHA256_KEY, "")))
     return found
 
 
-def load_snapshot(snapshot: Snapshot, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The float32 weights of a snapshot, on the CPU.
-
-    Args:
-        shapes: of the tensors that it must have; compared before any is read.
+def load_snapshot(snapshot: Snapshot) -> dict[str, Tensor]:
+    """The float32 weights of a snapshot that `snapshots_of` has found, on the CPU.
 
     Raises:
-        CheckpointError: if it is damaged, or has others.
+        CheckpointError: if it is damaged.
     """
     file = snapshot.file
     with reading(file) as opened:
-        stored = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-        for name in sorted(stored.keys() | shapes.keys()):
-            if stored.get(name) != shapes.get(name):
-                has, should = (list(of[name]) if name in of else "missing" for of in (stored, shapes))
-                raise CheckpointError(f"{file} does not fit the checkpoint: {name} is {has}, should be {should}")
         metadata = opened.metadata() or {}
-        if _described(file, metadata) != snapshot or metadata.get(_SHA256_KEY) != _sha256(file, metadata):
+        _described(file, metadata)
+        if not snapshot.sha256 == metadata.get(_SHA256_KEY) == _sha256(file, metadata):
             raise CheckpointError(f"{file} is damaged: its SHA-256 is not the one in its header")
-        tensors = {name: opened.get_tensor(name) for name in stored}
-    if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+
+
+def _compare(file: Path, opened: safetensors.safe_open, shapes: dict[str, tuple[int, ...]]) -> None:
+    stored = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+    found = {name: tuple(tensor.get_shape()) for name, tensor in stored.items()}
+    for name in sorted(found.keys() | shapes.keys()):
+        if found.get(name) != shapes.get(name):
+            has, should = (list(of[name]) if name in of else "missing" for of in (found, shapes))
+            raise CheckpointError(f"{file} does not fit the checkpoint: {name} is {has}, should be {should}")
+    if any(tensor.get_dtype() != "F32" for tensor in stored.values()):
         raise CheckpointError(f"{file} is damaged: not all of it is float32")
-    return tensors
 
 
-def _described(file: Path, metadata: dict[str, str]) -> Snapshot:
+def _described(file: Path, metadata: dict[str, str]) -> tuple[Description, int]:
+    """The description and the updates that a header says."""
     if not {HEADER_KEY, _UPDATES_KEY} <= metadata.keys():
         raise CheckpointError(f"{file} is no snapshot of ddpm-cli: its header has no description")
     updates = metadata[_UPDATES_KEY]
     if not (updates.isdecimal() and updates.isascii() and len(updates) <= 16):
         raise CheckpointError(f"{file} is damaged: its header says {updates[:20]!r} updates")
-    return Snapshot(file, parse(metadata[HEADER_KEY], file), int(updates))
+    return parse(metadata[HEADER_KEY], file), int(updates)
 
 
 def _by_step(directory: Path) -> dict[int, Path]:

@@ -13,7 +13,7 @@ from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.diffusion.variance import Variance
 
 _HALF_BIN = 1 / 255  # half the distance between two neighbouring levels
-_LEAST_PROBABILITY = 1e-12  # float32 has no smaller difference of two probabilities near 1
+_FAR = 1e4  # standard deviations: beyond, float32 cannot tell a bin's two edges apart
 
 
 def term(
@@ -37,8 +37,8 @@ def term(
         + (true_log_variance - log_variance).exp()
         + distance.square() * (-log_variance).exp()
     )  # fmt: skip
-    decoder = -log_likelihood(x_0, denoised.x_0, log_variance)
     first = (t == 0).view(-1, *[1] * (x_0.ndim - 1))
+    decoder = -log_likelihood(x_0, torch.where(first, denoised.x_0, x_0), log_variance)
     return _bits(torch.where(first, decoder, kl))
 
 
@@ -55,11 +55,15 @@ def log_likelihood(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     The bins of the darkest and the brightest level reach to infinity.
     """
     scale = (-0.5 * log_variance).exp()
-    upper = torch.special.ndtr((x_0 + _HALF_BIN - mean) * scale)
-    lower = torch.special.ndtr((x_0 - _HALF_BIN - mean) * scale)
-    upper = torch.where(x_0 > 1 - _HALF_BIN, 1.0, upper)
-    lower = torch.where(x_0 < -1 + _HALF_BIN, 0.0, lower)
-    return (upper - lower).clamp(min=_LEAST_PROBABILITY).log()
+    centre, half = ((x_0 - mean) * scale).clamp(-_FAR, _FAR), _HALF_BIN * scale
+    upper, lower = centre + half, centre - half
+    upper = upper.masked_fill(x_0 > 1 - _HALF_BIN, 2 * _FAR)
+    lower = lower.masked_fill(x_0 < -1 + _HALF_BIN, -2 * _FAR)
+    # A bin in the upper half is as likely as its mirror image below, where no probability is rounded to 1.
+    mirrored = upper + lower > 0
+    upper, lower = torch.where(mirrored, -lower, upper), torch.where(mirrored, -upper, lower)
+    log_upper = torch.special.log_ndtr(upper)
+    return log_upper + torch.log(-torch.expm1(torch.special.log_ndtr(lower) - log_upper))
 
 
 def _bits(nats: Tensor) -> Tensor:

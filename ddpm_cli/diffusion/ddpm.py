@@ -117,6 +117,18 @@ class DDPM(nn.Module):
         if made[0] == shape[0] and self.learns_variance:
             raise ValueError(f"makes {made}, without channels for a learned variance: set learn_variance=true")
 
+    def check_weighting(self) -> None:
+        """Raise ValueError where the weighting leaves a timestep untrained: sampling passes through all of them."""
+        log_snr = self.schedule.log_snr
+        weights = self.weighting(log_snr, self.prediction.log_scale(log_snr))
+        without = ~((weights > 0) & torch.isfinite(weights))
+        if self.loss.weighted and without.any():
+            t = int(without.nonzero()[-1])
+            raise ValueError(
+                f"gives t = {t} the weight {weights[t].item():g}, and sampling passes through it; "
+                "choose weighting=simple or weighting=snr_truncated"
+            )
+
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x_t and its noise, drawn from q(x_t | x_0) in closed form (DDPM eq. 4). t is `[B]` int64 in {0 .. T-1}."""
         noise = torch.randn_like(x_0) if noise is None else noise

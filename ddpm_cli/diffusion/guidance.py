@@ -53,10 +53,12 @@ def guided(conditional: Denoiser, unconditional: Denoiser, schedule: NoiseSchedu
         return conditional
 
     def denoise(x_t: Tensor, t: Tensor) -> Denoised:
-        with_labels = conditional(x_t, t)
         if not guidance.guides(t):
-            return with_labels
+            return conditional(x_t, t)
         without = unconditional(x_t, t)
+        if guidance.scale == 0:
+            return without
+        with_labels = conditional(x_t, t)
         x_0 = without.x_0 + guidance.scale * (with_labels.x_0 - without.x_0)
         eps = without.eps + guidance.scale * (with_labels.eps - without.eps)
         if guidance.rescale > 0:
@@ -69,4 +71,4 @@ def guided(conditional: Denoiser, unconditional: Denoiser, schedule: NoiseSchedu
 
 
 def _contrast(x_0: Tensor) -> Tensor:
-    return x_0.std(dim=tuple(range(1, x_0.ndim)), keepdim=True)
+    return x_0.std(dim=tuple(range(1, x_0.ndim)), keepdim=True).clamp(min=1e-6)  # a blank image stays one

@@ -18,7 +18,7 @@ def invert(
     steps: int | Sequence[int] = 50,
     spacing: Spacing = "linspace",
 ) -> Iterator[State]:
-    """DDIM at eta = 0 walked backwards, from x_0 `[B, C, H, W]` up to x at the first t that DDIM visits, T-1.
+    """DDIM at eta = 0 walked backwards, from x_0 `[B, C, H, W]` up to x at the first t that DDIM visits.
 
     A step up from s to t uses the eps that the network sees at s, where DDIM's step down uses that at t: the two undo
     each other only as the steps get small (Song et al. 2021, section 4.3). Clean data is not a t that a network knows:

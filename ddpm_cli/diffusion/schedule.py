@@ -24,6 +24,24 @@ class Posterior(NamedTuple):
     variance: Tensor
 
 
+class _Step(NamedTuple):
+    """A step between t and s < t in the tables' own precision, `[B]` each."""
+
+    log_ratio: Tensor  # log(alpha_bar_t / alpha_bar_s)
+    variance_t: Tensor  # 1 - alpha_bar_t
+    variance_s: Tensor
+
+    @property
+    def beta(self) -> Tensor:
+        """Of the forward step from s to t."""
+        return -torch.expm1(self.log_ratio)
+
+    @property
+    def posterior_variance(self) -> Tensor:
+        """Of q(x_s | x_t, x_0), DDPM eq. 7."""
+        return self.beta * self.variance_s / self.variance_t
+
+
 class Point(NamedTuple):
     """The forward process at one t, in double precision: x_t = alpha x_0 + sigma eps."""
 
@@ -149,8 +167,11 @@ class NoiseSchedule:
 
     def step_variance(self, t: Tensor, s: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
         """beta of the forward step from s to t, 1 - alpha_bar_t / alpha_bar_s: beta_t when s = t - 1. `[B, 1, 1, 1]`"""
-        log_alpha_bar_t, log_alpha_bar_s = self._log_alpha_bar.gather(0, t + 1), self._log_alpha_bar.gather(0, s + 1)
-        return _broadcast(-torch.expm1(log_alpha_bar_t - log_alpha_bar_s), shape)
+        return _broadcast(self._step(t, s).beta, shape)
+
+    def log_step_variance(self, t: Tensor, s: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+        """Logarithm of `step_variance`."""
+        return _broadcast(self._step(t, s).beta.log(), shape)
 
     def posterior(self, t: Tensor, s: Tensor, shape: torch.Size | tuple[int, ...]) -> Posterior:
         """q(x_s | x_t, x_0) for any s < t, DDPM eq. 6 and 7 with the step from t to s in place of t to t - 1.
@@ -159,43 +180,38 @@ class NoiseSchedule:
             t: `[B]` int64 in `{0 .. T-1}`.
             s: `[B]` int64 in `{-1 .. t-1}`; -1 is clean data, where the posterior is x_0 itself.
         """
-        log_alpha_bar_t, log_alpha_bar_s = self._log_alpha_bar.gather(0, t + 1), self._log_alpha_bar.gather(0, s + 1)
-        variance_t, variance_s = -torch.expm1(log_alpha_bar_t), -torch.expm1(log_alpha_bar_s)
-        log_ratio = log_alpha_bar_t - log_alpha_bar_s
-        beta = -torch.expm1(log_ratio)
+        step = self._step(t, s)
         return Posterior(
-            x_0_factor=_broadcast((0.5 * log_alpha_bar_s).exp() * beta / variance_t, shape),
-            x_t_factor=_broadcast((0.5 * log_ratio).exp() * variance_s / variance_t, shape),
-            variance=_broadcast(beta * variance_s / variance_t, shape),
+            x_0_factor=_broadcast(
+                (0.5 * self._log_alpha_bar.gather(0, s + 1)).exp() * step.beta / step.variance_t, shape
+            ),
+            x_t_factor=_broadcast((0.5 * step.log_ratio).exp() * step.variance_s / step.variance_t, shape),
+            variance=_broadcast(step.posterior_variance, shape),
         )
-
-    def ddim_factors(
-        self, t: Tensor, s: Tensor, eta: float, shape: torch.Size | tuple[int, ...]
-    ) -> tuple[Tensor, Tensor]:
-        """What eps and fresh noise are multiplied by in a step of DDIM from t to s (Song et al. 2021, eq. 12, 16)."""
-        log_alpha_bar_t, log_alpha_bar_s = self._log_alpha_bar.gather(0, t + 1), self._log_alpha_bar.gather(0, s + 1)
-        variance_t, variance_s = -torch.expm1(log_alpha_bar_t), -torch.expm1(log_alpha_bar_s)
-        fresh = eta**2 * -torch.expm1(log_alpha_bar_t - log_alpha_bar_s) * variance_s / variance_t
-        return _broadcast((variance_s - fresh).clamp(min=0).sqrt(), shape), _broadcast(fresh.sqrt(), shape)
-
-    def log_step_variance(self, t: Tensor, s: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-        """Logarithm of `step_variance`."""
-        log_alpha_bar_t, log_alpha_bar_s = self._log_alpha_bar.gather(0, t + 1), self._log_alpha_bar.gather(0, s + 1)
-        return _broadcast(torch.log(-torch.expm1(log_alpha_bar_t - log_alpha_bar_s)), shape)
 
     def log_posterior_variance(self, t: Tensor, s: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
         """Logarithm of `posterior`'s variance; where s is clean data and that is 0, of beta_tilde_1 instead.
 
         So did DDPM's code, for the decoder of L_0. A schedule of one step has no beta_tilde_1: there it is beta_0.
         """
-        if self.timesteps > 1:
-            to_data = s < 0
-            t, s = torch.where(to_data, 1, t), torch.where(to_data, 0, s)
+        if self.timesteps == 1:
+            return self.log_step_variance(t, s, shape)
+        to_data = s < 0
+        return _broadcast(
+            self._step(torch.where(to_data, 1, t), torch.where(to_data, 0, s)).posterior_variance.log(), shape
+        )
+
+    def ddim_factors(
+        self, t: Tensor, s: Tensor, eta: float, shape: torch.Size | tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """What eps and fresh noise are multiplied by in a step of DDIM from t to s (Song et al. 2021, eq. 12, 16)."""
+        step = self._step(t, s)
+        fresh = eta**2 * step.posterior_variance
+        return _broadcast((step.variance_s - fresh).clamp(min=0).sqrt(), shape), _broadcast(fresh.sqrt(), shape)
+
+    def _step(self, t: Tensor, s: Tensor) -> _Step:
         log_alpha_bar_t, log_alpha_bar_s = self._log_alpha_bar.gather(0, t + 1), self._log_alpha_bar.gather(0, s + 1)
-        variance_t = -torch.expm1(log_alpha_bar_t)
-        variance_s = -torch.expm1(log_alpha_bar_s) if self.timesteps > 1 else torch.ones_like(variance_t)
-        beta = -torch.expm1(log_alpha_bar_t - log_alpha_bar_s)
-        return _broadcast((beta * variance_s / variance_t).log(), shape)
+        return _Step(log_alpha_bar_t - log_alpha_bar_s, -torch.expm1(log_alpha_bar_t), -torch.expm1(log_alpha_bar_s))
 
     def points(self, times: Sequence[int]) -> list[Point]:
         """alpha, sigma and log(alpha / sigma) at each t of `times`, in `{-1 .. T-1}`, for solvers that step in them."""

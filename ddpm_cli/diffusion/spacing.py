@@ -88,4 +88,6 @@ def _checked(times: Sequence[int], first: int) -> list[int]:
     for t, s in pairwise(times):
         if not t > s:
             raise ValueError(f"steps must fall from one to the next, got {s} after {t}")
+    if times[0] != first:
+        raise ValueError(f"steps must begin at {first}, where the noise is, got {times[0]}")
     return list(times)

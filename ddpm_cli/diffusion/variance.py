@@ -15,25 +15,35 @@ from ddpm_cli.diffusion.schedule import NoiseSchedule
 Variance = Callable[[NoiseSchedule, Tensor, Tensor, Denoised], Tensor]
 
 
+class UntrainedError(ValueError):
+    """A variance that the network is to say is asked of a network that has no channels for it."""
+
+
 def fixed_small(schedule: NoiseSchedule, t: Tensor, s: Tensor, denoised: Denoised) -> Tensor:
     """The posterior's own variance, beta_tilde_t (DDPM eq. 7): right if the data were a single point."""
     return schedule.log_posterior_variance(t, s, denoised.x_0.shape)
 
 
 def fixed_large(schedule: NoiseSchedule, t: Tensor, s: Tensor, denoised: Denoised) -> Tensor:
-    """The forward step's variance, beta_t: right if the data were standard normal."""
-    return schedule.log_step_variance(t, s, denoised.x_0.shape)
+    """The forward step's variance, beta_t: right if the data were standard normal.
+
+    The step to clean data has `fixed_small`'s, for the decoder of L_0, as in DDPM's code.
+    """
+    shape = denoised.x_0.shape
+    to_data = (s < 0).view(-1, *[1] * (len(shape) - 1))
+    return torch.where(to_data, fixed_small(schedule, t, s, denoised), schedule.log_step_variance(t, s, shape))
 
 
 def learned_range(schedule: NoiseSchedule, t: Tensor, s: Tensor, denoised: Denoised) -> Tensor:
     """The network's choice between the two, pixel by pixel in log space (Improved DDPM, eq. 15).
 
     Raises:
-        ValueError: if the network has no channels for it.
+        UntrainedError: if the network has no channels for it.
     """
     if denoised.variance is None:
-        raise ValueError("learned_range needs a network that was trained with it (model.learn_variance)")
-    smallest, largest = fixed_small(schedule, t, s, denoised), fixed_large(schedule, t, s, denoised)
+        raise UntrainedError("learned_range needs a network that was trained with it (model.learn_variance)")
+    smallest = fixed_small(schedule, t, s, denoised)
+    largest = schedule.log_step_variance(t, s, denoised.x_0.shape)
     fraction = (denoised.variance + 1) / 2
     return fraction * largest + (1 - fraction) * smallest
 
@@ -44,6 +54,6 @@ def is_learned(variance: Variance) -> bool:
     t = torch.zeros(1, dtype=torch.int64)
     try:
         variance(NoiseSchedule(torch.tensor([0.5, 0.5])), t, t - 1, Denoised(x, x))
-    except ValueError:
+    except UntrainedError:
         return True
     return False

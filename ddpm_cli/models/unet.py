@@ -30,7 +30,7 @@ class UNet(nn.Module):
         num_heads: of the self-attention; DDPM has one.
         norm_groups: of every group normalisation; must divide every level's channels.
         num_classes: labels that the network takes, 0 .. num_classes - 1; None: it takes none. A label adds a learned
-            vector to the time embedding (Nichol & Dhariwal 2021, section 6), no label adds nothing.
+            vector to the time embedding (Nichol & Dhariwal 2021, section 5), no label adds nothing.
         learn_variance: answer with twice the channels; the second half is for `variance.learned_range`.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ddpm_cli.averages import check_width, ema_prefix, exponent, newest_weight, posthoc_prefix
+from ddpm_cli.averages import check_widths, ema_prefix, exponent, newest_weight, posthoc_prefix
 
 
 class EMA:
@@ -20,10 +20,12 @@ class EMA:
         model: the network to follow. `self.model` is a copy in eval mode that holds the average of the first decay;
             its buffers are copied, not averaged.
         decays: d of each exponential average, in [0, 1); 0 makes the average the network itself.
-        posthoc: relative width sigma_rel of each power-function average, from 0.001 up to below 1 / sqrt(12).
+        posthoc: relative width sigma_rel of each power-function average, at most 8 of them, from 0.001 up to below
+            1 / sqrt(12).
 
     Raises:
-        ValueError: if a value lies outside its range, one is there twice, or there is no decay.
+        ValueError: if a value lies outside its range, one is there twice, there is no decay, or there are too many
+            widths.
     """
 
     def __init__(self, model: nn.Module, *, decays: Sequence[float] = (0.9999,), posthoc: Sequence[float] = ()):
@@ -32,14 +34,12 @@ class EMA:
         for decay in decays:
             if not 0 <= decay < 1:
                 raise ValueError(f"decays must lie in [0, 1), got {decay:g}")
-        for width in posthoc:
-            try:
-                check_width(width)
-            except ValueError as error:
-                raise ValueError(f"posthoc {error}") from error
-        for name, values in (("decays", decays), ("posthoc", posthoc)):
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} must differ from each other, got {list(values)}")
+        if len(set(decays)) < len(decays):
+            raise ValueError(f"decays must differ from each other, got {list(decays)}")
+        try:
+            check_widths(posthoc)
+        except ValueError as error:
+            raise ValueError(f"posthoc {error}") from error
         self.decays = tuple(float(decay) for decay in decays)
         self.posthoc = tuple(float(width) for width in posthoc)
         self.updates = 0

@@ -30,7 +30,8 @@ LARGEST = "largest number of the state, or 1"
 def table(*, jobs: int, steps: int) -> list[str]:
     return [
         f"Against diffusers {version('diffusers')}, with the same network and the same noise; schedules of 1000 steps. "
-        "Steps in float32; walks in float64, every state of them, with diffusers' tables made again in float64.",
+        "Steps in float32, with x_0 clipped and not; walks in float64, every state of them; diffusers' tables made "
+        "again in float64. The network of each step and walk is asked for eps, for v and for x_0, with both schedules.",
         "",
         "| compared | comparisons | worst deviation | relative to |",
         "| --- | --- | --- | --- |",
@@ -62,15 +63,18 @@ def _alpha(name: str, found: Tensor, expected: Tensor) -> str:
 
 def _steps() -> list[str]:
     rows = []
+    every = list(itertools.product(SCHEDULES, PREDICTIONS, (True, False)))
     for variance in VARIANCES:
         pairs = [
             (found, expected)
-            for schedule, clip in itertools.product(SCHEDULES, (True, False))
-            for _, _, found, expected in ddpm_steps(schedule, variance, clip=clip)
+            for schedule, prediction, clip in every
+            for _, _, found, expected in ddpm_steps(schedule, variance, prediction, clip=clip)
         ]
         rows.append(_of_steps(f"ddpm step, {variance}", pairs))
     for eta in ETAS:
-        pairs = [pair for schedule in SCHEDULES for pair in ddim_steps(schedule, eta)]
+        pairs = [
+            pair for schedule, prediction, clip in every for pair in ddim_steps(schedule, eta, prediction, clip=clip)
+        ]
         rows.append(_of_steps(f"ddim step, eta {eta:g}", pairs))
     return rows
 
@@ -83,7 +87,10 @@ def _of_steps(name: str, pairs: list[tuple[Tensor, Tensor]]) -> str:
 def _walks() -> list[str]:
     both = list(itertools.product(SCHEDULES, PREDICTIONS))
     return [
-        *(_of_walks(f"ddim, eta {eta:g}", (ddim_walks(schedule, eta) for schedule in SCHEDULES)) for eta in ETAS),
+        *(
+            _of_walks(f"ddim, eta {eta:g}", (ddim_walks(schedule, eta, prediction) for schedule, prediction in both))
+            for eta in ETAS
+        ),
         _of_walks("heun", (heun_walks(*options) for options in both)),
         *(_of_walks(name, (multistep_walks(name, *options) for options in both)) for name in MULTISTEP),
     ]

@@ -46,8 +46,8 @@ def trained(marks: Sequence[int], **options) -> Iterator[DDPM]:
             yield ddpm.with_model(trainer.ema.model)
 
 
-def sampled(ddpm: DDPM, sampler: Sampler | None = None) -> Tensor:
-    """`SAMPLES` images `[N, 1, 8, 8]` in [-1, 1], rounded as pictures are, from noise that is always the same."""
+def sampled(ddpm: DDPM, sampler: Sampler | None = None, *, seed: int = 0) -> Tensor:
+    """`SAMPLES` images `[N, 1, 8, 8]` in [-1, 1], rounded as pictures are, from noise that the seed alone decides."""
     sampler = partial(samplers.dpmpp_2m, steps=20) if sampler is None else sampler
-    *_, last = ddpm.sample_states(ImageNoise(0, range(SAMPLES), (1, 8, 8)), sampler)
+    *_, last = ddpm.sample_states(ImageNoise(seed, range(SAMPLES), (1, 8, 8)), sampler)
     return from_uint8(to_uint8(last.x))

@@ -37,16 +37,17 @@ def _resume(run: Path) -> None:
 
 
 def _load(run: Path) -> None:
-    """Both sets of weights of the run, and of a lone EMA file."""
+    """Both sets of weights of the run, an average of another length, and those of a lone EMA file."""
     from ddpm_cli.checkpoint import CheckpointError
     from ddpm_cli.config import ConfigError
     from ddpm_cli.pretrained import load
 
     refused = False
     lone = run.with_name(LONE)
-    for path, weights in ((run, "ema"), (run, "model"), *([(lone, "ema")] if lone.exists() else [])):
+    ways: list[tuple[Path, str, float | None]] = [(run, "ema", None), (run, "model", None), (run, "ema", 0.08)]
+    for path, weights, length in (*ways, *([(lone, "ema", None)] if lone.exists() else [])):
         try:
-            load(path, weights=weights)
+            load(path, weights=weights, ema_length=length)
         except (CheckpointError, ConfigError) as error:
             print(f"load: {path.name}: {error}")
             refused = True
@@ -100,7 +101,13 @@ def _figure(kinds: int, tally: Tally) -> str:
 
 
 def _good_run(place: Path) -> Path:
-    steps = [f"trainer.steps={STEP}", f"trainer.checkpoint_every={STEP}", "trainer.device=cpu", "name=good"]
+    steps = [
+        f"trainer.steps={STEP}",
+        f"trainer.checkpoint_every={STEP}",
+        "trainer.device=cpu",
+        "name=good",
+        "ema=posthoc",
+    ]
     process = command("train", [*RUN, *steps], place)
     assert process.wait() == 0, process.said()
     return run_directories(place, "good")[0]

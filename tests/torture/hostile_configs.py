@@ -79,6 +79,37 @@ NUMBERS: Table = [
     ("seed 60,000 empty lists", {"seed": [[]] * 60_000}, "seed: expected a whole number"),
 ]
 
+CUSTOM = {"_target_": "ddpm_cli.diffusion.schedule.custom"}
+HYBRID = {"_target_": "ddpm_cli.diffusion.loss.Hybrid"}
+LOSS_AWARE = {"_target_": "ddpm_cli.training.timesteps.LossAware", "_partial_": True, "uniform": 0.001}
+
+# Of another type or without bound, in what only some runs have. By name, options, what is said, harmless ways of use.
+OPTIONS: list[tuple[str, dict[str, Any], str, str]] = [
+    ("num_classes 2**21", {"model.num_classes": 2**21}, OUT_OF_RANGE, ""),
+    ("num_classes 2**20", {"model.num_classes": 2**20}, MISFIT, ""),
+    ("num_classes true", {"model.num_classes": True}, "expected a whole number", ""),
+    ("betas a number", {"schedule": CUSTOM | {"betas": 0.1}}, "expected a list", ""),
+    ("betas 2**14 + 1", {"schedule": CUSTOM | {"betas": [0.1] * (2**14 + 1)}}, OUT_OF_RANGE, ""),
+    ("betas of lists", {"schedule": CUSTOM | {"betas": [[0.1]]}}, "expected a list of numbers", ""),
+    ("betas NaN", {"schedule": CUSTOM | {"betas": [0.1, float("nan")]}}, OUT_OF_RANGE, ""),
+    ("betas none", {"schedule": CUSTOM | {"betas": []}}, "at least one", ""),
+    ("zero_terminal_snr a number", {"schedule.zero_terminal_snr": 1}, "expected true or false", ""),
+    ("zero_terminal_snr a node", {"schedule.zero_terminal_snr": CALL}, NOT_LISTED, ""),
+    ("bound_weight 1e300", {"loss": HYBRID | {"bound_weight": 1e300}}, OUT_OF_RANGE, ""),
+    ("bound_weight a text", {"loss": HYBRID | {"bound_weight": "x"}}, "expected a number", ""),
+    ("history 2**30", {"timesteps": LOSS_AWARE | {"history": 2**30}}, OUT_OF_RANGE, OTHERS),
+    ("history a list", {"timesteps": LOSS_AWARE | {"history": [1]}}, "expected a whole number", OTHERS),
+    ("label_dropout Infinity", {"trainer.label_dropout": float("inf")}, OUT_OF_RANGE, OTHERS),
+    ("label_dropout a list", {"trainer.label_dropout": [0.1]}, "expected a number", OTHERS),
+    ("posthoc of 64", {"ema.posthoc": [0.05 + i / 1000 for i in range(64)]}, OUT_OF_RANGE, "sample"),
+    ("posthoc a number", {"ema.posthoc": 0.1}, "expected a list", "sample"),
+    ("posthoc of nodes", {"ema.posthoc": [CALL]}, "expected a list of numbers", "sample"),
+    ("posthoc too wide", {"ema.posthoc": [5.0]}, "impossible ema.posthoc|training state does not fit", "sample"),
+    ("posthoc twice", {"ema.posthoc": [0.1, 0.1]}, "impossible ema.posthoc|must differ|does not fit", "sample"),
+    ("decays of 65", {"ema.decays": [0.9] * 65}, OUT_OF_RANGE, "sample"),
+    ("decays a text", {"ema.decays": "0.9"}, "expected a list", "sample"),
+]
+
 FOLDER = {"_target_": "ddpm_cli.data.folder.folder", "image_size": 16, "channels": 1}
 MNIST = {"_target_": "ddpm_cli.data.sources.mnist", "image_size": 16}
 NOWHERE = {"path": "ELSEWHERE/none", "cache_dir": "ELSEWHERE/cache"}
@@ -123,6 +154,8 @@ def kinds() -> Iterator[Kind]:
     for name, values, says in (*NESTED, *NUMBERS, *TEXTS):
         built = any(key.startswith(BUILT) for key in values)
         yield Kind(name, _configured(values), says, "" if built else OTHERS)
+    for name, values, says, harmless in OPTIONS:
+        yield Kind(name, _configured(values), says, harmless)
     for name, values, says in WITHOUT_EFFECT:
         yield Kind(name, _configured(values), says, ALL)
     for name, values, says in DESCRIPTIONS:

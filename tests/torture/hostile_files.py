@@ -2,7 +2,9 @@
 
 import functools
 import gzip
+import hashlib
 import io
+import json
 import math
 import os
 import pickle
@@ -10,7 +12,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator
 
-from torture.hostile_run import ALL, EMA, MANIFEST, TRAINING, Foreign, Kind, joined
+from torture.hostile_run import ALL, EMA, MANIFEST, STEP, TRAINING, Foreign, Kind, joined
 from torture.hostile_watch import MIB
 
 DAMAGED = "is damaged"
@@ -215,6 +217,33 @@ MANIFESTS: dict[str, str] = {
 }
 
 
+AVERAGES = "averages/step_{:08d}.safetensors"
+
+
+def _averages(count: int, *, widths: int = 2, whole: bool = True, stuffing: int = 0) -> Callable[[Foreign], object]:
+    """So many snapshots of so many widths, of which memory would be taken for the square, or for what they say.
+
+    Args:
+        whole: with the weights they should have, instead of none.
+        stuffing: empty lists in each description.
+    """
+
+    def spoil(foreign: Foreign) -> None:
+        header, data = foreign.header("../../" + AVERAGES.format(STEP))
+        foreign.configure({"ema.posthoc": [0.05, 0.1, *(0.11 + i / 1000 for i in range(widths - 2))]})
+        foreign.retell(lambda description: description.update(step=count))
+        description = json.loads(header["__metadata__"]["ddpm_cli"])
+        description["config"] = json.loads((foreign.checkpoint / "checkpoint.json").read_bytes())["config"]
+        description["config"] |= {"surprise": [[]] * stuffing}
+        for step in range(1, count + 1):
+            text, updates = json.dumps(description | {"step": step}), str(step)
+            own = hashlib.sha256(f"{text}\n{updates}\n".encode() + (data if whole else b"")).hexdigest()
+            said = {"__metadata__": {"ddpm_cli": text, "updates": updates, "sha256": own}}
+            (foreign.run / AVERAGES.format(step)).write_bytes(joined(header | said, data) if whole else joined(said))
+
+    return spoil
+
+
 def kinds() -> Iterator[Kind]:
     for name, (content, says) in DISGUISES.items():
         yield Kind(f"{name}: {EMA}", _put(EMA, content), says)
@@ -239,6 +268,11 @@ def kinds() -> Iterator[Kind]:
     yield Kind("40 MB too much", _state("counter.overflows", _ballast), MISFIT, OTHERS)
     for name, text in MANIFESTS.items():
         yield Kind(name, _manifest(text), r"manifest\.json is damaged|bytes, should be")
+    too_many = "no checkpoint may hold this: 64 entries"
+    yield Kind("24 averages of 64 widths", _averages(24, widths=64, whole=False), f"{too_many}|step 24", "sample")
+    empty = "does not fit the checkpoint|its training state does not fit|step 480"
+    yield Kind("480 averages of 8 widths, empty", _averages(480, widths=8, whole=False), empty, "sample")
+    yield Kind("100 averages that say much", _averages(100, stuffing=50_000), "of step 10, it says 100", ALL)
     yield Kind("weights that are no numbers", _each(EMA, _not_numbers), "not finite", ALL, (2, 3))
     yield Kind("a terabyte of holes", lambda foreign: os.truncate(foreign.checkpoint / EMA, 2**40), "bytes, should be")
 

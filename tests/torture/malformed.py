@@ -91,7 +91,8 @@ def _of(argument: str, mentions: str | None = None) -> Mistake:
 # Values --------------------------------------------------------------------------------------------------------------
 
 _REAL = {"null", "true", "false", "nan", "inf", "auto", "hydra", "cuda", "cpu", "mps"}.union(
-    *(options.names(program) for program in GROUPS), *(set(GROUPS["train"][group]) for group in GROUPS["train"])
+    *(options.names(program) for program in GROUPS),
+    *(known for program in GROUPS for known in GROUPS[program].values()),
 )
 WORDS = st.from_regex(r"[a-z][a-z_]{2,9}", fullmatch=True).filter(lambda word: word not in _REAL)
 WHOLE = st.integers().map(str)
@@ -271,6 +272,12 @@ CONTRADICTIONS = {
         Mistake(("schedule=cosine", "schedule.beta_end=0.1"), "schedule.beta_end"),
         Mistake(("optimizer=adam", "optimizer.weight_decay=0.1"), "weight_decay"),
         Mistake(("sampler=ddpm", "sampler.eta=0.5"), "sampler.eta"),
+        Mistake(("schedule=custom",), "betas", without=("schedule",)),
+        Mistake(("loss=hybrid", "variance=fixed_small"), "learned_range"),
+        Mistake(("loss=vlb", "weighting=min_snr", "variance=learned_range"), "weighting"),
+        Mistake(("loss=simple", "loss.bound_weight=0.1"), "bound_weight"),
+        Mistake(("timesteps=uniform", "timesteps.history=5"), "history"),
+        Mistake(("schedule.zero_terminal_snr=true", "prediction=eps"), "prediction"),
         Mistake(("schedule.timesteps=10", "sampler.steps=11"), "steps"),
         Mistake(("data.channels=3", "model.in_channels=1"), "channels"),
         Mistake(("data.image_size=16", "model.image_size=32"), "image_size"),
@@ -287,6 +294,11 @@ CONTRADICTIONS = {
         Mistake(("sampler=ddim", "variance=fixed_small"), "variance"),
         Mistake(("sampler=ddim", "sampler.variance=fixed_small"), "sampler.variance"),
         _of("sampler.variance=fixed_small", "sampler.variance"),
+        Mistake(("mode=inpaint", "sampler.steps=20"), "image"),
+        Mistake(("mode=interpolate", "sampler=ddpm"), "sampler"),
+        Mistake(("mode=generate", "seeds=[0,1]"), "seeds"),
+        _of("classes=[0]"),
+        Mistake(("guidance.scale=1", "guidance.rescale=0.5"), "rescale"),
         _of("hydra.run.dir=x", "no effect"),
         _of("resume=x"),
     ],

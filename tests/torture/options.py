@@ -1,4 +1,15 @@
-"""What the commands' options take, written down once more: the program is not its own judge of what is malformed."""
+"""What the commands' options take, written down once more: the program is not its own judge of what is malformed.
+
+Only the groups and their options are read, out of configs/: they are what its files are called.
+"""
+
+from collections.abc import Iterator
+
+import yaml
+
+from ddpm_cli.config import configs_directory
+
+_CONFIGS = configs_directory()
 
 # Whole numbers, by the least that would do.
 LEAST = {
@@ -23,7 +34,7 @@ LEAST = {
     },
     "sample": {"n": 1, "batch_size": 1, "sampler.steps": 1},
 }
-ANY_WHOLE = {"train": ["seed", "data.channels"], "sample": ["seed"]}
+ANY_WHOLE = {"train": ["seed", "data.channels", "data.num_classes", "model.num_classes"], "sample": ["seed"]}
 # Numbers, none of them negative, by others that are too large or too small.
 NUMBERS = {
     "train": {
@@ -36,14 +47,21 @@ NUMBERS = {
         "optimizer.weight_decay": [],
         "sampler.eta": ["1.01", "2"],
         "trainer.grad_clip": ["0", "0.0"],
+        "trainer.label_dropout": ["1.5", "0.1"],  # without labels
     },
-    "sample": {"ema_length": ["0.3", "1"]},
+    "sample": {"ema_length": ["0.3", "1"], "guidance.scale": ["2"], "guidance.rescale": ["0.5", "1.5"]},
 }
 SWITCHES = {
-    "train": ["trainer.checkpoint_activations", "trainer.deterministic", "data.flip"],
+    "train": [
+        *("trainer.checkpoint_activations", "trainer.deterministic", "data.flip", "schedule.zero_terminal_snr"),
+        "model.learn_variance",
+    ],
     "sample": ["save_steps"],
 }
-CHOICES = {"train": ["trainer.precision", "trainer.lr_decay"], "sample": ["weights", "precision", "save"]}
+CHOICES = {
+    "train": ["trainer.precision", "trainer.lr_decay", "sampler.spacing"],
+    "sample": ["weights", "precision", "save", "sampler.spacing"],
+}
 TEXTS = {"train": ["output_dir", "name", "trainer.device"], "sample": ["ckpt", "device", "out", "ckpt_sha256"]}
 LISTS = {
     "train": [
@@ -54,9 +72,12 @@ LISTS = {
         "ema.posthoc",
         "trust",
     ],
-    "sample": ["trust"],
+    "sample": ["trust", "guidance.interval", "seeds"],
 }
-NULLABLE = {"train": ["name", "trainer.grad_clip"], "sample": ["out", "ckpt_sha256", "sampler.steps", "ema_length"]}
+NULLABLE = {
+    "train": ["name", "trainer.grad_clip", "trainer.label_dropout", "data.num_classes", "model.num_classes"],
+    "sample": ["out", "ckpt_sha256", "sampler.steps", "ema_length", "guidance.interval", "seeds"],
+}
 
 # Values that cannot be, for reasons of their own.
 IMPOSSIBLE = {
@@ -67,7 +88,21 @@ IMPOSSIBLE = {
         "data.image_size": ["0", "15", "-16", "[16]", "[]", "[16,15]", "[16.0,16]", "[16,16,16]", "[0,0]"],
         "data.channels": ["-1", "0", "2", "4"],
         "ema.decays": ["[]", "[1]", "[1.0]", "[2]", "[-0.1]", "[0.9,0.9]", "[nan]", "0.9", "[a]"],
-        "ema.posthoc": ["[0]", "[-0.1]", "[0.3]", "[0.1,0.1]", "[1e-9]", "[nan]", "0.1", "[a]"],
+        "ema.posthoc": [
+            "[0]",
+            "[-0.1]",
+            "[0.3]",
+            "[0.1,0.1]",
+            "[1e-9]",
+            "[nan]",
+            "0.1",
+            "[a]",
+            "[.1,.11,.12,.13,.14,.15,.16,.17,.18]",
+        ],
+        "schedule.zero_terminal_snr": ["true"],  # with prediction=eps
+        "model.learn_variance": ["true"],  # with variance=fixed_small
+        "data.num_classes": ["-1", "0", "9", "11"],
+        "model.num_classes": ["-1", "0", "10"],
         "optimizer.betas": ["[]", "[0.9]", "[1.0,0.999]", "[0.9,1]", "[-0.1,0.9]", "[nan,0.9]", "[0.9,0.9,0.9]"],
         "sampler.steps": ["1001", "2000", "1000000000000000000000"],
         "trainer.device": ["cuda:99", "cuda:-1", "tpu", "''", "meta", "'cuda:'", "cpu:x", "'a\nb'"],
@@ -80,32 +115,61 @@ IMPOSSIBLE = {
         "trust": ["[1]", "[null]"],
     },
 }
+
+
+def _defaults(program: str) -> dict[str, str | None]:
+    """The groups of a command, with what is chosen by default."""
+    listed = yaml.safe_load((_CONFIGS / f"{program}.yaml").read_text(encoding="utf-8"))["defaults"]
+    entries = [entry for entry in listed if isinstance(entry, dict)]
+    return {key: value for entry in entries for key, value in entry.items() if not key.startswith("override ")}
+
+
+def _parts(node: object) -> Iterator[str]:
+    """Every part of every key of a YAML file but those that Hydra and our builder read."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if not key.startswith("_") and key != "defaults":
+                yield key
+                yield from _parts(value)
+
+
+PROGRAMS = ("train", "sample")
 GROUPS = {
-    "train": {
-        "schedule": ["cosine", "linear"],
-        "model": ["unet_16", "unet_28", "unet_32", "unet_64"],
-        "prediction": ["eps"],
-        "variance": ["fixed_large", "fixed_small"],
-        "weighting": ["simple"],
-        "sampler": ["ddim", "ddpm"],
-        "optimizer": ["adam", "adamw"],
-        "ema": ["none", "posthoc", "short", "standard"],
-        "trainer": ["default"],
-        "data": ["cifar10", "digits", "fashion_mnist", "folder", "mnist"],
-        "experiment": ["cifar10_ddpm", "folder_64", "quickstart"],
-    },
-    "sample": {"sampler": ["ddim", "ddpm"], "variance": ["fixed_large", "fixed_small"]},
+    program: {group: sorted(file.stem for file in (_CONFIGS / group).glob("*.yaml")) for group in _defaults(program)}
+    for program in PROGRAMS
 }
-OPTIONAL_GROUPS = {"train": ["experiment"], "sample": ["variance"]}
+OPTIONAL_GROUPS = {
+    program: [group for group, chosen in _defaults(program).items() if chosen is None] for program in PROGRAMS
+}
 REQUIRED = {  # and not null by default
-    "train": ["trainer.steps", "trainer.batch_size", "seed", "resume", "trust", "output_dir", "model", "schedule"],
-    "sample": ["n", "batch_size", "seed", "weights", "device", "save", "trust", "sampler"],
+    "train": [
+        "trainer.steps",
+        "trainer.batch_size",
+        "seed",
+        "resume",
+        "trust",
+        "output_dir",
+        "model",
+        "schedule",
+        "loss",
+        "timesteps",
+    ],
+    "sample": [
+        "n",
+        "batch_size",
+        "seed",
+        "weights",
+        "device",
+        "save",
+        "trust",
+        "sampler",
+        "guidance",
+        "threshold",
+        "mode",
+    ],
 }
 # Parts of keys of options that are not chosen: no misspellings, though wrong where they are not chosen.
-ELSEWHERE = [
-    *("root", "download", "path", "on_bad", "workers", "cache_dir", "memory_mb", "beta_start", "beta_end", "variance"),
-    *("image_size", "resume"),
-]
+ELSEWHERE = {part for file in _CONFIGS.rglob("*.yaml") for part in _parts(yaml.safe_load(file.read_text("utf-8")))}
 
 FINE = {
     "train": [
@@ -115,10 +179,12 @@ FINE = {
         *("optimizer=adam", "optimizer.lr=3e-4", "ema=none", "prediction=eps", "weighting=simple"),
         *("variance=fixed_large", "sampler=ddim", "schedule=cosine", "data=digits", "experiment=quickstart"),
         *("sampler.steps=20", "sampler.eta=0.5", "data.flip=true", "model.dropout=0.1", "trainer.grad_clip=null"),
+        *("loss=simple", "timesteps=stratified", "sampler.spacing=trailing", "trainer.label_dropout=null"),
     ],
     "sample": [
         *("n=3", "batch_size=2", "seed=7", "device=cpu", "precision=fp32", "out=elsewhere", "save=images"),
         *("save_steps=true", "trust=[]", "sampler.steps=3", "ckpt_sha256=null", "weights=model"),
+        *("mode=generate", "threshold=dynamic", "guidance.scale=1.0", "sampler.spacing=trailing"),
     ],
     "resume": [
         *("trainer.steps=9", "trainer.log_every=5", "trainer.preview_every=0", "trainer.device=cpu"),
@@ -136,4 +202,4 @@ def keys(program: str) -> list[str]:
 def names(program: str) -> set[str]:
     """Every part of a key, also of options that are not chosen."""
     everywhere = [*keys(program), *GROUPS[program], *REQUIRED[program], *IMPOSSIBLE[program]]
-    return {part for key in everywhere for part in key.split(".")} | set(ELSEWHERE)
+    return {part for key in everywhere for part in key.split(".")} | ELSEWHERE
