@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from ids import named
 from torch import Tensor
 
 from ddpm_cli.diffusion.prediction import Epsilon, Prediction, Start, Velocity, noise_of
@@ -35,7 +36,7 @@ def size(*images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=IDS)
-@pytest.mark.parametrize(("one", "other"), PAIRS, ids=str)
+@pytest.mark.parametrize(("one", "other"), PAIRS, ids=named)
 def test_every_prediction_converts_into_every_other_and_back(one, other, schedule):
     """In float32 at every t: the network's output -> x_0 and eps -> another output -> x_0 and eps -> the output."""
     if not (works(one, schedule) and works(other, schedule)):
@@ -56,7 +57,7 @@ def test_every_prediction_converts_into_every_other_and_back(one, other, schedul
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=IDS)
-@pytest.mark.parametrize("prediction", PREDICTIONS, ids=str)
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=named)
 def test_in_single_precision_x_0_and_eps_are_as_exact_as_the_prediction_lets_them(prediction, schedule):
     """v gives both to 1e-6 at every t; eps gives x_0, and x_0 gives eps, only by a division, as above."""
     if not works(prediction, schedule):
@@ -73,7 +74,7 @@ def test_in_single_precision_x_0_and_eps_are_as_exact_as_the_prediction_lets_the
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=IDS)
-@pytest.mark.parametrize(("one", "other"), PAIRS, ids=str)
+@pytest.mark.parametrize(("one", "other"), PAIRS, ids=named)
 def test_in_double_precision_the_way_there_and_back_is_plainly_exact(one, other, schedule):
     if not (works(one, schedule) and works(other, schedule)):
         pytest.skip("refused, see below")
@@ -84,7 +85,7 @@ def test_in_double_precision_the_way_there_and_back_is_plainly_exact(one, other,
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=IDS)
-@pytest.mark.parametrize("prediction", PREDICTIONS, ids=str)
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=named)
 def test_targets_give_back_what_they_were_made_of(prediction, schedule):
     if not works(prediction, schedule):
         pytest.skip("refused, see below")
@@ -95,7 +96,7 @@ def test_targets_give_back_what_they_were_made_of(prediction, schedule):
     torch.testing.assert_close(noise_of(x_0, x_t, alpha, sigma), eps, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS, ids=str)
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=named)
 def test_log_scale_is_the_ratio_of_the_two_errors(prediction):
     schedule = linear()
     x_0, _, x_t, alpha, sigma = example(schedule, torch.float64)

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from gaussian import GaussianDenoiser
+from ids import named
 from torch import Tensor
 from walks import (
     ETAS,
@@ -123,7 +124,7 @@ def zero_terminal_snr(timesteps: int) -> NoiseSchedule:
     return linear(timesteps, beta_start=0.01, beta_end=0.4, zero_terminal_snr=True)
 
 
-@pytest.mark.parametrize("sampler", EVERY, ids=str)
+@pytest.mark.parametrize("sampler", EVERY, ids=named)
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_states_count_the_steps_and_end_on_the_image(sampler: Callable, spacing: str):
     for schedule in (linear(20), zero_terminal_snr(20), cosine(2), NoiseSchedule(torch.ones(1)), linear(1)):
@@ -153,7 +154,7 @@ def test_a_list_of_steps_is_visited_as_it_is():
         assert states[-1].steps == 4
 
 
-@pytest.mark.parametrize("sampler", EVERY, ids=str)
+@pytest.mark.parametrize("sampler", EVERY, ids=named)
 def test_noise_is_asked_for_once_a_step_or_never(sampler: Sampler):
     asked = []
 
@@ -169,7 +170,7 @@ def test_noise_is_asked_for_once_a_step_or_never(sampler: Sampler):
     assert samplers.is_deterministic(on_thirty, zero_terminal_snr(30)) == (sampler in DETERMINISTIC)
 
 
-@pytest.mark.parametrize("sampler", EVERY, ids=str)
+@pytest.mark.parametrize("sampler", EVERY, ids=named)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_network_that_predicts_v_meets_pure_noise(sampler: Sampler, dtype: torch.dtype):
     schedule = zero_terminal_snr(100)

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from ids import named
 from torch import Tensor
 
 from ddpm_cli.diffusion import weighting
@@ -51,9 +52,9 @@ def test_simple_is_one_for_every_prediction():
 
 
 @pytest.mark.parametrize(
-    "function", [weighting.simple, weighting.min_snr, weighting.p2, weighting.snr_truncated], ids=str
+    "function", [weighting.simple, weighting.min_snr, weighting.p2, weighting.snr_truncated], ids=named
 )
-@pytest.mark.parametrize("prediction", [Start(), Velocity()], ids=str)
+@pytest.mark.parametrize("prediction", [Start(), Velocity()], ids=named)
 def test_weights_are_finite_in_pure_noise(function, prediction):
     log_snr = cosine(zero_terminal_snr=True).log_snr
     weights = function(log_snr, prediction.log_scale(log_snr))
