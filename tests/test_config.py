@@ -159,9 +159,11 @@ def test_nothing_inside_a_list_is_built():
 
 def test_shipped_targets_are_kept_apart_by_group():
     targets = shipped_targets()
-    assert targets["schedule"] == {f"ddpm_cli.diffusion.schedule.{name}": False for name in ("linear", "cosine")}
+    schedules = ("linear", "cosine", "sigmoid", "scaled_linear", "custom")
+    assert targets["schedule"] == {f"ddpm_cli.diffusion.schedule.{name}": False for name in schedules}
     assert targets["model"] == {"ddpm_cli.models.unet.UNet": False}
-    assert targets["weighting"] == {"ddpm_cli.diffusion.weighting.simple": True}
+    weightings = ("simple", "min_snr", "p2", "snr_truncated")
+    assert targets["weighting"] == {f"ddpm_cli.diffusion.weighting.{name}": True for name in weightings}
     assert "ddpm_cli.data.folder.folder" in targets["data"]
     assert not any(target.startswith("hydra") for names in targets.values() for target in names)
 
