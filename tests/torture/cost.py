@@ -114,6 +114,9 @@ def _compose(recipe: str) -> dict:
     import hydra
     from omegaconf import OmegaConf
 
+    from ddpm_cli.cli import register_resolvers
+
+    register_resolvers()
     with hydra.initialize_config_dir(str(configs_directory()), version_base="1.3"):
         config = OmegaConf.to_container(hydra.compose("train", RECIPES[recipe]), resolve=True)
     assert isinstance(config, dict)
