@@ -113,7 +113,9 @@ class UNet(nn.Module):
         if labels is not None:
             time = time + self._embed_labels(labels)
         time = F.silu(time)  # every block begins by this on the embedding: once is enough
-        h = self.conv_in(x)
+        # Channels last, in which convolutions are faster on CPUs and on GPUs. Every layer keeps the layout it gets, but
+        # the first one cannot tell that of an image with one channel.
+        h = self.conv_in(x).contiguous(memory_format=torch.channels_last)
         skips = [h]
         for layer in self.down:
             h = self._through(layer, h, time)
@@ -182,7 +184,7 @@ class Block(nn.Module):
         self.norm2 = nn.GroupNorm(norm_groups, channels_out, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.skip = nn.Identity() if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
+        self.skip = nn.Identity() if channels_in == channels_out else Pointwise(channels_in, channels_out)
         self.attention = Attention(channels_out, num_heads, norm_groups) if attention else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -199,8 +201,8 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = nn.Conv2d(channels, channels, 1)
+        self.qkv = Pointwise(channels, 3 * channels)
+        self.out = Pointwise(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, height, width = x.shape
@@ -208,6 +210,16 @@ class Attention(nn.Module):
         q, k, v = qkv.transpose(-1, -2).unbind(1)  # each [B, heads, H * W, C / heads]
         h = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(h.transpose(-1, -2).reshape(b, c, height, width))
+
+
+class Pointwise(nn.Conv2d):
+    """A convolution of one pixel, computed as what it is with channels last: one matrix product."""
+
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__(channels_in, channels_out, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class Downsample(nn.Module):
