@@ -29,6 +29,7 @@ _MOST = {
     "log_every": 2**20,
     "preview_images": 4096,
     "workers": 1024,
+    "window": 2**20,
     "memory_mb": 2**20,
 }
 _MOST_OTHERWISE = 2**63

@@ -114,6 +114,7 @@ def test_labels_stay_with_their_images_across_ranks_and_epochs(ranks):
         batches = [next(stream) for stream in streams]
         for batch in batches:
             assert batch.labels is not None
+            assert batch.pixels is not None
             assert (batch.labels.dtype, batch.labels.shape) == (torch.int64, (12 // ranks,))
             assert torch.equal(batch.labels, batch.pixels[:, 0, 0, 0].long() % 7)
         assert torch.equal(torch.cat([batch.labels for batch in batches]), parts[0].labels(step))

@@ -35,12 +35,13 @@ def test_every_option_composes_checks_and_builds(file: Path, tmp_path: Path):
     group, option = file.parent.name, file.stem
     if group in OF_SAMPLING:
         config = compose("sample", "ckpt=x", f"{group}={option}")
-        check(config, "ddpm_cli.sample.Options")
+        check(config, "ddpm_cli.prepare_sampling.Options")
         build(config[group], group)
         return
     also = {
         "folder": ["data.path=DIR"],
         "folder_64": ["data.path=DIR"],
+        "webdataset": ["data.path=DIR"],
         "unet_28": ["data=mnist"],
         "custom": ["schedule.betas=[0.1,0.2,0.3,0.4,0.5,0.6]", "sampler=ddpm"],
         "learned_range": ["loss=hybrid"],
@@ -68,7 +69,7 @@ def test_every_option_composes_checks_and_builds(file: Path, tmp_path: Path):
         assert build(config["data"], "data").shape == (1, 16, 16)
 
 
-@pytest.mark.parametrize("data", ["digits", "mnist", "cifar10", "folder"])
+@pytest.mark.parametrize("data", ["digits", "mnist", "cifar10", "folder", "webdataset"])
 def test_an_ema_that_was_chosen_is_the_ema_that_runs(data: str):
     for option, decay in (("none", 0.0), ("short", 0.995), ("standard", 0.9999)):
         assert compose("train", f"data={data}", "++data.path=x", f"ema={option}")["ema"]["decays"] == [decay]
@@ -85,7 +86,7 @@ def test_the_tests_above_saw_every_group():
 @pytest.mark.parametrize("variance", [[], ["variance=fixed_small"], ["variance=fixed_large"]])
 def test_sample_composes_and_checks(sampler: str, variance: list[str]):
     config = compose("sample", "ckpt=x", f"sampler={sampler}", *variance)
-    check(config, "ddpm_cli.sample.Options")
+    check(config, "ddpm_cli.prepare_sampling.Options")
     assert (config["variance"] is None) == (variance == [])
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.data.image_set import ImageSet
+from ddpm_cli.data.order import WindowedOrder
 from ddpm_cli.images import from_uint8
 from ddpm_cli.seeds import generator
 
@@ -24,14 +25,18 @@ PREFETCHED = 2  # batches in preparation while one trains: one hides the gather,
 class Batch(NamedTuple):
     """One process's part of a training batch, on the CPU."""
 
-    pixels: Tensor  # uint8 [part, C, H, W]
+    indices: Tensor  # int64 [part]: which images of the set these are
+    pixels: Tensor | None  # uint8 [part, C, H, W]; None: whoever asked for the batch has all images anyway
     flips: Tensor  # bool [part]: which images are to be mirrored
     labels: Tensor | None  # int64 [part]; None: the set has none
 
     def pin_memory(self) -> "Batch":
         """The same in pinned memory, from where the copy to a GPU does not hold up the CPU."""
-        labels = None if self.labels is None else self.labels.pin_memory()
-        return Batch(self.pixels.pin_memory(), self.flips.pin_memory(), labels)
+        return Batch._make(None if tensor is None else tensor.pin_memory() for tensor in self)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on `device`; does not wait for it."""
+        return Batch._make(None if tensor is None else tensor.to(device, non_blocking=True) for tensor in self)
 
 
 class Batches:
@@ -56,7 +61,9 @@ class Batches:
         # Two are enough: steps come in order, and a batch seldom straddles more than two epochs.
         self._order = functools.lru_cache(maxsize=2)(self._permutation)
 
-    def _permutation(self, epoch: int) -> np.ndarray:
+    def _permutation(self, epoch: int) -> np.ndarray | WindowedOrder:
+        if self.images.blocks is not None:
+            return WindowedOrder(self.images.blocks, self.seed, "order", epoch)
         return torch.randperm(len(self.images), generator=generator(self.seed, "order", epoch)).numpy()
 
     def indices(self, step: int) -> np.ndarray:
@@ -88,17 +95,26 @@ class Batches:
         """uint8 `[part, C, H, W]` on the CPU: the images of this process's part of batch `step`, as they are stored."""
         return torch.from_numpy(np.asarray(self.images.pixels[self.indices(step)[self.part]]))
 
-    def prefetch(self, first_step: int, *, pin_memory: bool = False) -> Generator[Batch, None, None]:
+    def batch(self, step: int, *, pixels: bool = True) -> Batch:
+        """This process's part of batch `step`, with the `pixels` or without."""
+        labels = self.labels(step)
+        return Batch(
+            indices=torch.from_numpy(self.indices(step)[self.part]),
+            pixels=self.load(step) if pixels else None,
+            flips=self.flips(step)[self.part],
+            labels=None if labels is None else labels[self.part],
+        )
+
+    def prefetch(
+        self, first_step: int, *, pixels: bool = True, pin_memory: bool = False
+    ) -> Generator[Batch, None, None]:
         """This process's part of batch `first_step` and of every later one, prepared by a thread ahead of their use.
 
         Closing the generator ends the thread. What goes wrong in the thread is raised here.
         """
 
         def prepare(step: int) -> Batch:
-            labels = self.labels(step)
-            batch = Batch(
-                self.load(step), self.flips(step)[self.part], labels=None if labels is None else labels[self.part]
-            )
+            batch = self.batch(step, pixels=pixels)
             return batch.pin_memory() if pin_memory else batch
 
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:

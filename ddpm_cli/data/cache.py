@@ -76,9 +76,9 @@ class Cache:
         start = len(_npy_header(self._shape(files)))
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._remove_abandoned()
+            remove_abandoned(self.directory)
             durable.check_space(self.directory, math.prod(self._shape(files)))
-            with self._temporary() as file:
+            with temporary(self.directory) as file:
                 # Plain writes, not a memory map: on a full disk a map kills the process (SIGBUS) where a write raises.
                 file.truncate(start + math.prod(self._shape(files)))
                 bad = decode_into(file.name, start)
@@ -97,9 +97,9 @@ class Cache:
         if not bad:
             self.bad_path(files).unlink(missing_ok=True)  # what is said there has turned out wrong
             return
-        with self._temporary() as file:
+        with temporary(self.directory) as file:
             file.write(json.dumps([[image.name, image.reason] for image in bad], indent=0).encode())
-            _put_in_place(file, self.bad_path(files))
+            put_in_place(file, self.bad_path(files))
 
     def _write_good(self, files: Sequence[ImageFile], bad: list[BadImage], file: BinaryIO, start: int) -> None:
         """Make of `file`, which has room for all of `files` from byte `start` on, the .npy file of the good ones."""
@@ -113,7 +113,7 @@ class Cache:
         assert len(header) == start, header  # NumPy leaves room for any number of images
         file.seek(0)
         file.write(header)
-        _put_in_place(file, self._path(good, "npy"))
+        put_in_place(file, self._path(good, "npy"))
 
     def _shape(self, files: Sequence[ImageFile]) -> tuple[int, int, int, int]:
         return (len(files), self.channels, *self.size)
@@ -122,23 +122,32 @@ class Cache:
         height, width = self.size
         return self.directory / f"{height}x{width}x{self.channels}-{_key(self.root, files)}.{suffix}"
 
-    @contextlib.contextmanager
-    def _temporary(self) -> Generator[BinaryIO, None, None]:
-        """A new file, open for reading and writing, that is gone after the block unless it has been renamed."""
-        path = self.directory / f"ddpm-cli-{secrets.token_hex(4)}.tmp"
-        try:
-            with open(path, "xb+") as file:
-                yield file
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
 
-    def _remove_abandoned(self) -> None:
-        """Remove the temporary files of runs that were killed (SIGKILL), which can be large."""
-        for path in self.directory.glob(f"ddpm-cli-{'[0-9a-f]' * 8}.tmp"):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                    path.unlink()
+def cache_directory(cache_dir: str | None) -> Path:
+    """Where caches lie: in `cache_dir` if that is given, else ddpm-cli in $XDG_CACHE_HOME or ~/.cache."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "ddpm-cli"
+
+
+@contextlib.contextmanager
+def temporary(directory: Path) -> Generator[BinaryIO, None, None]:
+    """A new file, open for reading and writing, that is gone after the block unless it has been renamed."""
+    path = directory / f"ddpm-cli-{secrets.token_hex(4)}.tmp"
+    try:
+        with open(path, "xb+") as file:
+            yield file
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def remove_abandoned(directory: Path) -> None:
+    """Remove the temporary files of runs that were killed (SIGKILL), which can be large."""
+    for path in directory.glob(f"ddpm-cli-{'[0-9a-f]' * 8}.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                path.unlink()
 
 
 def without(files: Sequence[ImageFile], bad: Sequence[BadImage]) -> list[ImageFile]:
@@ -178,7 +187,7 @@ def _close_gaps(file: BinaryIO, start: int, size: int, gaps: list[int], count: i
     file.truncate(end)
 
 
-def _put_in_place(file: BinaryIO, path: Path) -> None:
+def put_in_place(file: BinaryIO, path: Path) -> None:
     """Give an open file its final name, durably: what the name promises is on the disk before the name is."""
     file.flush()
     os.fsync(file.fileno())

@@ -4,11 +4,14 @@ Worker processes import this module and nothing else of ours but the standard li
 which load in a fraction of the time torch takes.
 """
 
+import contextlib
 import errno
+import io
 import os
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -48,28 +51,22 @@ def decode(path: str | os.PathLike[str], size: tuple[int, int], channels: int) -
         OSError: if the file cannot be read now: gone, no permission, a failing disk.
         DecodingError: if memory or file handles have run out.
     """
-    assert channels in (1, 3), channels
-    try:
-        # PIL gets a file, not a path: a BMP it would map by itself, and if that shrinks the process is killed (SIGBUS).
-        with open(path, "rb", opener=_without_waiting) as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # oddities in metadata; large pictures (twice as large is refused)
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ValueError("not a regular file")
-            if status.st_size == 0:
-                raise ValueError("the file is empty")
-            with Image.open(file, formats=_formats()) as image:
-                pixels = np.asarray(_upright_at(image, size, channels))
-    except UnidentifiedImageError as error:
-        raise ValueError("not in a known image format") from error
-    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error and others on broken files
-        number = error.errno if isinstance(error, OSError) else None
-        if isinstance(error, MemoryError) or number in _MACHINE:
-            raise DecodingError(f"out of memory or file handles at {path}; fewer data.workers need less") from error
-        if number is not None and number != errno.EINVAL:  # EINVAL: a broken file sent PIL to a negative position
-            raise
-        raise ValueError(str(error) or type(error).__name__) from error
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    # PIL gets a file, not a path: a BMP it would map by itself, and if that shrinks the process is killed (SIGBUS).
+    with _explaining(path), open(path, "rb", opener=_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        if status.st_size == 0:
+            raise ValueError("the file is empty")
+        return _decode(file, size, channels)
+
+
+def decode_bytes(content: bytes, size: tuple[int, int], channels: int, *, name: str) -> np.ndarray:
+    """As `decode`, of what is in an image file; `name` is what a DecodingError calls it."""
+    with _explaining(name):
+        if not content:
+            raise ValueError("the file is empty")
+        return _decode(io.BytesIO(content), size, channels)
 
 
 def decode_into(
@@ -100,6 +97,32 @@ def decode_into(
             else:
                 out.write(pixels.tobytes())
     return bad
+
+
+def _decode(file: BinaryIO, size: tuple[int, int], channels: int) -> np.ndarray:
+    """As `decode`; raises whatever PIL does."""
+    assert channels in (1, 3), channels
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # oddities in metadata; large pictures (twice as large is refused)
+        with Image.open(file, formats=_formats()) as image:
+            pixels = np.asarray(_upright_at(image, size, channels))
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+@contextlib.contextmanager
+def _explaining(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what is raised inside, about the image at `path`, into what `decode` raises."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise ValueError("not in a known image format") from error
+    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error and others on broken files
+        number = error.errno if isinstance(error, OSError) else None
+        if isinstance(error, MemoryError) or number in _MACHINE:
+            raise DecodingError(f"out of memory or file handles at {path}; fewer data.workers need less") from error
+        if number is not None and number != errno.EINVAL:  # EINVAL: a broken file sent PIL to a negative position
+            raise
+        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def _without_waiting(path: str, flags: int) -> int:

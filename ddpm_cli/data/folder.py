@@ -11,12 +11,12 @@ import numpy as np
 from tqdm import tqdm
 
 from ddpm_cli.data.bad_images import BadImage
-from ddpm_cli.data.cache import MIB, Cache, without
+from ddpm_cli.data.cache import MIB, Cache, cache_directory, without
 from ddpm_cli.data.decode import DecodingError, decode_into
 from ddpm_cli.data.image_set import ImageSet, check_channels, height_width
 from ddpm_cli.data.index import SUFFIXES, ImageFile, find_images
 from ddpm_cli.data.labels import class_folders, folder_labels
-from ddpm_cli.data.processes import ProcessDiedError, map_in_processes
+from ddpm_cli.data.processes import ProcessDiedError, cpus, map_in_processes
 from ddpm_cli.printable import printable
 
 CHUNK = 16  # images a process decodes before it reports
@@ -71,7 +71,7 @@ def folder(
     folders = ()
     if num_classes is not None and files:  # known from the names: before hours of decoding
         folders = class_folders((file.name for file in (*files, *unusable)), root, num_classes)
-    cache = Cache(_cache_dir(cache_dir), root, size, channels)
+    cache = Cache(cache_directory(cache_dir), root, size, channels)
     pixels, undecodable = _read_or_decode(cache, files, workers)
     bad = sorted([*unusable, *undecodable])
     if bad and (pixels is None or on_bad == "stop"):
@@ -130,7 +130,7 @@ def _decode_all(cache: Cache, names: list[str], workers: int, file: str, start: 
     decode_chunk = functools.partial(decode_into, file, cache.root, cache.size, cache.channels)
     image_bytes = cache.channels * cache.size[0] * cache.size[1]
     chunks = [(start + first * image_bytes, names[first : first + CHUNK]) for first in range(0, len(names), CHUNK)]
-    workers = min(_cpus() if workers == -1 else workers, len(chunks))
+    workers = min(cpus() if workers == -1 else workers, len(chunks))
     bad = []
     with contextlib.ExitStack() as stack:
         if workers == 0 or len(names) < FEW_IMAGES:
@@ -163,14 +163,3 @@ def _report(bad: list[BadImage], root: str, kept: Path, *, all_bad: bool) -> str
         hint += f"; remembered in {kept}"
     lines = [image.line(root) for image in bad]
     return "\n  ".join([f"{len(bad)} images in {printable(root)} ({hint}) cannot be read:", *lines])
-
-
-def _cache_dir(cache_dir: str | None) -> Path:
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "ddpm-cli"
-
-
-def _cpus() -> int:
-    """CPUs this process may use; where the system does not tell (macOS), all of them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

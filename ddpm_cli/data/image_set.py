@@ -2,31 +2,56 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ddpm_cli.data.order import Blocks
+
 RESIZE_BATCH = 1024  # images turned to float at a time: 60,000 of them at 64 px would take 3 GB
+
+
+class Pixels(Protocol):
+    """uint8 `[N, C, H, W]`: a NumPy array, or what reads the images that it is asked for from where they are."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, indices: np.ndarray, /) -> np.ndarray:
+        """uint8 `[B, C, H, W]`: the images of these int64 `[B]` indices."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Training images: `pixels` uint8 `[N, C, H, W]` (in memory or a memory map), and whether to flip them at random.
+    """Training images: `pixels` uint8 `[N, C, H, W]` (in memory, a memory map, or read when they are asked for), and
+    whether to flip them at random.
 
     `skipped` has a line "path: reason" for every image that should be here and had to be left out. `labels` int64 `[N]`
-    says which of `class_names` each image is in, from 0; it is None where nothing is to be known of classes.
+    says which of `class_names` each image is in, from 0; it is None where nothing is to be known of classes. `blocks`
+    says how the images are stored, where that should decide in which order they are read.
 
     Raises ValueError where `pixels` is not uint8, not four-dimensional, or empty; where `labels` is of another type or
-    length, or leads beyond `class_names`; and for `class_names` without `labels`.
+    length, or leads beyond `class_names`; for `class_names` without `labels`; and for `blocks` that hold other images.
     """
 
-    pixels: np.ndarray
+    pixels: Pixels
     name: str
     flip: bool
     skipped: tuple[str, ...] = ()  # "path: reason" of each bad image that was left out
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()  # of class 0, 1, ...
+    blocks: Blocks | None = None  # None: any image can be read as fast after any other
 
     def __post_init__(self):
         if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4:
@@ -39,6 +64,11 @@ class ImageSet:
             self._check_labels(self.labels)
         elif self.class_names:
             raise ValueError(f"{self.name}: there are {len(self.class_names)} class_names, but no labels")
+        if self.blocks is not None and (self.blocks.starts[0], self.blocks.starts[-1]) != (0, len(self)):
+            raise ValueError(
+                f"{self.name}: blocks from {self.blocks.starts[0]} to {self.blocks.starts[-1]} do not hold "
+                f"{len(self)} images"
+            )
 
     def _check_labels(self, labels: np.ndarray) -> None:
         if labels.dtype != np.int64 or labels.shape != (len(self),):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ddpm_cli.ending import SIGNALS
 
@@ -39,29 +39,65 @@ def map_in_processes(
 ) -> Generator[tuple[tuple, Result], None, None]:
     """Each task with its `function(*task)`, in the order in which `processes` processes finish them.
 
-    They are spawned, because forking a process in which torch has started threads can deadlock. Close the generator to
-    end them; none outlives it, nor the process that began it. What is under way then is not waited for but killed.
-
-    Raises ProcessDiedError if a process dies or cannot be started, and whatever `function` raises.
+    Close the generator to end the processes; what is under way then is not waited for but killed. Raises as
+    `Processes.map`.
     """
-    waiting = deque(tasks)
-    at_work: dict[Any, tuple[SpawnProcess, tuple]] = {}  # by connection
-    with contextlib.ExitStack() as cleanup:
-        for _ in range(min(processes, len(tasks))):
-            task = waiting.popleft()
-            connection, process = _start(function, task, cleanup)
-            at_work[connection] = process, task
-            _send(connection, process, task)
-        while at_work:
-            ready: list[Any] = wait(list(at_work))
-            for connection in ready:
-                process, task = at_work.pop(connection)
-                result = _receive(connection, process, task)
-                if waiting:
-                    following = waiting.popleft()
-                    at_work[connection] = process, following
-                    _send(connection, process, following)
-                yield task, result
+    with contextlib.closing(Processes(function, processes)) as pool:
+        yield from pool.map(tasks)
+
+
+class Processes(Generic[Result]):
+    """At most `number` processes that call `function`, kept from one lot of tasks to the next until `close`.
+
+    They are spawned when there is work for them, not forked: in a process in which torch has started threads that can
+    deadlock. None outlives the process that began it.
+    """
+
+    def __init__(self, function: Callable[..., Result], number: int):
+        self._function = function
+        self._number = number
+        self._idle: list[tuple[Connection, SpawnProcess]] = []
+        self._cleanup = contextlib.ExitStack()
+
+    def map(self, tasks: Sequence[tuple]) -> Generator[tuple[tuple, Result], None, None]:
+        """Each task with its `function(*task)`, in the order in which they are finished. One lot at a time.
+
+        Raises ProcessDiedError if a process dies or cannot be started, and whatever `function` raises. After that, and
+        if the generator is closed early, the processes are gone; another lot begins with new ones.
+        """
+        waiting = deque(tasks)
+        at_work: dict[Any, tuple[SpawnProcess, tuple]] = {}  # by connection
+        try:
+            for _ in range(min(self._number, len(tasks))):
+                task = waiting.popleft()
+                connection, process = self._idle.pop() if self._idle else _start(self._function, task, self._cleanup)
+                at_work[connection] = process, task
+                _send(connection, process, task)
+            while at_work:
+                ready: list[Any] = wait(list(at_work))
+                for connection in ready:
+                    process, task = at_work.pop(connection)
+                    result = _receive(connection, process, task)
+                    if waiting:
+                        following = waiting.popleft()
+                        at_work[connection] = process, following
+                        _send(connection, process, following)
+                    else:
+                        self._idle.append((connection, process))
+                    yield task, result
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the processes, whatever they are at."""
+        self._idle.clear()
+        self._cleanup.close()
+
+
+def cpus() -> int:
+    """CPUs this process may use; where the system does not tell (macOS), all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start(function: Callable, task: tuple, cleanup: contextlib.ExitStack) -> tuple[Connection, SpawnProcess]:
