@@ -3,13 +3,15 @@
 Heavy modules are imported inside the functions: a mistyped key is answered without torch.
 """
 
-from dataclasses import asdict, dataclass
+import copy
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ddpm_cli.config import ConfigError, build, build_ddpm, naming
 
 if TYPE_CHECKING:
     from ddpm_cli.data.image_set import ImageSet
+    from ddpm_cli.devices import Compute
     from ddpm_cli.diffusion.ddpm import DDPM
     from ddpm_cli.diffusion.samplers import Sampler
     from ddpm_cli.ranks import Ranks
@@ -49,24 +51,20 @@ def prepare(options: Options, ranks: "Ranks") -> "tuple[Trainer, Sampler]":
     Raises:
         ConfigError: if the configuration cannot be run here; names the key.
     """
+    import numpy as np
     import torch
 
     from ddpm_cli.data.batches import Batches
     from ddpm_cli.devices import choose_compute
     from ddpm_cli.diffusion import samplers
     from ddpm_cli.seeds import derive_seed
+    from ddpm_cli.sharding import shard
     from ddpm_cli.training.trainer import Trainer
 
     settings = build(options.trainer, "trainer")
     with naming("trainer"):
         compute = choose_compute(settings.device, settings.precision, local_rank=ranks.local_rank)
-        if settings.batch_size % (ranks.size * settings.accumulate) != 0:
-            raise ValueError(
-                f"batch_size {settings.batch_size} cannot be divided among {ranks.size} processes "
-                f"with accumulate {settings.accumulate}"
-            )
-    if settings.deterministic:
-        compute.make_deterministic()
+        _check_loop(settings, compute, ranks)
     torch.manual_seed(derive_seed(options.seed, "weights"))
     ddpm = build_ddpm(asdict(options))
     if settings.checkpoint_activations:
@@ -84,12 +82,29 @@ def prepare(options: Options, ranks: "Ranks") -> "tuple[Trainer, Sampler]":
         ddpm.check_weighting()
     with naming("timesteps"):
         timesteps = build(options.timesteps, "timesteps")(ddpm.schedule.timesteps)
-    compute.place(ddpm)
+    replica = copy.deepcopy(ddpm.model)  # what the EMA begins with
+    if settings.shard:
+        for model in (ddpm.model, replica):
+            shard(model, compute.device, ranks.size)
+        ddpm.schedule.to(compute.device)
+    else:
+        compute.place(ddpm)
+        compute.place(replica)
+    if settings.deterministic:
+        compute.make_deterministic()
+    if settings.accumulate == "auto":
+        settings = _with_accumulate(settings, ddpm, compute, images.shape, ranks)
+        options.trainer["accumulate"] = settings.accumulate  # so that the run goes on as it began
+    if settings.compiles(compute.device.type):
+        compute.compile(ddpm.model, graphs=settings.compile == "graphs")
     with naming("optimizer"):
         optimizer = build(options.optimizer, "optimizer")(ddpm.model.parameters())
     with naming("ema"):
-        ema = build(options.ema, "ema")(ddpm.model)
+        ema = build(options.ema, "ema")(ddpm.model, replica)
     batches = Batches(images, settings.batch_size, seed=options.seed, rank=ranks.rank, ranks=ranks.size)
+    resident = None
+    if isinstance(images.pixels, np.ndarray) and compute.has_room_for(images.pixels.nbytes):
+        resident = torch.from_numpy(images.pixels).to(compute.device)
     trainer = Trainer(
         ddpm,
         batches,
@@ -100,8 +115,35 @@ def prepare(options: Options, ranks: "Ranks") -> "tuple[Trainer, Sampler]":
         seed=options.seed,
         timesteps=timesteps,
         ranks=ranks,
+        resident=resident,
     )
     return trainer, sampler
+
+
+def _check_loop(settings: "Settings", compute: "Compute", ranks: "Ranks") -> None:
+    """Raise ValueError unless every process gets as many images, and every option has an effect here."""
+    parts = 1 if settings.accumulate == "auto" else settings.accumulate
+    if settings.batch_size % (ranks.size * parts) != 0:
+        raise ValueError(
+            f"batch_size {settings.batch_size} cannot be divided among {ranks.size} processes with accumulate {parts}"
+        )
+    if settings.shard and ranks.size == 1:
+        raise ValueError("shard=true has an effect only with several processes, as torchrun starts them")
+    if settings.compile == "graphs" and compute.device.type != "cuda":
+        raise ValueError(f"compile=graphs has an effect only on CUDA, not on {compute}")
+
+
+def _with_accumulate(
+    settings: "Settings", ddpm: "DDPM", compute: "Compute", image_shape: tuple[int, int, int], ranks: "Ranks"
+) -> "Settings":
+    """`accumulate` as small as every rank's memory allows."""
+    from ddpm_cli.training.fitting import smallest_accumulate
+
+    share = settings.batch_size // ranks.size
+    with naming("trainer"):
+        # What fits on the smallest GPU is what all do.
+        found = ranks.most(smallest_accumulate(ddpm, compute, image_shape, share))
+    return replace(settings, accumulate=found)
 
 
 def pixels(shape: tuple[int, int, int]) -> str:

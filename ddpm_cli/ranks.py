@@ -1,10 +1,12 @@
 """Several processes that train one model together, as torchrun starts them: which this is, what they tell each other.
 
-Rank 0 decides, logs and saves. Every rank holds the whole network and computes its part of each batch.
+Rank 0 decides, logs and saves. Every rank holds the whole network, or a part of it (`ddpm_cli.sharding`), and computes
+its part of each batch.
 """
 
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,14 +15,17 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from ddpm_cli.diffusion.ddpm import DDPM
+from ddpm_cli.sharding import is_sharded, own_parts, whole
 
 T = TypeVar("T")
 
 # How long a rank waits for the others: longer than a preview or a save of rank 0 takes.
 TIMEOUT = timedelta(minutes=30)
+ANY_TIME = timedelta(days=365)  # where ranks work on their own: one that has died is noticed without a time-out
 
 
 class LostRankError(RuntimeError):
@@ -56,12 +61,21 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any rank."""
+        return bool(self.most(int(flag)))
+
+    def most(self, value: int) -> int:
+        """The largest `value` of all ranks."""
         if self.size == 1:
-            return flag
-        flags = torch.tensor(int(flag))
+            return value
+        values = torch.tensor(value)
         with self.answering():
-            dist.all_reduce(flags, dist.ReduceOp.MAX)
-        return bool(flags)
+            dist.all_reduce(values, dist.ReduceOp.MAX)
+        return int(values)
+
+    def finite(self, tensor: Tensor) -> bool:
+        """Whether a tensor, of which every rank holds all or a part, has only finite numbers."""
+        (part,) = own_parts([tensor])
+        return not self.any(not torch.isfinite(part).all())
 
     def gather(self, part: Tensor) -> Tensor:
         """The parts of all ranks, of equal shapes, one after another along the first dimension."""
@@ -72,6 +86,36 @@ class Ranks:
             dist.all_gather(parts, part)
         return torch.cat(parts)
 
+    def first(self, value: T | None) -> T | None:
+        """The value of the first rank that has one, on every rank; anything that pickles."""
+        if self.size == 1:
+            return value
+        values: list[Any] = [None] * self.size
+        with self.answering():
+            dist.all_gather_object(values, value)
+        return next((found for found in values if found is not None), None)
+
+    def meeting(self) -> Callable[[], None]:
+        """What each rank is to call when it has done work of its own; all of them make it together.
+
+        It returns once every rank has called it, however late that is, and answers signals meanwhile.
+        """
+        if self.size == 1:
+            return lambda: None
+        with self.answering():
+            group = dist.new_group(backend="gloo", timeout=ANY_TIME)
+        assert isinstance(group, dist.ProcessGroup)
+
+        def meet() -> None:
+            with self.answering():
+                work = dist.all_reduce(torch.zeros(1), group=group, async_op=True)
+                while work is not None and not work.is_completed():
+                    time.sleep(0.01)
+                if work is not None:
+                    work.wait()
+
+        return meet
+
     def answering(self) -> AbstractContextManager:
         """Turns what a broken connection raises inside into `LostRankError`."""
         return nullcontext() if self.size == 1 else _answering()
@@ -80,15 +124,29 @@ class Ranks:
         """Return when every rank has called this."""
         self.any(False)
 
+    def whole_on_main(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """On rank 0 all tensors in one piece; those that are sharded come to its CPU. On the others nothing."""
+        kept = {}
+        for name, tensor in tensors:
+            with self.answering():
+                complete = whole(tensor)
+            if self.main:
+                kept[name] = complete if complete is tensor else complete.cpu()
+        return kept
+
     def parallel(self, ddpm: DDPM) -> DDPM:
         """The same diffusion around a network whose backward pass averages the gradients over all ranks."""
-        if self.size == 1:
+        if self.size == 1 or is_sharded(ddpm.model):
             return ddpm
         ids = [ddpm.device] if ddpm.device.type == "cuda" else None
-        return ddpm.with_model(DistributedDataParallel(ddpm.model, device_ids=ids, broadcast_buffers=False))
+        return ddpm.with_model(
+            DistributedDataParallel(ddpm.model, ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        )
 
     def without_averaging(self, ddpm: DDPM) -> AbstractContextManager:
         """Inside, the backward pass of what `parallel` returned only adds up this rank's own gradients."""
+        if isinstance(ddpm.model, FSDPModule):
+            return _without_reduction(ddpm.model)
         return ddpm.model.no_sync() if isinstance(ddpm.model, DistributedDataParallel) else nullcontext()
 
 
@@ -101,6 +159,15 @@ def join() -> Ranks:
         with _answering():
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     return Ranks(dist.get_rank(), size, int(os.environ["LOCAL_RANK"]))
+
+
+@contextmanager
+def _without_reduction(model: FSDPModule) -> Iterator[None]:
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from ddpm_cli.config import ConfigError, is_node, nearest
 CHANGEABLE = (
     *("name", "output_dir"),
     *("trainer.steps", "trainer.accumulate", "trainer.device", "trainer.checkpoint_activations"),
+    *("trainer.shard", "trainer.compile"),
     *("trainer.deterministic", "trainer.log_every", "trainer.preview_every", "trainer.preview_images"),
     *("trainer.checkpoint_every", "trainer.keep_last", "trainer.keep_every"),
     *("data.path", "data.root", "data.download", "data.workers", "data.cache_dir", "data.memory_mb", "data.on_bad"),

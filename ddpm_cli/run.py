@@ -42,7 +42,7 @@ def check_space(directory: Path, trainer: Trainer) -> None:
         OSError: saying how much there is and how much it takes.
     """
     settings = trainer.settings
-    size = checkpoint.size(trainer.ema.model.state_dict(), trainer.state())
+    size = checkpoint.size(trainer.ema.model.state_dict(), trainer.state())  # sharded tensors know their whole size
     if trainer.step == 0:  # the optimizer will add two moments to every parameter
         size += 2 * sum(p.numel() * p.element_size() for p in trainer.ddpm.parameters())
     remaining = settings.steps - trainer.step
@@ -134,24 +134,25 @@ class Run:
 
     def _train(self, monitor: Monitor | None) -> None:
         trainer = self.trainer
-        if monitor is not None and self._preview_is_missing():
+        if self._preview_is_missing():
             self._preview(monitor)
         self._end_if_asked(monitor)
         for progress in trainer.run():
-            if monitor is not None:
-                self._after_step(monitor, progress)
+            self._after_step(monitor, progress)
             if trainer.step < trainer.settings.steps:
                 self._end_if_asked(monitor)
-        if monitor is not None and self._preview_is_missing():  # asked to stop, but nothing else is left to do
+        if self._preview_is_missing():  # asked to stop, but nothing else is left to do
             self._preview(monitor, to_the_end=True)
         trainer.ranks.wait()
 
-    def _after_step(self, monitor: Monitor, progress: Progress | None) -> None:
+    def _after_step(self, monitor: Monitor | None, progress: Progress | None) -> None:
         settings = self.trainer.settings
-        monitor.bar.update()
         if progress is not None:
-            monitor.progress(progress)
             self.loss = progress.loss
+        if monitor is not None:
+            monitor.bar.update()
+            if progress is not None:
+                monitor.progress(progress)
         if self._due(settings.preview_every):
             self._preview(monitor)
         if self._due(settings.checkpoint_every) or self.trainer.step == settings.steps:
@@ -162,7 +163,7 @@ class Run:
         trainer = self.trainer
         if not trainer.ranks.any(self.stop.requested):
             return
-        if monitor is not None and self.saved_step != trainer.step:
+        if self.saved_step != trainer.step:
             self._save(monitor)
         trainer.ranks.wait()  # a launcher ends the others as soon as one has gone
         raise Stopped(
@@ -174,7 +175,7 @@ class Run:
         step = self.trainer.step
         return every > 0 and (step % every == 0 or step == self.trainer.settings.steps)
 
-    # What the main process writes ------------------------------------------------------------------------------------
+    # What a run leaves: rank 0, which alone has a monitor, writes it; every rank takes part in making it --------------
 
     def _begin(self, warnings: Sequence[str]) -> None:
         for warning in warnings:
@@ -196,10 +197,13 @@ class Run:
             log.info(f"classes  from 0 on: {', '.join([*images.class_names[:CLASSES_SHOWN], *more])}")
         if skipped:
             log.warning(f"skipped  {len(skipped):,} bad images, listed in {run_directory.SKIPPED_FILE}")
-        log.info(f"network  {type(trainer.ddpm.model).__name__}, {parameters:,} parameters")
+        log.info(f"network  {self.options.model['_target_'].rpartition('.')[2]}, {parameters:,} parameters")
         together = f", {trainer.ranks.size} processes" if trainer.ranks.size > 1 else ""
-        log.info(f"device   {trainer.compute}{together}")
-        log.info(f"steps    {settings.steps:,} of batch {settings.batch_size} ({epochs:,.1f} epochs)")
+        sharded = ", sharded" if settings.shard else ""
+        compiled = ", compiled" if settings.compiles(trainer.compute.device.type) else ""
+        log.info(f"device   {trainer.compute}{together}{sharded}{compiled}")
+        parts = f" in {settings.parts} parts" if settings.parts > 1 else ""
+        log.info(f"steps    {settings.steps:,} of batch {settings.batch_size}{parts} ({epochs:,.1f} epochs)")
         log.info(f"run      {self.directory}")
         if self.first_step > 0:
             log.info(f"resumed  at step {self.first_step:,}")
@@ -222,33 +226,60 @@ class Run:
         """Whether the run was stopped in the middle of this step's preview."""
         step, pictures = self.trainer.step, self.directory / run_directory.PREVIEWS
         due = step > 0 and self._due(self.trainer.settings.preview_every)
-        return due and not (pictures / f"step_{step:08d}.png").exists()
+        return due and self.trainer.ranks.from_main(not (pictures / f"step_{step:08d}.png").exists())
 
-    def _preview(self, monitor: Monitor, *, to_the_end: bool = False) -> None:
+    def _preview(self, monitor: Monitor | None, *, to_the_end: bool = False) -> None:
+        self.trainer.settle()
         images = self._sample(to_the_end)
-        if images is not None:
+        if images is not None and monitor is not None:
             monitor.preview(self.trainer.step, images)
 
     def _sample(self, to_the_end: bool) -> Tensor | None:
-        """uint8 EMA samples `[N, C, H, W]` from noise that is the same at every step; None if stopped meanwhile."""
-        trainer = self.trainer
+        """uint8 EMA samples `[N, C, H, W]` from noise that is the same at every step; None if stopped meanwhile.
+
+        Every rank draws its share, so that none waits for another one's.
+        """
+        trainer, ranks, wanted = self.trainer, self.trainer.ranks, self.trainer.settings.preview_images
+        share = -(-wanted // ranks.size)  # some ranks may draw images that nobody asked for
+        indices = range(ranks.rank * share, (ranks.rank + 1) * share)
         ddpm = trainer.ddpm.with_model(trainer.ema.model)
         labels = None
         if ddpm.num_classes is not None:
-            labels = torch.arange(trainer.settings.preview_images, device=trainer.compute.device) % ddpm.num_classes
-        indices = range(trainer.settings.preview_images)
+            labels = torch.tensor(indices, device=trainer.compute.device) % ddpm.num_classes
         noise = ImageNoise(self.options.seed, indices, trainer.batches.images.shape, trainer.compute.device)
         x = None
         with trainer.compute.autocast():
             for state in ddpm.sample_states(noise, self.sampler, denoise=ddpm.denoiser(labels)):
-                if self.stop.requested and not to_the_end:
+                if ranks.any(self.stop.requested) and not to_the_end:
                     return None
                 x = state.x
-        return None if x is None else to_uint8(x)
+        return None if x is None else ranks.gather(to_uint8(x))[:wanted]
 
     def _save(self, monitor: Monitor | None, *, remove_old: bool = True) -> None:
+        """Save a checkpoint, to which sharded ranks bring their parts; returns when it is safe.
+
+        Raises:
+            NonFiniteError: if something in it is not finite: nothing was saved.
+            OSError: on rank 0, if it cannot be written.
+        """
+        trainer, ranks = self.trainer, self.trainer.ranks
+        ema = ranks.whole_on_main(trainer.ema.model.state_dict().items())
+        training = ranks.whole_on_main(trainer.state().items())
+        snapshot = ranks.whole_on_main(trainer.ema.snapshot().items())
+        if ranks.main:
+            self._write(monitor, ema, training, snapshot, remove_old=remove_old)
+        self.saved_step = trainer.step
+
+    def _write(
+        self,
+        monitor: Monitor | None,
+        ema: dict[str, Tensor],
+        training: dict[str, Tensor],
+        snapshot: dict[str, Tensor],
+        *,
+        remove_old: bool,
+    ) -> None:
         trainer, settings = self.trainer, self.trainer.settings
-        ema, training = trainer.ema.model.state_dict(), trainer.state()
         for name, tensor in (*ema.items(), *training.items()):
             if tensor.is_floating_point() and not name.startswith("unlogged.") and not torch.isfinite(tensor).all():
                 raise NonFiniteError(f"{name} is not finite after step {trainer.step - 1}: nothing was saved")
@@ -256,12 +287,10 @@ class Run:
             monitor.flush()
         directory = self.directory / run_directory.CHECKPOINTS
         description = _described(trainer, self.options)
-        snapshot = trainer.ema.snapshot()
         if snapshot and trainer.ema.updates > 0:
             averages = self.directory / run_directory.AVERAGES
             checkpoint.save_snapshot(averages, snapshot, description, updates=trainer.ema.updates)
         checkpoint.save(directory, ema=ema, training=training, description=description)
-        self.saved_step = trainer.step
         if remove_old:
             try:
                 checkpoint.remove_old(directory, keep_last=settings.keep_last, keep_every=settings.keep_every)
@@ -280,7 +309,7 @@ class Run:
 
     def _replay(self) -> str:
         """Save the state that the step started from, so that resuming replays exactly this step."""
-        if self.trainer.ranks.main and self.saved_step != self.trainer.step:
+        if self.saved_step != self.trainer.step:
             try:
                 self._save(None, remove_old=False)
             except (OSError, NonFiniteError) as error:
@@ -289,12 +318,14 @@ class Run:
 
     def _what_needs_less_memory(self) -> str:
         settings = self.trainer.settings
-        at_a_time = settings.batch_size // (settings.accumulate * self.trainer.ranks.size)
-        ways = [f"trainer.accumulate={2 * settings.accumulate} (now {at_a_time} images at a time)"]
+        at_a_time = settings.batch_size // (settings.parts * self.trainer.ranks.size)
+        ways = [f"trainer.accumulate={2 * settings.parts} or auto (now {at_a_time} images at a time)"]
         if not settings.checkpoint_activations:
             ways.append("trainer.checkpoint_activations=true")
         if settings.preview_images > at_a_time:
             ways.append(f"trainer.preview_images={at_a_time}")
+        if self.trainer.ranks.size > 1 and not settings.shard:
+            ways.append("trainer.shard=true")
         return (
             f"out of memory with batch_size {settings.batch_size} on {self.trainer.compute}; "
             f"what takes less: {', '.join(ways)}"

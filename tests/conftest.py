@@ -17,9 +17,18 @@ from commands import TINY_RUN, train
 
 from ddpm_cli import sample as sample_command
 from ddpm_cli.data import decode
+from ddpm_cli.ending import Stop
 from ddpm_cli.sweep import SweepReport
 
 torch.set_num_threads(1)  # the networks here are tiny: a second thread costs them more than it gives
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
 
 
 @pytest.fixture
@@ -66,6 +75,7 @@ def sample_here(tmp_path: Path, monkeypatch) -> Callable[..., subprocess.Complet
     def run(*arguments: str) -> subprocess.CompletedProcess:
         monkeypatch.setattr(sys, "argv", ["ddpm-sample", *arguments])
         monkeypatch.setattr(SweepReport, "failed", 0)
+        monkeypatch.setattr(Stop, "listen", lambda self: None)  # signals are for pytest here
         status, out, err = 0, io.StringIO(), io.StringIO()
         with mock.patch.dict(os.environ), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             os.environ.pop("HYDRA_FULL_ERROR", None)  # which the command sets

@@ -207,7 +207,7 @@ def test_the_logged_loss_is_the_weighted_mean_and_so_is_the_gradient():
     twin.load_state({name: value.clone() for name, value in trainer.state().items()}, trainer.ema.model.state_dict())
     drawn, noise = twin._draw(torch.Size((1, 8, 8)))
     assert drawn.weights.std() > 0.05
-    pixels, _, labels = next(twin.batches.prefetch(6))
+    pixels, labels = twin.batches.load(6), twin.batches.labels(6)
     losses = twin.ddpm.losses(pixels / 127.5 - 1, drawn.t, noise, twin._drop_labels(labels))
     (drawn.weights * losses).mean().backward()
     next(steps)

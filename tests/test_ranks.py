@@ -5,22 +5,26 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import TINY, TINY_RUN, only, train
+from PIL import Image
 from safetensors.torch import load_file
 
 from ddpm_cli.data.batches import Batches
 from ddpm_cli.data.sources import digits
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "ddpm_cli.train"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+TRAIN = ("-m", "ddpm_cli.train")
 
 
-def begin(*arguments: str, cwd: Path) -> subprocess.Popen:
+def begin(*arguments: str, cwd: Path, program: Sequence[str] = TRAIN) -> subprocess.Popen:
     return subprocess.Popen(
-        [*TORCHRUN, *arguments],
+        [*TORCHRUN, *program, *arguments],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -30,24 +34,28 @@ def begin(*arguments: str, cwd: Path) -> subprocess.Popen:
     )
 
 
-def test_two_ranks_do_what_one_does(tmp_path: Path):
-    """Up to the order in which float32 sums are made: losses, gradient norms and weights agree."""
+@pytest.mark.parametrize("shard", ["false", "true"])
+def test_two_ranks_do_what_one_does(shard: str, tmp_path: Path):
+    """Up to the order in which float32 sums are made: losses, gradient norms, weights and previews agree."""
     options = [
         *TINY_RUN,
         "trainer.accumulate=2",
+        "trainer.preview_images=5",  # of which one process draws 3 and the other 2
         "data.num_classes=10",
         "variance=learned_range",
         "loss=hybrid",
         "prediction=v",
+        "ema.decays=[0.99,0.5]",
         "ema.posthoc=[0.1]",
         "timesteps=loss_aware",
         "timesteps.history=1",
         "schedule.timesteps=6",  # each is seen in the first two steps, and losses decide what the last two draw
     ]
-    together = begin(*options, "name=two", cwd=tmp_path)
+    together = begin(*options, "name=two", f"trainer.shard={shard}", cwd=tmp_path)
     out, error = together.communicate(timeout=120)
     assert together.returncode == 0, error
-    assert out.count("device   cpu, fp32, 2 processes") == 1, "one of them speaks"
+    sharded = ", sharded" if shard == "true" else ""
+    assert out.count(f"device   cpu, fp32, 2 processes{sharded}\n") == 1, "one of them speaks"
     alone = train(*options, "name=one", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     one, two = (only(tmp_path / "outputs" / name) for name in ("one", "two"))
@@ -61,12 +69,72 @@ def test_two_ranks_do_what_one_does(tmp_path: Path):
             torch.testing.assert_close(
                 others[name], value, rtol=1e-3, atol=1e-5, msg=lambda says, name=name: f"{name}: {says}"
             )
+    previews = [Image.open(run / "previews" / "step_00000004.png").convert("L") for run in (one, two)]
+    ours, theirs = (np.asarray(preview).astype(int) for preview in previews)
+    assert np.abs(ours - theirs).max() <= 1
     first = load_file(one / "checkpoints" / "step_00000002" / "training.safetensors")
     assert (first["timesteps.seen"] > 0).all(), "from here on t is not uniform"
     # What two have saved one can go on with, and the other way round.
-    resumed = train(f"resume={two}", "trainer.steps=6", cwd=tmp_path)
+    resumed = train(f"resume={two}", "trainer.steps=6", "trainer.shard=false", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    assert begin(f"resume={one}", "trainer.steps=6", cwd=tmp_path).wait(timeout=120) == 0
+    other_way = begin(f"resume={one}", "trainer.steps=6", f"trainer.shard={shard}", cwd=tmp_path)
+    _, error = other_way.communicate(timeout=120)
+    assert other_way.returncode == 0, error
+    ours, theirs = (load_file(run / "checkpoints" / "step_00000006" / "ema.safetensors") for run in (one, two))
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_shards_resume_bit_for_bit(tmp_path: Path):
+    options = [*TINY_RUN, "trainer.shard=true", "trainer.preview_every=0", "model.dropout=0.2"]
+    straight = begin(*options, "name=straight", cwd=tmp_path)
+    _, error = straight.communicate(timeout=120)
+    assert straight.returncode == 0, error
+    stopped = begin(*options, "trainer.steps=2", "name=stopped", cwd=tmp_path)
+    assert stopped.wait(timeout=120) == 0
+    directories = [only(tmp_path / "outputs" / name) for name in ("straight", "stopped")]
+    resumed = begin(f"resume={directories[1]}", "trainer.steps=4", cwd=tmp_path)
+    _, error = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, error
+    for kept in ("ema", "training"):
+        paths = [directory / "checkpoints" / "step_00000004" / f"{kept}.safetensors" for directory in directories]
+        ours, theirs = map(load_file, paths)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_shards_are_smaller_than_the_whole(tmp_path: Path):
+    """Each of two processes holds about half of parameters, moments and averages."""
+    code = (
+        "from ddpm_cli.training.trainer import Trainer\n"
+        "from ddpm_cli.sharding import own_parts\n"
+        "step = Trainer.train_step\n"
+        "def counting(self, batch):\n"
+        "    result = step(self, batch)\n"
+        "    kept = [*self.ddpm.parameters(), *self.ema.model.parameters()]\n"
+        "    kept += [parameter.grad for parameter in self.ddpm.parameters()]\n"
+        "    kept += [m for state in self.optimizer.state.values() for n, m in state.items() if n != 'step']\n"
+        "    share = sum(part.numel() for part in own_parts(kept)) / sum(whole.numel() for whole in kept)\n"
+        "    print(f'share {share:.3f}', flush=True)\n"
+        "    return result\n"
+        "Trainer.train_step = counting\n"
+        "from ddpm_cli.train import main; main()"
+    )
+    (tmp_path / "counting.py").write_text(code)
+    options = [*TINY_RUN, "trainer.shard=true", "trainer.steps=1", "trainer.preview_every=0"]
+    process = begin(*options, cwd=tmp_path, program=["counting.py"])
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    shares = [float(line.removeprefix("share ")) for line in out.splitlines() if line.startswith("share ")]
+    assert len(shares) == 2
+    assert all(0.45 < share < 0.55 for share in shares)
+
+
+def test_a_shard_of_one_process_is_refused(tmp_path: Path):
+    done = train(*TINY_RUN, "trainer.shard=true", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "ddpm-train: trainer: shard=true has an effect only with several processes, as torchrun starts them\n"
+    )
 
 
 def test_a_signal_to_one_rank_stops_both_saved(tmp_path: Path):
@@ -98,8 +166,8 @@ def test_the_parts_of_the_ranks_make_up_the_batch():
     for step in (0, 149, 150):
         assert torch.equal(torch.cat([part.load(step) for part in parts]), whole.load(step))
     streams = [part.prefetch(7) for part in (whole, *parts)]
-    (pixels, flips, _), *others = (next(stream) for stream in streams)
-    assert torch.equal(torch.cat([other[0] for other in others]), pixels)
-    assert torch.equal(torch.cat([other[1] for other in others]), flips)
+    (indices, pixels, flips, _), *others = (next(stream) for stream in streams)
+    for i, expected in enumerate((indices, pixels, flips)):
+        assert torch.equal(torch.cat([other[i] for other in others]), expected)
     with pytest.raises(ValueError, match="batch_size 10 cannot be divided among 3 processes"):
         Batches(images, 10, seed=0, ranks=3)

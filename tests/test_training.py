@@ -6,53 +6,20 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from trainers import assert_same_state, make_trainer, run
 
 from ddpm_cli import checkpoint
 from ddpm_cli.checkpoint import Description
 from ddpm_cli.data.batches import Batches
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.data.sources import digits
-from ddpm_cli.devices import choose_compute
-from ddpm_cli.diffusion.ddpm import DDPM
-from ddpm_cli.diffusion.schedule import cosine
-from ddpm_cli.models.unet import UNet
 from ddpm_cli.seeds import ImageNoise
 from ddpm_cli.training import learning_rate
 from ddpm_cli.training.ema import EMA
 from ddpm_cli.training.optimizers import adam, adamw
 from ddpm_cli.training.settings import Settings
 from ddpm_cli.training.trainer import NonFiniteError, Trainer
-
-
-def make_trainer(*, seed: int = 0, dropout: float = 0.0, decay: float = 0.99, optimizer=adamw, **settings) -> Trainer:
-    images = digits(image_size=8)
-    compute = choose_compute("cpu", "fp32")
-    torch.manual_seed(seed)
-    unet = UNet(8, 1, 16, (1, 2), 1, (4,), dropout, norm_groups=4)
-    compute.place(unet)
-    options = {"steps": 6, "batch_size": 16, "log_every": 1, "device": "cpu"} | settings
-    return Trainer(
-        DDPM(unet, cosine(100)),
-        Batches(images, options["batch_size"], seed=seed),
-        optimizer=optimizer(unet.parameters(), lr=2e-3),
-        ema=EMA(unet, decays=[decay]),
-        settings=Settings(**options),
-        compute=compute,
-        seed=seed,
-    )
-
-
-def run(trainer: Trainer) -> list[float]:
-    return [progress.losses.mean().item() for progress in trainer.run() if progress is not None]
-
-
-def assert_same_state(one: Trainer, other: Trainer) -> None:
-    assert one.state().keys() == other.state().keys()
-    for name, value in one.state().items():
-        assert torch.equal(value, other.state()[name]), name
-    averages, others = one.ema.model.state_dict(), other.ema.model.state_dict()
-    for name, value in averages.items():
-        assert torch.equal(value, others[name]), name
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +142,86 @@ def test_what_is_not_finite_stops_the_run_before_it_reaches_anything(where: str)
         assert torch.equal(value, average[name]), name
 
 
+def faulty(*, late: bool, where: str, log_every: int = 4) -> Trainer:
+    """Its step 5 of 8 is not finite; what follows would be."""
+    trainer = make_trainer(steps=8, log_every=log_every, dropout=0.2)
+    trainer.looks_late = late
+    if where == "loss":
+        trainer.ddpm.weighting = lambda log_snr, _: torch.full_like(log_snr, float("nan") if trainer.step == 5 else 1.0)
+    else:
+        bias = trainer.ddpm.model.get_parameter("conv_out.bias")
+        bias.register_hook(lambda grad: grad * (float("inf") if trainer.step == 5 else 1.0))
+    return trainer
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_not_finite_has_no_effect_where_the_host_looks_late(where: str):
+    """As on a GPU: the host goes on for two steps more, and then comes back to the state that step 5 began with."""
+    at_once, late = faulty(late=False, where=where), faulty(late=True, where=where)
+    messages = []
+    for trainer in (at_once, late):
+        with pytest.raises(NonFiniteError) as raised:
+            run(trainer)
+        messages.append(str(raised.value))
+        assert trainer.step == 5
+        assert trainer.ema.updates == 5
+    assert messages[0] == messages[1]
+    assert f"the {where} at step 5 is not finite" in messages[1]
+    ours, theirs = late.state(), at_once.state()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+    for ours, theirs in zip(late.ema.model.parameters(), at_once.ema.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_looking_late_changes_nothing_in_a_run_without_faults():
+    one, other = make_trainer(dropout=0.2), make_trainer(dropout=0.2)
+    other.looks_late = True
+    assert run(one) == run(other)
+    assert one.state().keys() == other.state().keys()
+    for name, value in one.state().items():
+        assert torch.equal(value, other.state()[name]), name
+    for ours, theirs in zip(one.ema.model.parameters(), other.ema.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_state_is_not_given_away_before_it_is_known_to_be_good():
+    trainer = faulty(late=True, where="loss", log_every=100)
+    steps = trainer.run()
+    for _ in range(7):
+        next(steps)
+    with pytest.raises(NonFiniteError, match="the loss at step 5 is not finite"):
+        trainer.state()
+
+
+def test_a_step_asks_nothing_of_the_device_where_the_host_looks_late():
+    """Whatever turns a tensor into a number would make the host wait for a GPU."""
+    trainer = make_trainer(steps=3)
+    trainer.looks_late = True
+    batch = trainer.batches.batch(0)
+    with Asked() as asked:
+        trainer.train_step(batch)
+    assert asked.seen == []
+    with Asked() as asked:
+        trainer.settle()
+    assert asked.seen == ["_local_scalar_dense"]
+
+
+class Asked(TorchDispatchMode):
+    """Notes every operation that hands a number from a tensor to Python, or whose result's size depends on one."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero"):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
 def test_a_float16_overflow_is_skipped_and_counted():
     """The scaler is what CUDA uses; on a CPU it is switched on here to see that nothing moves, EMA included."""
     trainer = make_trainer(steps=2)
@@ -275,6 +322,10 @@ def test_the_learning_rate_reaches_the_optimizer():
         ({"batch_size": 10, "accumulate": 3}, "accumulate 3 does not divide batch_size 10"),
         ({"grad_clip": 0.0}, "grad_clip must be positive"),
         ({"preview_every": -1}, "preview_every must not be negative"),
+        ({"accumulate": "some"}, "accumulate must be a number or auto, got 'some'"),
+        ({"compile": "yes"}, "compile must be true, false, auto or graphs, got 'yes'"),
+        ({"shard": True, "compile": True}, "with shard=true choose compile=false or auto"),
+        ({"shard": True, "accumulate": "auto"}, "with shard=true say the number"),
         ({"keep_last": 0}, "keep_last must be at least 1"),
         ({"keep_every": 300, "checkpoint_every": 200}, "keep_every 300 must be a multiple of checkpoint_every 200"),
         ({"lr_decay": "cosin"}, "lr_decay must be one of constant, cosine, linear, got 'cosin'"),

@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ddpm_cli.averages import check_widths, ema_prefix, exponent, newest_weight, posthoc_prefix
+from ddpm_cli.sharding import own_parts, part_for
 
 
 class EMA:
@@ -19,6 +21,7 @@ class EMA:
     Args:
         model: the network to follow. `self.model` is a copy in eval mode that holds the average of the first decay;
             its buffers are copied, not averaged.
+        replica: that copy, where it has been made already; None: it is made here.
         decays: d of each exponential average, in [0, 1); 0 makes the average the network itself.
         posthoc: relative width sigma_rel of each power-function average, at most 8 of them, from 0.001 up to below
             1 / sqrt(12).
@@ -28,7 +31,14 @@ class EMA:
             widths.
     """
 
-    def __init__(self, model: nn.Module, *, decays: Sequence[float] = (0.9999,), posthoc: Sequence[float] = ()):
+    def __init__(
+        self,
+        model: nn.Module,
+        replica: nn.Module | None = None,
+        *,
+        decays: Sequence[float] = (0.9999,),
+        posthoc: Sequence[float] = (),
+    ):
         if len(decays) == 0:
             raise ValueError("decays must hold at least one; decays=[0.0] makes the average the network itself")
         for decay in decays:
@@ -43,7 +53,7 @@ class EMA:
         self.decays = tuple(float(decay) for decay in decays)
         self.posthoc = tuple(float(width) for width in posthoc)
         self.updates = 0
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = (copy.deepcopy(model) if replica is None else replica).eval().requires_grad_(False)
         # The parameters of the further averages, each list in the order and the memory format of the network's.
         self._exponential = {decay: _copies(model) for decay in self.decays[1:]}
         self._power = {width: _copies(model) for width in self.posthoc}
@@ -55,12 +65,14 @@ class EMA:
         return self._current(self.decays[0])
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        _follow(list(self.model.parameters()), model, 1 - self.current_decay)
+    def update(self, model: nn.Module, *, unless: Tensor | None = None) -> None:
+        """Follow the network by one optimizer step, of which the parameters stay where they are if `unless` is 1."""
+        follow = partial(_follow, list(model.parameters()), unless=unless)
+        follow(list(self.model.parameters()), 1 - self.current_decay)
         for decay, averages in self._exponential.items():
-            _follow(averages, model, 1 - self._current(decay))
+            follow(averages, 1 - self._current(decay))
         for width, averages in self._power.items():
-            _follow(averages, model, newest_weight(self.updates + 1, self._gamma[width]))
+            follow(averages, newest_weight(self.updates + 1, self._gamma[width]))
         for copied, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             copied.copy_(buffer)
         self.updates += 1
@@ -88,7 +100,7 @@ class EMA:
         for name, tensor in own.items():
             if tensor.shape != state[name].shape:
                 raise ValueError(f"{name} is {list(state[name].shape)}, should be {list(tensor.shape)}")
-            tensor.copy_(state[name])
+            tensor.copy_(part_for(tensor, state[name]))
 
     def snapshot(self) -> dict[str, Tensor]:
         """The parameters of the power-function averages, to be kept for good."""
@@ -113,5 +125,11 @@ def _copies(model: nn.Module) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-def _follow(averages: list[Tensor], model: nn.Module, weight: float) -> None:
-    torch._foreach_lerp_(averages, list(model.parameters()), weight)  # pyright: ignore[reportPrivateImportUsage]
+def _follow(parameters: list[Tensor], averages: list[Tensor], weight: float, *, unless: Tensor | None) -> None:
+    averages, parameters = own_parts(averages), own_parts(parameters)
+    if unless is None:
+        torch._foreach_lerp_(averages, parameters, weight)  # pyright: ignore[reportPrivateImportUsage]
+        return
+    steps = torch._foreach_sub(parameters, averages)  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_mul_(steps, weight * (1 - unless))  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_add_(averages, steps)  # pyright: ignore[reportPrivateImportUsage]

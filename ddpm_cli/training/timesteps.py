@@ -20,6 +20,8 @@ class Uniform:
         timesteps: T.
     """
 
+    learns = False  # whether `update` reads the losses of every step, for which a GPU has to be waited for
+
     def __init__(self, timesteps: int):
         self.timesteps = timesteps
 
@@ -67,6 +69,8 @@ class LossAware(Uniform):
     Raises:
         ValueError: if `history` < 1 or `uniform` lies outside (0, 1].
     """
+
+    learns = True
 
     def __init__(self, timesteps: int, *, history: int = 10, uniform: float = 0.001):
         super().__init__(timesteps)

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm_cli.data.batches import Batches, augment
+from ddpm_cli.data.batches import Batch, Batches, augment
 from ddpm_cli.devices import Compute
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.ranks import Ranks
 from ddpm_cli.seeds import derive_seed, generator
+from ddpm_cli.sharding import part_for, whole
 from ddpm_cli.training import learning_rate
 from ddpm_cli.training.ema import EMA
 from ddpm_cli.training.settings import Settings
@@ -27,7 +28,7 @@ class StepResult(NamedTuple):
     losses: Tensor  # [B], of the whole batch on every rank
     t: Tensor  # [B]
     weights: Tensor  # [B], by which the losses count
-    grad_norm: float  # before clipping
+    grad_norm: Tensor  # [], before clipping
     skipped: bool  # float16 overflow: nothing was changed
 
 
@@ -56,6 +57,14 @@ class Trainer:
     Nothing random is kept: the order and flips of the images are functions of (seed, step) in `Batches`, timesteps and
     noise are keyed on (seed, step) below and dropout on (seed, step, rank), so a run that is resumed draws what it
     would have drawn, and any number of ranks trains on the same stream of (image, t, noise).
+
+    A step whose loss or gradient is not finite changes nothing, and neither does any after it. On a CPU that is seen at
+    once. On a GPU the host would have to wait for every step to see it; there the device itself lets the steps pass
+    without effect (`found_inf` of torch's fused optimizers), and `settle` finds out when something is to be logged,
+    shown or saved, and goes back to that step.
+
+    Args:
+        resident: the set's pixels, uint8 `[N, C, H, W]` on the device, if they are there as a whole.
     """
 
     def __init__(
@@ -70,11 +79,13 @@ class Trainer:
         seed: int,
         timesteps: Uniform | None = None,
         ranks: Ranks | None = None,
+        resident: Tensor | None = None,
     ):
         self.ranks = Ranks() if ranks is None else ranks
         self.ddpm = ddpm
         self.parallel = self.ranks.parallel(ddpm)
         self.batches = batches
+        self.resident = resident
         self.optimizer = optimizer
         self.ema = ema
         self.timesteps = Uniform(ddpm.schedule.timesteps) if timesteps is None else timesteps
@@ -87,27 +98,56 @@ class Trainer:
         self.overflows = 0
         self.overflows_in_a_row = 0
         self.unlogged: list[StepResult] = []  # the steps since `run` last yielded a `Progress`
+        # What needs the host in every step: a scaler's overflows, timesteps that learn from losses, and an optimizer
+        # that cannot let a step pass by itself.
+        self.looks_late = (
+            compute.device.type == "cuda"
+            and not self.scaler.is_enabled()
+            and not self.timesteps.learns
+            and getattr(optimizer, "_step_supports_amp_scaling", False)
+        )
+        self._first_fault = torch.tensor(-1, device=compute.device)  # the step, where `looks_late`
 
-    def train_step(self, pixels: Tensor, flips: Tensor, labels: Tensor | None = None) -> StepResult:
-        """One optimizer step (DDPM, algorithm 1) on this rank's part of a batch, uint8 `[B / ranks, C, H, W]`.
-
-        Advances `self.step`.
+    def train_step(self, batch: Batch) -> StepResult:
+        """One optimizer step (DDPM, algorithm 1) on this rank's part of a batch. Advances `self.step`.
 
         Raises:
-            NonFiniteError: before anything has been changed.
+            NonFiniteError: before anything has been changed; where `looks_late`, `settle` does that.
         """
-        device = self.compute.device
-        x_0 = augment(pixels.to(device, non_blocking=True), flips.to(device, non_blocking=True))
+        losses, drawn, grad_norm = self._backward(batch)
+        finite = torch.isfinite(grad_norm) & torch.isfinite(losses).all()
+        if self.looks_late:
+            self._first_fault = torch.where(finite | (self._first_fault >= 0), self._first_fault, self.step)
+            skipped = False
+            self._update(grad_norm, fault=(self._first_fault >= 0).float())
+        else:
+            skipped = not finite
+            if skipped:
+                self._check_overflow(losses, drawn, grad_norm)
+            else:
+                self.overflows_in_a_row = 0
+                self._update(grad_norm)
+            self.scaler.update()
+        self.timesteps.update(drawn.t, losses)
+        self.step += 1
+        return StepResult(losses, *drawn, grad_norm, skipped)
+
+    def _backward(self, batch: Batch) -> tuple[Tensor, Draw, Tensor]:
+        """The gradients of this step. Returns the losses of the whole batch, its draw and the norm of the gradients."""
+        batch = batch.to(self.compute.device)
+        pixels = self.resident[batch.indices] if batch.pixels is None and self.resident is not None else batch.pixels
+        assert pixels is not None
+        x_0 = augment(pixels, batch.flips)
         drawn, noise = self._draw(x_0.shape[1:])
         own = (x_0, drawn.t[self.batches.part], drawn.weights[self.batches.part], noise[self.batches.part])
-        if labels is not None:
-            own += (self._drop_labels(labels).to(device, non_blocking=True),)
+        if batch.labels is not None:
+            own += (self._drop_labels(batch.labels),)
         torch.manual_seed(derive_seed(self.seed, "dropout", self.step, self.ranks.rank))
         self._set_learning_rate()
 
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
-        parts = self.settings.accumulate
+        parts = self.settings.parts
         micro_batches = zip(*(tensor.chunk(parts) for tensor in own), strict=True)
         for part, (images, t, weights, *rest) in enumerate(micro_batches, start=1):
             last = part == parts
@@ -116,45 +156,72 @@ class Trainer:
                     loss = self.parallel.losses(images, t, *rest)
                 self.scaler.scale((weights * loss).sum() / len(x_0)).backward()
             losses.append(loss.detach())
-        losses = self.ranks.gather(torch.cat(losses))
-
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.ddpm.parameters() if p.grad is not None]
-        grad_norm = torch.nn.utils.get_total_norm(gradients)
-        finite = bool(torch.isfinite(grad_norm))
-        overflows_in_a_row = 0 if finite else self.overflows_in_a_row + 1
-        # A gradient scaled for float16 may overflow now and then: the step is skipped and the scale lowered.
-        may_skip = self.scaler.is_enabled() and overflows_in_a_row <= MOST_OVERFLOWS_IN_A_ROW
-        if not (torch.isfinite(losses).all() and (finite or may_skip)):
+        with self.ranks.answering():
+            grad_norm = whole(torch.nn.utils.get_total_norm(gradients))
+        return self.ranks.gather(torch.cat(losses)), drawn, grad_norm
+
+    def _update(self, grad_norm: Tensor, fault: Tensor | None = None) -> None:
+        """Clip, step, average; nothing of it has an effect where `fault` is 1."""
+        if self.settings.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.ddpm.parameters(), self.settings.grad_clip, grad_norm)
+        if fault is None:
+            self.scaler.step(self.optimizer)
+        else:
+            # What a GradScaler would tell a fused optimizer.
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, fault  # pyright: ignore[reportAttributeAccessIssue]
+            self.optimizer.step()
+        self.ema.update(self.ddpm.model, unless=fault)
+
+    def _check_overflow(self, losses: Tensor, drawn: Draw, grad_norm: Tensor) -> None:
+        """Count a gradient that overflowed in float16: the step is skipped and the scale lowered.
+
+        Raises:
+            NonFiniteError: if it is anything else that is not finite, or there were too many in a row.
+        """
+        may_skip = self.scaler.is_enabled() and self.overflows_in_a_row < MOST_OVERFLOWS_IN_A_ROW
+        if not (torch.isfinite(losses).all() and may_skip):
             message = self._describe_non_finite(losses, drawn.t)
             self.optimizer.zero_grad(set_to_none=True)
             raise NonFiniteError(message)
-        if finite:
-            if self.settings.grad_clip is not None:
-                torch.nn.utils.clip_grads_with_norm_(self.ddpm.parameters(), self.settings.grad_clip, grad_norm)
-            self.scaler.step(self.optimizer)
-            self.ema.update(self.ddpm.model)
-        else:
-            self.overflows += 1
-        self.timesteps.update(drawn.t, losses)
-        self.overflows_in_a_row = overflows_in_a_row
-        self.scaler.update()
-        self.step += 1
-        return StepResult(losses, *drawn, grad_norm.item(), skipped=not finite)
+        self.overflows_in_a_row += 1
+        self.overflows += 1
+
+    def settle(self) -> None:
+        """Wait for the device and make sure that every step so far was finite; costs nothing where each was looked at.
+
+        Raises:
+            NonFiniteError: if one was not; everything is then as that step found it.
+        """
+        fault = int(self._first_fault) if self.looks_late else -1
+        if fault < 0:
+            return
+        undone = self.step - fault
+        self.step = fault
+        self.ema.updates -= undone
+        del self.unlogged[len(self.unlogged) - undone :]
+        self._first_fault.fill_(-1)
+        losses, drawn, _ = self._backward(self.batches.batch(fault))  # once more, to see where it happens
+        message = self._describe_non_finite(losses, drawn.t)
+        self.optimizer.zero_grad(set_to_none=True)
+        raise NonFiniteError(message)
 
     def run(self) -> Iterator[Progress | None]:
         """Train up to `settings.steps`; after every step yields None, or the `Progress` when it is time to log."""
         self.ddpm.train()
         images, waited, since = 0, 0.0, time.perf_counter()
         pin_memory = self.compute.device.type == "cuda"
-        with closing(self.batches.prefetch(self.step, pin_memory=pin_memory)) as stream:
+        prefetched = self.batches.prefetch(self.step, pixels=self.resident is None, pin_memory=pin_memory)
+        with closing(prefetched) as stream:
             while self.step < self.settings.steps:
                 asked = time.perf_counter()
                 batch = next(stream)
                 waited += time.perf_counter() - asked
-                self.unlogged.append(self.train_step(*batch))
+                self.unlogged.append(self.train_step(batch))
                 images += self.settings.batch_size
                 if self.step % self.settings.log_every == 0 or self.step == self.settings.steps:
+                    self.settle()
                     elapsed = time.perf_counter() - since
                     progress = self._progress(images_per_second=images / elapsed, data_fraction=waited / elapsed)
                     self.unlogged = []
@@ -174,8 +241,9 @@ class Trainer:
 
     def _drop_labels(self, labels: Tensor) -> Tensor:
         """This rank's labels, -1 (none) in place of some: the network learns both (Ho & Salimans 2022, algorithm 1)."""
-        source = generator(self.seed, "labels", self.step)
-        dropped = torch.rand(self.settings.batch_size, generator=source) < self.settings.dropped_labels
+        source = generator(self.seed, "labels", self.step, device=labels.device)
+        drawn = torch.rand(self.settings.batch_size, generator=source, device=labels.device)
+        dropped = drawn < self.settings.dropped_labels
         return torch.where(dropped[self.batches.part], -1, labels)
 
     def _set_learning_rate(self) -> None:
@@ -187,7 +255,7 @@ class Trainer:
             group["lr"] = peak * factor
 
     def _progress(self, *, images_per_second: float, data_fraction: float) -> Progress:
-        kept = [result.grad_norm for result in self.unlogged if not result.skipped]
+        kept = [norm for norm, result in zip(self._grad_norms(), self.unlogged, strict=True) if not result.skipped]
         losses = torch.cat([result.losses for result in self.unlogged]).cpu()
         weights = torch.cat([result.weights for result in self.unlogged]).cpu()
         return Progress(
@@ -203,6 +271,10 @@ class Trainer:
             overflows=self.overflows,
         )
 
+    def _grad_norms(self) -> list[float]:
+        """Of the steps that are not in the log yet."""
+        return torch.stack([result.grad_norm for result in self.unlogged]).tolist()
+
     def _describe_non_finite(self, losses: Tensor, t: Tensor) -> str:
         bad = ~torch.isfinite(losses).cpu()
         what = "the loss" if bad.any() else "the gradient"
@@ -215,7 +287,7 @@ class Trainer:
             (
                 name
                 for name, parameter in self.ddpm.model.named_parameters()
-                if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+                if parameter.grad is not None and not self.ranks.finite(parameter.grad)
             ),
             "none, only their norm",
         )
@@ -227,7 +299,14 @@ class Trainer:
     # State -------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        """Everything besides the main EMA that a resumed run needs, as named tensors."""
+        """Everything besides the main EMA that a resumed run needs, as named tensors.
+
+        Of sharded ones this rank has its parts: `Ranks.whole_on_main` puts them together.
+
+        Raises:
+            NonFiniteError: as `settle`.
+        """
+        self.settle()
         tensors = {f"model.{name}": value for name, value in self.ddpm.model.state_dict().items()}
         for name, parameter in self.ddpm.model.named_parameters():
             moments = self.optimizer.state.get(parameter, {})
@@ -240,10 +319,10 @@ class Trainer:
         }
         tensors |= {f"counter.{name}": torch.tensor(value) for name, value in counters.items()}
         if self.unlogged:  # so that the next entry of the log is the one it would have been
-            losses, t, weights, grad_norm, skipped = zip(*self.unlogged, strict=True)
+            losses, t, weights, _, skipped = zip(*self.unlogged, strict=True)
             tensors |= {"unlogged.losses": torch.stack(losses), "unlogged.t": torch.stack(t)}
             tensors["unlogged.weights"] = torch.stack(weights)
-            tensors["unlogged.grad_norm"] = torch.tensor(grad_norm, dtype=torch.float64)
+            tensors["unlogged.grad_norm"] = torch.tensor(self._grad_norms(), dtype=torch.float64)
             tensors["unlogged.skipped"] = torch.tensor(skipped)
         tensors |= {f"timesteps.{name}": tensor for name, tensor in self.timesteps.state().items()}
         tensors |= self.ema.state()
@@ -264,8 +343,9 @@ class Trainer:
             raise ValueError(f"the training state is not that of this configuration: {error}") from error
 
     def _load_state(self, state: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
-        self.ddpm.model.load_state_dict(_below("model.", state))
-        self.ema.model.load_state_dict(ema)
+        for model, tensors in ((self.ddpm.model, _below("model.", state)), (self.ema.model, ema)):
+            own = model.state_dict()
+            model.load_state_dict({name: part_for(own.get(name), value) for name, value in tensors.items()})
         self.ema.load_state({name: value for name, value in state.items() if name.startswith(("ema.", "posthoc."))})
         moments = {
             index: {key: _laid_out_as(parameter, value) for key, value in _below(f"optimizer.{name}.", state).items()}
@@ -282,7 +362,7 @@ class Trainer:
                 log["losses"].to(self.compute.device),
                 log["t"].to(self.compute.device),
                 log.get("weights", torch.ones_like(log["losses"])).to(self.compute.device),
-                log["grad_norm"].tolist(),
+                log["grad_norm"].to(self.compute.device, torch.float32),
                 log["skipped"].tolist(),
                 strict=True,
             )
@@ -305,7 +385,9 @@ _SCALER_KEYS = ("scale", "_growth_tracker")
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     """A moment in its parameter's memory format: fused optimizers walk both in the order they lie in memory."""
-    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter).copy_(part_for(parameter, value))
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

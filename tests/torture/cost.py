@@ -92,7 +92,7 @@ def _seconds(recipe: str, place: Path, saves: int, steps: int) -> dict:
     took = []
     for _ in range(steps):
         began = time.perf_counter()
-        trainer.train_step(batches.load(trainer.step), batches.flips(trainer.step))
+        trainer.train_step(batches.batch(trainer.step))
         took.append(time.perf_counter() - began)
     ema, training = trainer.ema.model.state_dict(), trainer.state()
     saved = []
