@@ -1,115 +1,139 @@
-"""Drawing what a mode has planned, batch by batch, and writing it down as pictures."""
+"""Drawing what a mode has planned, batch by batch.
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+On a GPU nothing in a batch waits for it before the batch is done: the loop runs ahead and only queues what is to be
+computed.
+"""
 
-import numpy as np
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_cli import sample_files as files
 from ddpm_cli.devices import Compute
 from ddpm_cli.diffusion.ddpm import DDPM
-from ddpm_cli.diffusion.denoiser import Denoiser
+from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
+from ddpm_cli.diffusion.samplers import State
+from ddpm_cli.diffusion.times import fill
 from ddpm_cli.ending import NON_FINITE, RunError
-from ddpm_cli.images import grid, save_gif, save_png, to_uint8
+from ddpm_cli.images import to_uint8
 from ddpm_cli.modes import Plan
 
-GRID_IMAGES = 400  # more would make a picture nobody can open; the others are in save=images or save=npz
-GRID_COLUMNS = 20  # of rows so long that not all of them would fit, so much is shown at least
 FILM_IMAGES = 8
 FILM_FRAMES = 16
 NOT_FINITE = "the images are not finite numbers; try precision=fp32, more sampler.steps or a smaller guidance.scale"
 
 
-@torch.no_grad()
-def draw(
-    ddpm: DDPM,
-    plan: Plan,
-    denoiser: Callable[[Tensor | None], Denoiser],
-    labels: Sequence[int] | None,
-    compute: Compute,
-    *,
-    batch_size: int,
-    filmed: int = 0,
-) -> tuple[Tensor, Tensor | None]:
-    """All images of a plan.
+class Keep(Protocol):
+    """Takes a batch: the indices of its images, these as uint8 `[B, C, H, W]`, and its part of the film."""
+
+    def __call__(self, indices: range, images: Tensor, film: Tensor | None, /) -> object: ...
+
+
+class Drawing:
+    """A network, what is to be drawn with it, and how.
 
     Args:
         denoiser: makes one of a batch's labels.
-        labels: of all images; None: none has one.
-        batch_size: images at a time.
-        filmed: how many of the first batches' images to show on their way.
-
-    Raises:
-        RunError: if an image is not finite.
-
-    Returns:
-        uint8 images `[N, C, H, W]`, and of the first few their states, `[frames, images, C, H, W]`.
+        labels: of each of the plan's rows; None: none has one.
+        compiled: draw batches of this many images with the network as it is compiled, others (0: all) as it was
+            written; None: it is not compiled.
     """
-    images, film = [], []
-    count = plan.rows * plan.per_row
-    starts = range(0, count, batch_size)
-    bar = tqdm(desc="sampling", unit="step", disable=None, dynamic_ncols=True)
-    with bar, compute.autocast(), ddpm.evaluating():
-        for first in starts:
-            indices = range(first, min(first + batch_size, count))
-            of_batch = None
-            if labels is not None:
-                of_batch = torch.tensor(labels[indices.start : indices.stop], device=compute.device)
-            shown = max(0, filmed - first)
-            frames = []
-            for state in plan.states(denoiser(of_batch), indices):
-                bar.total = state.steps * len(starts)
-                bar.update()
-                if shown > 0 and _is_frame(state.step, state.steps):
-                    frames.append(to_uint8(state.x[:shown]).cpu())
-                if state.step == state.steps:
-                    if not torch.isfinite(state.x).all():
-                        raise RunError(NOT_FINITE, NON_FINITE)
-                    images.append(to_uint8(state.x).cpu())
-            if frames:
-                film.append(torch.stack(frames))
-    return torch.cat(images), torch.cat(film, dim=1) if film else None
+
+    def __init__(
+        self,
+        ddpm: DDPM,
+        plan: Plan,
+        denoiser: Callable[[Tensor | None], Denoiser],
+        labels: Sequence[int] | None,
+        compute: Compute,
+        *,
+        compiled: int | None = None,
+    ):
+        self.ddpm = ddpm
+        self.plan = plan
+        self.denoiser = denoiser
+        self.labels = labels
+        self.compute = compute
+        self.compiled = compiled
+
+    @torch.no_grad()
+    def draw(self, batches: Sequence[range], keep: Keep, *, filmed: int = 0, show_progress: bool = True) -> None:
+        """Draw the images of these indices, and hand over each batch as soon as it is done.
+
+        Args:
+            filmed: how many of the plan's first images to show on their way.
+
+        Raises:
+            RunError: if an image is not finite.
+        """
+        bar = tqdm(desc="sampling", unit="step", disable=None if show_progress else True, dynamic_ncols=True)
+        with bar, self._evaluating():
+            for indices in batches:
+                shown = max(0, filmed - indices.start)
+                with self._translated(len(indices)):
+                    keep(indices, *_finish(self._states(indices, bar, len(batches)), shown))
+
+    @torch.no_grad()
+    def translate(self, image_shape: tuple[int, int, int]) -> None:
+        """Have the network compiled now, by a first call of it, rather than in the middle of drawing."""
+        assert self.compiled is not None
+        # Kernels that compute the same on every run, not those that a timing found faster; read when it is imported.
+        os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
+        self.compute.compile(self.ddpm.model)
+        x = torch.zeros(self.compiled, *image_shape, device=self.compute.device)
+        with self._evaluating():
+            self._denoise(range(self.compiled))(x, fill(x, 0))
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        with self.compute.autocast(), self.ddpm.evaluating():
+            yield
+
+    @contextmanager
+    def _translated(self, size: int) -> Iterator[None]:
+        """Inside, a compiled network is called as it is compiled if it is so for batches of this size."""
+        with ExitStack() as as_written:
+            if self.compiled is not None and size != self.compiled:
+                as_written.enter_context(torch.compiler.set_stance("force_eager"))
+            yield
+
+    def _states(self, indices: range, bar: tqdm, batches: int) -> Iterator[State]:
+        for state in self.plan.states(self._denoise(indices), indices):
+            bar.total = state.steps * batches
+            bar.update()
+            yield state
+
+    def _denoise(self, indices: range) -> Denoiser:
+        of_batch = None
+        if self.labels is not None:
+            labels = [self.labels[i // self.plan.per_row] for i in indices]
+            of_batch = torch.tensor(labels, device=self.compute.device)
+        denoise = self.denoiser(of_batch)
+        if self.compiled is None:
+            return denoise
+
+        def same_layout(x_t: Tensor, t: Tensor) -> Denoised:
+            return denoise(x_t.contiguous(), t)  # what is compiled holds for one order of x_t's numbers in memory
+
+        return same_layout
 
 
-def write(images: Tensor, film: Tensor | None, plan: Plan, directory: Path, *, save: str) -> list[Path]:
-    """Write the picture of all images, what else `save` asks for, and the film; returns what was written.
-
-    Args:
-        images, film: as from `draw`.
-        save: "grid" alone, "images" (single PNGs too) or "npz" (uint8 `[N, H, W, C]` too).
-    """
-    written = [directory / files.GRID_FILE]
-    save_png(_picture(images, plan), directory / files.GRID_FILE)
-    if save == "images":
-        (directory / files.IMAGES_DIRECTORY).mkdir()
-        for i, image in enumerate(images):
-            save_png(image, directory / files.IMAGES_DIRECTORY / f"{i:06d}.png")
-        written.append(directory / files.IMAGES_DIRECTORY)
-    if save == "npz":
-        np.savez(directory / files.NPZ_FILE, images.permute(0, 2, 3, 1).numpy())
-        written.append(directory / files.NPZ_FILE)
-    if film is not None:
-        frames, shown = film.shape[:2]
-        save_png(grid(film.transpose(0, 1).flatten(0, 1), columns=frames), directory / files.STRIP_FILE)
-        save_gif([grid(frame, columns=shown) for frame in film], directory / files.FILM_FILE)
-        written += [directory / files.STRIP_FILE, directory / files.FILM_FILE]
-    return written
+def _finish(states: Iterator[State], shown: int) -> tuple[Tensor, Tensor | None]:
+    """The last state as uint8 images, and of its first `shown` the film, both on the CPU."""
+    frames, x = [], torch.empty(0)
+    for state in states:
+        x = state.x
+        if shown > 0 and _is_frame(state.step, state.steps):
+            frames.append(to_uint8(x[:shown]))
+    if not torch.isfinite(x).all():
+        raise RunError(NOT_FINITE, NON_FINITE)
+    return to_uint8(x).cpu(), torch.stack(frames).cpu() if frames else None
 
 
 def _is_frame(step: int, steps: int) -> bool:
     """Does the state after `step` of `steps` belong in a film of at most FILM_FRAMES states that ends with the last?"""
     return (step * FILM_FRAMES) // steps != ((step - 1) * FILM_FRAMES) // steps
-
-
-def _picture(images: Tensor, plan: Plan) -> Tensor:
-    """The plan's rows, each behind what is shown with it; uint8 `[C, H, W]`."""
-    if plan.columns is None:
-        return grid(images[:GRID_IMAGES])
-    rows = images.view(plan.rows, plan.per_row, *images.shape[1:])
-    if plan.shown is not None:
-        rows = torch.cat([plan.shown, rows], dim=1)
-    columns = min(plan.columns, max(GRID_COLUMNS, GRID_IMAGES // plan.rows))
-    return grid(rows[: GRID_IMAGES // columns, :columns].flatten(0, 1), columns=columns)

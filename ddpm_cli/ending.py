@@ -1,9 +1,10 @@
 """How a run ends before it is done: exit statuses, and the signals that ask for it."""
 
+import functools
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -14,6 +15,9 @@ GO_ON_LATER = 75  # EX_TEMPFAIL of sysexits.h: saved; the same command goes on. 
 
 GRACE_SECONDS = 10.0  # to clean up in, where there is nothing to save
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # preemption, Ctrl-C, Slurm's warning; Windows has no SIGUSR1
+# Set by launchers that send a signal to processes that may have had one from the scheduler already, and by themselves
+# kill those that do not end.
+_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SUBMITIT_EXECUTOR")
 
 
 class RunError(Exception):
@@ -34,21 +38,48 @@ class Stop:
     As long as there is nothing to lose the first signal raises `Stopped` where the program is. Once `note_only` has
     been called it only sets `requested`, for the training loop to look at. A second signal ends the process at once, as
     it would any other program.
+
+    Pickled into another process, it is that process's own.
+
+    Attributes:
+        pass_on: asks the processes that work for this one to stop; whether there are any. If so, this one only waits
+            for them.
     """
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self.pass_on: Callable[[], bool] | None = None
         self._note_only = False
+        self._last_resort: threading.Timer | None = None
+
+    def __reduce__(self) -> tuple:
+        return _of_this_process, ()
 
     @property
     def requested(self) -> bool:
         return self.signal is not None
 
-    def listen(self) -> None:
-        """From now on answer the signals. Only a process's main thread may call this."""
-        for name in SIGNALS:
+    def listen(self, *more: str) -> None:
+        """From now on answer the signals, and `more` of them. Only a process's main thread may call this."""
+        for name in (*SIGNALS, *more):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), self._answer)
+
+    @contextmanager
+    def lent(self, *more: str) -> Iterator[None]:
+        """Inside, as after `listen`; afterwards only take note: for a process that is given one job after another.
+
+        Raises `Stopped` at once for a job that is given after a signal.
+        """
+        self._note_only = False
+        self._raise_if_nothing_to_lose()
+        self.listen(*more)
+        try:
+            yield
+        finally:
+            self._note_only = True
+            if self._last_resort is not None:
+                self._last_resort.cancel()
 
     def note_only(self) -> None:
         """There is something to lose now: only take note of a signal. Raises `Stopped` if there was one already."""
@@ -69,19 +100,26 @@ class Stop:
             raise Stopped(f"{self.signal}: stopped before the first step")
 
     def _answer(self, number: int, frame: FrameType | None) -> None:
+        passed_on = self.pass_on is not None and self.pass_on()
         if self.requested:
-            # torchrun sends SIGTERM to processes that may have had one from the scheduler already, and by itself kills
-            # those that do not end.
-            if "TORCHELASTIC_RUN_ID" not in os.environ:
+            if not any(name in os.environ for name in _LAUNCHERS):
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
         self.signal = signal.Signals(number).name
+        if passed_on:
+            self._note_only = True
+            return
         if not self._note_only:
             # Python drops an exception that is raised in a destructor. Whatever became of it, the process ends.
-            last_resort = threading.Timer(GRACE_SECONDS, os._exit, [GO_ON_LATER])
-            last_resort.daemon = True
-            last_resort.start()
+            self._last_resort = threading.Timer(GRACE_SECONDS, os._exit, [GO_ON_LATER])
+            self._last_resort.daemon = True
+            self._last_resort.start()
         self._raise_if_nothing_to_lose()
         if int(os.environ.get("RANK", "0")) == 0:  # not print: the signal may have come in the middle of one
             os.write(2, f"\n{self.signal}: saving after this step (once more: ends at once)\n".encode())
+
+
+@functools.cache
+def _of_this_process() -> Stop:
+    return Stop()

@@ -23,6 +23,7 @@ from ddpm_cli.diffusion.inversion import invert
 from ddpm_cli.diffusion.repaint import repaint
 from ddpm_cli.diffusion.samplers import Sampler, State
 from ddpm_cli.diffusion.schedule import NoiseSchedule
+from ddpm_cli.diffusion.times import fill
 from ddpm_cli.images import from_uint8
 from ddpm_cli.seeds import ImageNoise
 
@@ -56,11 +57,20 @@ class Plan(NamedTuple):
     by_seed: bool = True  # whether the setting's seed decides what is drawn
 
     @property
+    def images(self) -> int:
+        """How many in all."""
+        return self.rows * self.per_row
+
+    @property
     def columns(self) -> int | None:
         """Of the picture; None: as square as possible."""
         if self.rows == 1 and self.shown is None:
             return None
         return self.per_row + (0 if self.shown is None else self.shown.shape[1])
+
+    def steps(self) -> int:
+        """How many states an image goes through; asks no network."""
+        return next(self.states(lambda x_t, _: Denoised(x_t, x_t, x_t), range(1))).steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +112,7 @@ class Edit:
         def states(denoise: Denoiser, indices: range) -> Iterator[State]:
             noise = setting.noise(indices)
             x_0 = _rows(given, setting, indices)
-            alpha, sigma = setting.schedule.alpha_sigma(samplers.fill(x_0, first), x_0.shape)
+            alpha, sigma = setting.schedule.alpha_sigma(fill(x_0, first), x_0.shape)
             return setting.sampler(denoise, setting.schedule, alpha * x_0 + sigma * noise(), noise, first)
 
         return Plan(len(given), setting.n, given[:, None], states)

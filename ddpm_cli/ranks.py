@@ -4,6 +4,7 @@ Rank 0 decides, logs and saves. Every rank holds the whole network, or a part of
 its part of each batch.
 """
 
+import inspect
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,11 +16,10 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from ddpm_cli.diffusion.ddpm import DDPM
-from ddpm_cli.sharding import is_sharded, own_parts, whole
+from ddpm_cli.sharding import is_sharded, own_parts, whole, without_reduction
 
 T = TypeVar("T")
 
@@ -54,9 +54,10 @@ class Ranks:
         return box[0]
 
     def main_first(self, call: Callable[[], T]) -> T:
-        """What `call` returns, on every rank; the others call it once rank 0 has done so."""
+        """What `call` returns, on every rank; the others call it once rank 0 has done so, however long it takes."""
+        meet = self.meeting()
         value = call() if self.main else None
-        self.wait()
+        meet()
         return cast(T, value) if self.main else call()
 
     def any(self, flag: bool) -> bool:
@@ -139,14 +140,15 @@ class Ranks:
         if self.size == 1 or is_sharded(ddpm.model):
             return ddpm
         ids = [ddpm.device] if ddpm.device.type == "cuda" else None
-        return ddpm.with_model(
-            DistributedDataParallel(ddpm.model, ids, broadcast_buffers=False, gradient_as_bucket_view=True)
-        )
+        # Buffers are the same everywhere without being sent around; the option has another name from torch 2.14 on.
+        names = inspect.signature(DistributedDataParallel).parameters
+        buffers: Any = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+        return ddpm.with_model(DistributedDataParallel(ddpm.model, ids, gradient_as_bucket_view=True, **buffers))
 
     def without_averaging(self, ddpm: DDPM) -> AbstractContextManager:
         """Inside, the backward pass of what `parallel` returned only adds up this rank's own gradients."""
-        if isinstance(ddpm.model, FSDPModule):
-            return _without_reduction(ddpm.model)
+        if is_sharded(ddpm.model):
+            return without_reduction(ddpm.model)
         return ddpm.model.no_sync() if isinstance(ddpm.model, DistributedDataParallel) else nullcontext()
 
 
@@ -159,15 +161,6 @@ def join() -> Ranks:
         with _answering():
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     return Ranks(dist.get_rank(), size, int(os.environ["LOCAL_RANK"]))
-
-
-@contextmanager
-def _without_reduction(model: FSDPModule) -> Iterator[None]:
-    model.set_requires_gradient_sync(False)
-    try:
-        yield
-    finally:
-        model.set_requires_gradient_sync(True)
 
 
 @contextmanager

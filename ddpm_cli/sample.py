@@ -3,84 +3,110 @@
 Heavy modules are imported inside the functions: `--help` and a mistyped key are answered without torch.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, TypeVar
 
-from ddpm_cli import run_directory
+from ddpm_cli import durable, run_directory
 from ddpm_cli import sample_files as files
 from ddpm_cli.cli import Call, launch
-from ddpm_cli.config import ConfigError, build, naming
-from ddpm_cli.ending import RunError
+from ddpm_cli.config import ConfigError, naming
+from ddpm_cli.ending import RunError, Stop, Stopped
 from ddpm_cli.prepare import pixels
+from ddpm_cli.prepare_sampling import OPTIONS, Options, prepare
+from ddpm_cli.printable import printable
+from ddpm_cli.resume import differences
 
 if TYPE_CHECKING:
     from ddpm_cli.devices import Compute
-    from ddpm_cli.diffusion.denoiser import Denoiser
-    from ddpm_cli.modes import Plan
+    from ddpm_cli.drawing import Drawing
+    from ddpm_cli.prepare_sampling import Prepared
     from ddpm_cli.pretrained import Pretrained
+    from ddpm_cli.ranks import Ranks
+    from ddpm_cli.unfinished import Unfinished
 
-OF_MODES = ("image", "mask", "strength", "seeds")  # options that only some modes have
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The top-level keys of configs/sample.yaml; the groups are nodes as `ddpm_cli.config` describes them."""
-
-    ckpt: str
-    n: int
-    batch_size: int
-    seed: int
-    weights: str
-    ema_length: float | None
-    device: str
-    precision: Literal["auto", "fp32", "bf16", "fp16"]
-    out: str | None
-    save: Literal["grid", "images", "npz"]
-    save_steps: bool
-    trust: list[str]
-    ckpt_sha256: str | None
-    sampler: dict
-    variance: dict | None
-    classes: list[int] | Literal["all"] | None
-    guidance: dict
-    threshold: dict
-    mode: dict
-    image: str | None
-    mask: str | None
-    strength: float | None
-    seeds: list[int] | None
-
-    def __post_init__(self) -> None:
-        for name in ("n", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        for name in OF_MODES:
-            if getattr(self, name) is not None and name not in self.mode:
-                raise ConfigError(f"{name}: has no effect with mode={_called(self.mode)}; see --help")
+T = TypeVar("T")
 
 
 def main() -> None:
-    launch("ddpm-sample", "sample", "ddpm_cli.sample.Options", start)
+    stop = Stop()
+    stop.listen()
+    launch("ddpm-sample", "sample", OPTIONS, partial(start, stop=stop), stop=stop)
 
 
-def start(config: dict, call: Call) -> Path:
+def start(config: dict, call: Call, stop: Stop) -> Path:
     """Sample from a checkpoint and write the pictures; returns the path of the one that shows all.
 
     Raises:
         ConfigError: before anything has been written, if the configuration or the checkpoint cannot be used.
-        RunError: if there is not enough memory for a batch.
+        RunError: if it had to end early; what has been drawn is kept.
+        Stopped: if it was asked to end early; what has been drawn is kept.
     """
-    from ddpm_cli.devices import choose_compute, out_of_memory
-    from ddpm_cli.drawing import FILM_IMAGES, draw, write
+    from ddpm_cli.ranks import LostRankError, join
+
+    try:
+        ranks = join()
+        if ranks.size > 1 and call.sweep_directory is not None:
+            raise ConfigError("-m: a sweep cannot run in several processes that sample together; start its runs singly")
+        with ExitStack() as held:
+            return _start(Options(**config), call, stop, ranks, held)
+    except LostRankError as error:  # once drawing, what is there is said too
+        raise RunError(str(error)) from error
+
+
+def _start(options: Options, call: Call, stop: Stop, ranks: "Ranks", held: ExitStack) -> Path:
+    from ddpm_cli.drawing import FILM_IMAGES, Drawing
+    from ddpm_cli.sample_pictures import write
+    from ddpm_cli.unfinished import Unfinished
+
+    compute, pretrained, prepared = _agreed(ranks, lambda: _prepare(options, call, ranks))
+    differing = ranks.first("; ".join(differences(ranks.from_main(prepared.identity), prepared.identity)) or None)
+    if differing is not None:
+        raise ConfigError(f"not every process would draw what the first does: {differing}")
+    plan = prepared.plan
+    channels, height, width = pretrained.image_shape
+    batches = {"batch_size": options.batch_size, "shape": (plan.images, height, width, channels)}
+    directory = ranks.from_main(_begin(options, call, prepared, batches, held) if ranks.main else None)
+    with naming("out"):
+        unfinished = held.enter_context(Unfinished(directory, **batches))
+    missing = ranks.from_main(unfinished.missing)
+    drawing = Drawing(pretrained.ddpm, plan, prepared.denoiser, prepared.labels, compute)
+    meet = ranks.meeting()
+    with _ending_well(options, call, stop, ranks, unfinished, pixels(pretrained.image_shape)):
+        if missing and prepared.compiled:
+            _translate(drawing, options, pretrained.image_shape)
+        if ranks.main:
+            _announce(options, pretrained, drawing, unfinished, ranks)
+        drawing.draw(
+            missing[ranks.rank :: ranks.size],
+            unfinished.keep,
+            filmed=FILM_IMAGES if options.save_steps else 0,
+            show_progress=ranks.main,
+        )
+        unfinished.flush()
+        meet()
+        if ranks.main:
+            written = write(unfinished, plan, save=options.save)
+            unfinished.end()
+            print("\n".join(map(str, written)))
+    return directory / files.GRID_FILE
+
+
+def _prepare(options: Options, call: Call, ranks: "Ranks") -> "tuple[Compute, Pretrained, Prepared]":
+    import torch
+
+    from ddpm_cli.devices import choose_compute
     from ddpm_cli.pretrained import load
 
-    options = Options(**config)
     with naming("device"):
-        compute = choose_compute(options.device, options.precision)
+        compute = choose_compute(options.device, options.precision, local_rank=ranks.local_rank)
     with naming("ckpt"):
         pretrained = load(
             options.ckpt,
@@ -90,141 +116,40 @@ def start(config: dict, call: Call) -> Path:
             sha256=options.ckpt_sha256,
         )
     compute.place(pretrained.ddpm)
-    plan = _plan(pretrained, compute, options)
-    if "seed" in call.changes and not plan.by_seed:
-        raise ConfigError(f"seed: has no effect with mode={_called(options.mode)}, which draws nothing at random")
-    labels = _labels(pretrained, plan, options)
-    denoiser = _denoiser(pretrained, options)
-    with naming("out"):
-        directory = _output_directory(options, call)
-    made = "" if options.ema_length is None else f" of length {options.ema_length:g}"
-    print(f"{options.ckpt}: step {pretrained.step:,}, {options.weights} weights{made}, on {compute}")
+    # What is fastest is found by timing, and another algorithm may round another way: every process, and every one
+    # that goes on, is to draw the same.
+    torch.backends.cudnn.benchmark = False
+    return compute, pretrained, prepare(pretrained, compute, options, call.changes)
+
+
+def _agreed(ranks: "Ranks", call: Callable[[], T]) -> T:
+    """What `call` returns on this rank; what one rank refuses all do, so that rank 0 can say it."""
+    if ranks.size == 1:
+        return call()
     try:
-        images, film = draw(
-            pretrained.ddpm,
-            plan,
-            denoiser,
-            labels,
-            compute,
-            batch_size=options.batch_size,
-            filmed=FILM_IMAGES if options.save_steps else 0,
-        )
-    except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        described = f"{options.batch_size} images of {pixels(pretrained.image_shape)} at a time"
-        raise RunError(f"out of memory with {described}; a smaller batch_size takes less") from error
+        result, problem = call(), None
+    except ValueError as error:
+        result, problem = None, error
+    said = ranks.first(None if problem is None else (ranks.rank, str(problem)))
+    if said is not None:
+        rank, message = said
+        raise ConfigError(message if rank == 0 else f"{message} (process {rank})") from problem
+    assert result is not None
+    return result
+
+
+def _begin(options: Options, call: Call, prepared: "Prepared", batches: dict, held: ExitStack) -> Path:
+    """The output directory, held, in which a run has been begun or may go on."""
+    from ddpm_cli import unfinished
+
     with naming("out"):
-        for path in write(images, film, plan, directory, save=options.save):
-            print(path)
-    return directory / files.GRID_FILE
+        directory = _output_directory(options, call, held)
+        held.enter_context(unfinished.held(directory))
+        unfinished.begin(directory, prepared.identity, copies=2 if options.save == "npz" else 1, **batches)
+    return directory
 
 
-def _plan(pretrained: "Pretrained", compute: "Compute", options: Options) -> "Plan":
-    """What is to be drawn, of which the sampler and the mode have been tried."""
-    from ddpm_cli.diffusion import samplers
-    from ddpm_cli.modes import Setting
-
-    schedule = pretrained.ddpm.schedule
-    with naming("sampler"):
-        sampler = build(_sampler_node(options, pretrained), "sampler")
-        samplers.check_options(sampler, schedule)
-    mode = build(options.mode, "mode")
-    setting = Setting(
-        schedule=schedule,
-        sampler=sampler,
-        image_shape=pretrained.image_shape,
-        n=options.n,
-        classes=len(_classes(pretrained, options)),
-        seed=options.seed,
-        device=compute.device,
-    )
-    with naming(f"mode={_called(options.mode)}"):
-        return mode.plan(setting)
-
-
-def _classes(pretrained: "Pretrained", options: Options) -> list[int]:
-    """The classes that were asked for; none for images without labels."""
-    known = pretrained.ddpm.num_classes
-    if options.classes is None:
-        if known is not None and _label_dropout(pretrained) == 0:
-            raise ConfigError("classes: the network was trained with every label (label_dropout=0); choose classes=all")
-        return []
-    if options.classes == []:
-        raise ConfigError("classes: names none; leave it out, or choose classes=all")
-    if known is None:
-        raise ConfigError("classes: has no effect, the network was trained without labels (data.num_classes)")
-    if _label_dropout(pretrained) == 1:
-        raise ConfigError("classes: the network was trained with every label left out (label_dropout=1)")
-    if options.classes == "all":
-        return list(range(known))
-    for label in options.classes:
-        if not 0 <= label < known:
-            raise ConfigError(f"classes: the network knows 0 to {known - 1}, got {label}")
-    return options.classes
-
-
-def _labels(pretrained: "Pretrained", plan: "Plan", options: Options) -> list[int] | None:
-    """The label of each image; rows take turns with the classes."""
-    classes = _classes(pretrained, options)
-    if not classes:
-        return None
-    if len(classes) > plan.rows:
-        raise ConfigError(f"classes: {len(classes)} are more than the {plan.rows} rows that take turns with them")
-    return [classes[row % len(classes)] for row in range(plan.rows) for _ in range(plan.per_row)]
-
-
-def _denoiser(pretrained: "Pretrained", options: Options) -> "Callable[..., Denoiser]":
-    """What makes a denoiser of labels, with guidance and threshold as asked for."""
-    import torch
-
-    guidance = build(options.guidance, "guidance")
-    if guidance.scale != 1:
-        if not _classes(pretrained, options):
-            raise ConfigError("guidance.scale: has no effect without classes=..., of a network trained on labels")
-        if _label_dropout(pretrained) == 0:
-            raise ConfigError(
-                "guidance.scale: the network was trained with every label (label_dropout=0), so it cannot do without"
-            )
-    timesteps = pretrained.ddpm.schedule.timesteps
-    if guidance.interval is not None and guidance.interval[1] >= timesteps:
-        raise ConfigError(f"guidance.interval: t is below the schedule's {timesteps}, got {list(guidance.interval)}")
-    bounds = build(options.threshold, "threshold")
-    with naming("threshold"):
-        bounds(torch.zeros(1, 1, 1, 1))
-    return partial(pretrained.ddpm.denoiser, guidance=guidance, threshold=bounds)
-
-
-def _label_dropout(pretrained: "Pretrained") -> float | None:
-    trainer = pretrained.config.get("trainer")
-    return trainer.get("label_dropout") if isinstance(trainer, dict) else None
-
-
-def _called(node: dict) -> str:
-    """What a group's option is called on the command line, more or less: the name of what it builds."""
-    return node["_target_"].rpartition(".")[2].lower()
-
-
-def _sampler_node(options: Options, pretrained: "Pretrained") -> dict:
-    """The sampler's configuration; where it takes a variance, that of the checkpoint unless another was chosen."""
-    from ddpm_cli.diffusion.variance import is_learned
-
-    if "variance" not in options.sampler:
-        if options.variance is not None:
-            raise ConfigError(
-                f"variance: has no effect with sampler={_called(options.sampler)}; it belongs to sampler=ddpm"
-            )
-        return options.sampler
-    if options.sampler["variance"] != options.variance:
-        raise ConfigError("sampler.variance: is chosen by variance=fixed_small or another option of that group")
-    if options.variance is None:
-        return options.sampler | {"variance": pretrained.config["variance"]}
-    if is_learned(build(options.variance, "variance")) and not pretrained.ddpm.learns_variance:
-        raise ConfigError("variance: the network was not trained to say it; choose fixed_small or fixed_large")
-    return options.sampler | {"variance": options.variance}
-
-
-def _output_directory(options: Options, call: Call) -> Path:
+def _output_directory(options: Options, call: Call, held: ExitStack) -> Path:
     if options.out is None and call.sweep_directory is not None:
         return call.sweep_directory
     if options.out is None:
@@ -232,14 +157,116 @@ def _output_directory(options: Options, call: Call) -> Path:
         runs = [parent for parent in (path, *path.parents) if (parent / run_directory.CHECKPOINTS).is_dir()]
         if runs and (runs[0] / run_directory.SAMPLES).is_symlink():
             raise ConfigError(f"out: {runs[0] / run_directory.SAMPLES} is a link; choose a directory with out=DIR")
-        return run_directory.create(runs[0] if runs else "outputs", run_directory.SAMPLES)
+        directory = run_directory.create(runs[0] if runs else "outputs", run_directory.SAMPLES)
+        held.callback(_remove_if_empty, directory)
+        return directory
     directory = Path(options.out)
-    directory.mkdir(parents=True, exist_ok=True)
-    for name in files.ALL:
-        if (directory / name).exists():
-            raise ConfigError(f"out: {directory} already holds {name}; choose another directory")
+    if not directory.is_dir():
+        durable.make_directory(directory)
     with TemporaryFile(dir=directory):  # whether it can be written to is better known before than after sampling
         return directory
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with suppress(OSError):
+        directory.rmdir()
+        directory.parent.rmdir()
+
+
+def _translate(drawing: "Drawing", options: Options, image_shape: tuple[int, int, int]) -> None:
+    """Compile the network; where compile=auto finds that this cannot be, it is drawn with as it was written."""
+    from ddpm_cli.devices import out_of_memory
+
+    drawing.compiled = min(options.batch_size, drawing.plan.images)
+    try:
+        drawing.translate(image_shape)
+    except Exception as error:  # whatever a compiler may raise
+        if out_of_memory(error):
+            raise
+        reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[:2])
+        if options.compile != "auto":
+            raise ConfigError(f"compile: the network cannot be compiled here: {reason}") from error
+        print(f"not compiled: {reason}", file=sys.stderr)
+        drawing.compiled = 0
+
+
+def _announce(
+    options: Options, pretrained: "Pretrained", drawing: "Drawing", unfinished: "Unfinished", ranks: "Ranks"
+) -> None:
+    length = "" if options.ema_length is None else f" of length {options.ema_length:g}"
+    together = f", {ranks.size} processes" if ranks.size > 1 else ""
+    compiled = ", compiled" if drawing.compiled else ""
+    on = f"{drawing.compute}{together}{compiled}"
+    print(f"{options.ckpt}: step {pretrained.step:,}, {options.weights} weights{length}, on {on}")
+    if unfinished.finished > 0:
+        print(f"goes on: {_there(unfinished)}")
+
+
+def _there(unfinished: "Unfinished") -> str:
+    return f"{unfinished.finished:,} of {unfinished.shape[0]:,} images are there"
+
+
+@contextmanager
+def _ending_well(
+    options: Options, call: Call, stop: Stop, ranks: "Ranks", unfinished: "Unfinished", image: str
+) -> Iterator[None]:
+    """Inside, whatever ends the drawing early says what is there and how to go on."""
+    from ddpm_cli.devices import out_of_memory
+    from ddpm_cli.ranks import LostRankError
+
+    def kept() -> str:
+        with suppress(OSError):
+            unfinished.flush()
+        return _how_to_go_on(options, call, ranks, unfinished)
+
+    try:
+        with _said_by_every_rank(ranks):
+            try:
+                yield
+            except LostRankError as error:
+                raise RunError(f"{error}. {kept()}") from error
+            except OSError as error:
+                where = "" if error.filename is None else f"{error.filename}: "
+                raise RunError(f"{where}{error.strerror or error}. {kept()}") from error
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                described = f"{options.batch_size} images of {image} at a time"
+                less = "a smaller batch_size takes less"
+                raise RunError(f"out of memory with {described}; {less}. {kept()}") from error
+    except Stopped as stopped:
+        raise Stopped(f"{stop.signal}: stopped. {kept()}") from stopped
+
+
+@contextmanager
+def _said_by_every_rank(ranks: "Ranks") -> Iterator[None]:
+    """Inside, an error that may be of this process alone is said by itself: otherwise only rank 0 speaks."""
+    try:
+        yield
+    except RunError as error:
+        if not ranks.main:
+            print(f"ddpm-sample: process {ranks.rank}: {printable(str(error))}", file=sys.stderr)
+        raise
+
+
+def _how_to_go_on(options: Options, call: Call, ranks: "Ranks", unfinished: "Unfinished") -> str:
+    if unfinished.finished == 0:
+        return "Nothing had been drawn yet"
+    if call.sweep_directory is not None:
+        return f"{_there(unfinished)}, in {unfinished.directory}"
+    program = ["ddpm-sample"]
+    if ranks.size > 1:
+        program = ["torchrun", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", "-m", "ddpm_cli.sample"]
+    out = [] if options.out is not None else [f"out={_quoted(str(unfinished.directory))}"]
+    return f"{_there(unfinished)}. To go on: {shlex.join([*program, *sys.argv[1:], *out])}"
+
+
+def _quoted(path: str) -> str:
+    """As Hydra reads it on a command line."""
+    if re.fullmatch(r"[\w./+@%:-]+", path):
+        return path
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", path)
+    return f"'{escaped}'"
 
 
 if __name__ == "__main__":

@@ -34,5 +34,9 @@ class ImageNoise:
         self.generators = [generator(seed, "image", index) for index in indices]
 
     def __call__(self) -> Tensor:
-        noise = torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
-        return noise.to(self.device)
+        # From pinned memory the copy to a GPU holds up nobody: the next draw is made while the GPU is at this step.
+        on_gpu = self.device.type == "cuda"
+        noise = torch.empty(len(self.generators), *self.shape, pin_memory=on_gpu)
+        for image, of_image in zip(noise, self.generators, strict=True):
+            image.normal_(generator=of_image)
+        return noise.to(self.device, non_blocking=on_gpu)

@@ -4,13 +4,16 @@ By torch's fully_shard (Zhao et al. 2023, "PyTorch FSDP"): a layer is put togeth
 again. A tensor of which a process holds a part says the shape of the whole.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:  # half a second to import, for what few runs need
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 
 def shard(model: nn.Module, device: torch.device, size: int) -> None:
@@ -18,6 +21,9 @@ def shard(model: nn.Module, device: torch.device, size: int) -> None:
 
     What is put together at a time is each entry of the network's `ModuleList`s, and at the end what is left over.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (size,))
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     for layer in [layer for layers in lists for layer in layers if any(True for _ in layer.parameters())]:
@@ -25,24 +31,39 @@ def shard(model: nn.Module, device: torch.device, size: int) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def is_sharded(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> "TypeGuard[FSDPModule]":
     """Whether `shard` has been called on it."""
-    return isinstance(model, FSDPModule)
+    return hasattr(model, "set_requires_gradient_sync")
+
+
+@contextmanager
+def without_reduction(model: "FSDPModule") -> Iterator[None]:
+    """Inside, the backward pass only adds up this process's own gradients."""
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All parts put together, on every process, each of which must call this; a tensor in one piece is that tensor."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _in_parts(tensor) else tensor
 
 
 def own_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Of each tensor the part that this process holds, to be changed in place, perhaps empty."""
-    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return [tensor.to_local() if _in_parts(tensor) else tensor for tensor in tensors]
 
 
 def part_for(own: Tensor | None, value: Tensor) -> Tensor:
     """Of a tensor in one piece the part that this process has of `own`."""
-    if not isinstance(own, DTensor) or own.shape != value.shape:
+    if own is None or not _in_parts(own) or own.shape != value.shape:
         return value
-    placements: Sequence = own.placements
-    return distribute_tensor(value.to(own.device), own.device_mesh, placements, src_data_rank=None)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+
+
+def _in_parts(tensor: Tensor) -> "TypeGuard[DTensor]":
+    return hasattr(tensor, "placements")

@@ -1,6 +1,6 @@
 """What `ddpm-sample` can draw, with denoisers whose answers are known."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from ddpm_cli.diffusion.denoiser import Denoised
 from ddpm_cli.diffusion.samplers import Sampler
 from ddpm_cli.diffusion.schedule import linear
 from ddpm_cli.diffusion.variance import fixed_small
-from ddpm_cli.drawing import GRID_COLUMNS, GRID_IMAGES, _picture, draw, write
+from ddpm_cli.drawing import Drawing
 from ddpm_cli.ending import NON_FINITE, RunError
 from ddpm_cli.images import BETWEEN, from_uint8, grid, to_uint8
 from ddpm_cli.modes import GREY, Edit, Generate, Inpaint, Interpolate, Mode, Plan, Reconstruct, Setting
+from ddpm_cli.sample_pictures import GRID_COLUMNS, GRID_IMAGES, picture
 from ddpm_cli.seeds import ImageNoise
 
 SHAPE = (1, 8, 8)
@@ -36,11 +37,36 @@ def setting(sampler: Sampler = ANCESTRAL, *, n: int = 2, classes: int = 0, seed:
     return Setting(schedule, sampler, SHAPE, n=n, classes=classes, seed=seed, device=torch.device("cpu"))
 
 
-def drawn(plan: Plan, *, batch_size: int = 64, **options) -> Tensor:
+def drawn(plan: Plan, *, batch_size: int = 64) -> Tensor:
     """uint8, with the exact denoiser of Gaussian data."""
-    denoiser = partial(GAUSSIAN.denoiser, threshold=lambda x_0: x_0)
-    images, _ = draw(GAUSSIAN, plan, denoiser, None, CPU, batch_size=batch_size, **options)
+    images, _ = draw(plan, partial(GAUSSIAN.denoiser, threshold=lambda x_0: x_0), batch_size=batch_size)
     return images
+
+
+def draw(
+    plan: Plan, denoiser: Callable, *, batch_size: int, labels: Sequence[int] | None = None, filmed: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """All images of a plan, and the film."""
+    parts, films = [], []
+
+    def keep(indices: range, images: Tensor, film: Tensor | None) -> None:
+        assert len(indices) == len(images)
+        parts.append(images)
+        films.extend([] if film is None else [film])
+
+    batches = [range(plan.images)[first : first + batch_size] for first in range(0, plan.images, batch_size)]
+    Drawing(GAUSSIAN, plan, denoiser, labels, CPU).draw(batches, keep, filmed=filmed)
+    return torch.cat(parts), torch.cat(films, dim=1) if films else None
+
+
+class Kept:
+    """Images that `picture` reads, without a directory."""
+
+    def __init__(self, images: Tensor):
+        self.all = images
+
+    def images(self, indices: range) -> Tensor:
+        return self.all[indices.start : indices.stop]
 
 
 def last(plan: Plan, denoise=None, indices: range | None = None) -> Tensor:
@@ -306,16 +332,16 @@ def test_a_row_begins_with_the_picture_that_it_is_made_of(mode: str, inputs: int
     columns = inputs + plan.per_row
     assert plan.columns == columns
     images = drawn(plan)
-    picture = _picture(images, plan)
-    assert picture.shape == (1, 3 * 66 + 2, columns * 66 + 2)
-    assert (picture[0, :2] == BETWEEN).all()
+    shown = picture(Kept(images), plan)
+    assert shown.shape == (1, 3 * 66 + 2, columns * 66 + 2)
+    assert (shown[0, :2] == BETWEEN).all()
     for row, given in enumerate(pixels_of(pictures)):
-        assert torch.equal(cell(picture, row, 0), given[0])
+        assert torch.equal(cell(shown, row, 0), given[0])
         if mode == "inpaint":
             holes = torch.where(WHITE, GREY, given.int()).byte()
-            assert torch.equal(cell(picture, row, 1), holes[0])
+            assert torch.equal(cell(shown, row, 1), holes[0])
         for i in range(plan.per_row):
-            assert torch.equal(cell(picture, row, inputs + i), images[row * plan.per_row + i, 0])
+            assert torch.equal(cell(shown, row, inputs + i), images[row * plan.per_row + i, 0])
 
 
 def numbered(rows: int, per_row: int) -> tuple[Tensor, Plan]:
@@ -335,37 +361,33 @@ def numbered(rows: int, per_row: int) -> tuple[Tensor, Plan]:
 )
 def test_a_picture_of_many_shows_what_a_person_can_look_at(rows, per_row, shown_rows, shown_columns):
     images, plan = numbered(rows, per_row)
-    picture = _picture(images, plan)
-    assert picture.shape == (1, shown_rows * 66 + 2, shown_columns * 66 + 2)
+    shown = picture(Kept(images), plan)
+    assert shown.shape == (1, shown_rows * 66 + 2, shown_columns * 66 + 2)
     assert shown_rows * shown_columns <= GRID_IMAGES
     assert shown_columns >= min(per_row, GRID_COLUMNS)
     for row, column in ((0, shown_columns - 1), (shown_rows - 1, 0), (shown_rows - 1, shown_columns - 1)):
-        assert picture[0, 2 + 66 * row, 2 + 66 * column] == (row * per_row + column) % 251
+        assert shown[0, 2 + 66 * row, 2 + 66 * column] == (row * per_row + column) % 251
 
 
 def test_images_without_rows_make_a_square():
     images, plan = numbered(1, 500)
-    assert torch.equal(_picture(images, plan), grid(images[:GRID_IMAGES], columns=20))
+    assert torch.equal(picture(Kept(images), plan), grid(images[:GRID_IMAGES], columns=20))
 
 
 # Films ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_film_shows_the_same_images_however_they_are_batched(tmp_path: Path):
+def test_a_film_shows_the_same_images_however_they_are_batched():
     plan = Generate().plan(setting(n=11))
     denoiser = partial(GAUSSIAN.denoiser, threshold=lambda x_0: x_0)
     films = []
     for batch_size in (11, 3):
-        images, film = draw(GAUSSIAN, plan, denoiser, None, CPU, batch_size=batch_size, filmed=8)
+        images, film = draw(plan, denoiser, batch_size=batch_size, filmed=8)
         assert film is not None
         assert film.shape == (10, 8, *SHAPE)
         assert torch.equal(film[-1], images[:8])
         films.append(film)
     assert torch.equal(*films)
-    written = write(images, films[0], plan, tmp_path, save="npz")
-    assert [path.name for path in written] == ["samples.png", "samples.npz", "steps.png", "steps.gif"]
-    with np.load(tmp_path / "samples.npz") as archive:
-        np.testing.assert_array_equal(archive["arr_0"], images.permute(0, 2, 3, 1))
 
 
 def test_labels_reach_the_denoiser_in_the_images_order():
@@ -376,7 +398,7 @@ def test_labels_reach_the_denoiser_in_the_images_order():
         seen.append(labels)
         return grey
 
-    draw(GAUSSIAN, plan, denoiser, [4, 4, 0, 0, 7, 7], CPU, batch_size=4)
+    draw(plan, denoiser, labels=[4, 0, 7], batch_size=4)
     assert [labels.tolist() for labels in seen] == [[4, 4, 0, 0], [7, 7]]
 
 
@@ -386,5 +408,5 @@ def test_images_that_are_not_finite_are_no_pictures():
 
     plan = Generate().plan(setting())
     with pytest.raises(RunError, match="the images are not finite numbers; try precision=fp32") as raised:
-        draw(GAUSSIAN, plan, lambda labels: spoilt, None, CPU, batch_size=2)
+        draw(plan, lambda labels: spoilt, batch_size=2)
     assert raised.value.status == NON_FINITE

@@ -7,6 +7,7 @@ from torch import Tensor
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
 from ddpm_cli.diffusion.prediction import noise_of
 from ddpm_cli.diffusion.schedule import NoiseSchedule
+from ddpm_cli.diffusion.times import number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Guidance:
 
     def guides(self, t: Tensor) -> bool:
         """Whether to guide at t `[B]`; a sampler's batch is all at one t."""
-        return self.interval is None or self.interval[0] <= int(t[0]) <= self.interval[1]
+        return self.interval is None or self.interval[0] <= number(t) <= self.interval[1]
 
 
 UNGUIDED = Guidance()

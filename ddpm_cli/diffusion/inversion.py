@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
-from ddpm_cli.diffusion.samplers import Spacing, State, ddim_step, fill
+from ddpm_cli.diffusion.samplers import Spacing, State, ddim_step
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.diffusion.spacing import visited
+from ddpm_cli.diffusion.times import fill
 
 
 def invert(

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.samplers import Noise, Spacing, State, ddpm_step, fill
+from ddpm_cli.diffusion.samplers import Noise, Spacing, State, ddpm_step
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.diffusion.spacing import visited
+from ddpm_cli.diffusion.times import fill
 from ddpm_cli.diffusion.variance import Variance
 
 

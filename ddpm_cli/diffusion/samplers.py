@@ -23,6 +23,7 @@ from torch import Tensor
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
 from ddpm_cli.diffusion.schedule import NoiseSchedule, Point
 from ddpm_cli.diffusion.spacing import visited
+from ddpm_cli.diffusion.times import fill
 from ddpm_cli.diffusion.variance import Variance
 
 
@@ -270,7 +271,3 @@ def _on_one_pixel(sampler: Sampler, schedule: NoiseSchedule, noise: Noise, first
 
 def _pixel(schedule: NoiseSchedule) -> Tensor:
     return torch.zeros(1, 1, 1, 1, device=schedule.device)
-
-
-def fill(x: Tensor, t: int) -> Tensor:
-    return torch.full((len(x),), t, dtype=torch.int64, device=x.device)

@@ -36,7 +36,7 @@ BEGIN, END = "<!-- scripts/torture writes from here -->", "<!-- to here -->"
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/torture", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK:.0%} of the trials, and no change to docs/")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK:.0%}% of the trials, and no change to docs/")
     parser.add_argument("--only", metavar="NAME", action="append", help="this row alone (may be given again)")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments and bits (default 0)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="rows at a time (default: one per CPU)")

@@ -56,7 +56,7 @@ SWITCHES = {
         *("trainer.checkpoint_activations", "trainer.deterministic", "data.flip", "schedule.zero_terminal_snr"),
         "model.learn_variance",
     ],
-    "sample": ["save_steps"],
+    "sample": ["save_steps", "compile"],
 }
 CHOICES = {
     "train": ["trainer.precision", "trainer.lr_decay", "sampler.spacing"],
@@ -184,7 +184,7 @@ FINE = {
     "sample": [
         *("n=3", "batch_size=2", "seed=7", "device=cpu", "precision=fp32", "out=elsewhere", "save=images"),
         *("save_steps=true", "trust=[]", "sampler.steps=3", "ckpt_sha256=null", "weights=model"),
-        *("mode=generate", "threshold=dynamic", "guidance.scale=1.0", "sampler.spacing=trailing"),
+        *("mode=generate", "threshold=dynamic", "guidance.scale=1.0", "sampler.spacing=trailing", "compile=auto"),
     ],
     "resume": [
         *("trainer.steps=9", "trainer.log_every=5", "trainer.preview_every=0", "trainer.device=cpu"),

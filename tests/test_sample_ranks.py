@@ -1,0 +1,159 @@
+"""Several processes draw one set of images: the same bytes as one process draws, whoever dies and whoever goes on."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from commands import assert_one_message, sample
+
+MANY = ["n=405", "batch_size=10", "save=npz", "save_steps=true", "sampler=ddpm", "sampler.steps=8"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, "-m", "ddpm_cli.sample", *arguments]
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=180)
+
+
+def two_ranks(*arguments: str, cwd: Path, own: Sequence[object] = ("", "")) -> list[subprocess.Popen]:
+    """Without a launcher that would end one when it sees the other gone. RANK in an argument stands for its `own`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = ENVIRONMENT | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "ddpm_cli.sample", *(a.replace("RANK", str(own[int(rank)])) for a in arguments)],
+            cwd=cwd,
+            env=shared | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+
+
+def done(out: Path) -> bytes:
+    """A byte for each batch."""
+    try:
+        return (out / ".unfinished" / "done").read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def wait_for(out: Path, *, of_rank: int) -> None:
+    until = time.monotonic() + 90
+    while not any(done(out)[of_rank::2]):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(labelled: Path, tmp_path_factory) -> dict[str, bytes]:
+    """What one process makes."""
+    place = tmp_path_factory.mktemp("whole")
+    alone = sample(f"ckpt={labelled}", *MANY, "out=out", cwd=place)
+    assert alone.returncode == 0, alone.stderr
+    return contents(place / "out")
+
+
+def test_two_processes_draw_what_one_does(labelled: Path, whole, tmp_path: Path):
+    together = torchrun(f"ckpt={labelled}", *MANY, "out=out", cwd=tmp_path)
+    assert together.returncode == 0, together.stderr
+    assert together.stdout.splitlines() == [
+        f"{labelled}: step 4, ema weights, on cpu, fp32, 2 processes",
+        *(f"out/{name}" for name in ("samples.png", "samples.npz", "steps.png", "steps.gif")),
+    ]
+    assert contents(tmp_path / "out") == whole
+
+
+def test_one_that_dies_does_not_keep_the_other_and_one_goes_on_alone(labelled: Path, whole, tmp_path: Path):
+    main, other = two_ranks(f"ckpt={labelled}", *MANY, "out=out", cwd=tmp_path)
+    wait_for(tmp_path / "out", of_rank=1)
+    other.kill()
+    other.communicate()
+    began = time.monotonic()
+    _, error = main.communicate(timeout=90)
+    assert main.returncode == 1, error
+    assert time.monotonic() - began < 60, "it has its own half to finish"
+    says = r"another process of this run has gone or does not answer.*\. (\d+) of 405 images are there\. To go on: "
+    says += rf"torchrun --nproc_per_node=2 -m ddpm_cli.sample ckpt={labelled} .* out=out$"
+    found = re.search(says, error, re.DOTALL)
+    assert found is not None, error
+    assert all(done(tmp_path / "out")[0::2]), "which it did"
+    assert not all(done(tmp_path / "out")[1::2])
+    alone = sample(f"ckpt={labelled}", *MANY, "out=out", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    assert f"goes on: {found[1]} of 405 images are there" in alone.stdout
+    assert contents(tmp_path / "out") == whole
+
+
+def test_two_go_on_with_what_one_began_and_both_end_at_a_signal(labelled: Path, whole, tmp_path: Path):
+    arguments = [f"ckpt={labelled}", *MANY, "out=out"]
+    environment = {"cwd": tmp_path, "env": ENVIRONMENT, "stderr": subprocess.PIPE, "text": True}
+    alone = subprocess.Popen([sys.executable, "-m", "ddpm_cli.sample", *arguments], **environment)
+    wait_for(tmp_path / "out", of_rank=0)
+    alone.send_signal(signal.SIGTERM)
+    alone.communicate(timeout=60)
+    assert alone.returncode == 75
+    before = sum(done(tmp_path / "out"))
+    ranks = two_ranks(*arguments, cwd=tmp_path)
+    until = time.monotonic() + 90
+    while sum(done(tmp_path / "out")) < before + 2:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    for process in ranks:
+        process.send_signal(signal.SIGINT)
+    (_, error), (_, silent) = (process.communicate(timeout=60) for process in ranks)
+    assert [process.returncode for process in ranks] == [75, 75]
+    assert "ddpm-sample: SIGINT: stopped. " in error
+    assert "ddpm-sample" not in silent, "one of them speaks"
+    together = torchrun(*arguments, cwd=tmp_path)
+    assert together.returncode == 0, together.stderr
+    assert contents(tmp_path / "out") == whole
+
+
+def test_what_cannot_be_is_said_once(labelled: Path, tmp_path: Path):
+    main, other = two_ranks(f"ckpt={labelled}", "sampler.steps=99", "out=out", cwd=tmp_path)
+    assert_one_message(finished(main), "sample", "sampler: steps must be between 1 and the schedule's 20")
+    silent = finished(other)
+    assert (silent.returncode, silent.stdout, "ddpm-sample" in silent.stderr) == (2, "", False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_one_process_alone_cannot_do_is_said_too(labelled: Path, tmp_path: Path):
+    """Here the second has another checkpoint: as if a newer one had been saved while they read it."""
+    own = [labelled, tmp_path / "copy"]
+    shutil.copytree(labelled, own[1])
+    shutil.rmtree(own[1] / "checkpoints" / "step_00000004")
+    main, other = two_ranks("ckpt=RANK", "out=out", cwd=tmp_path, own=own)
+    says = "not every process would draw what the first does: ckpt: was 'step 4, [0-9a-f]*', now 'step 2, "
+    assert_one_message(finished(main), "sample", says)
+    assert finished(other).returncode == 2
+
+
+def test_a_sweep_is_refused(labelled: Path, tmp_path: Path):
+    main, other = two_ranks(f"ckpt={labelled}", "-m", "sampler=ddim,ddpm", "out=out", cwd=tmp_path)
+    says = "-m: a sweep cannot run in several processes that sample together; start its runs singly"
+    assert says in finished(main).stderr
+    finished(other)
+    assert not (tmp_path / "out").exists()
+
+
+def finished(process: subprocess.Popen) -> subprocess.CompletedProcess:
+    said, error = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, said, error)

@@ -1,0 +1,244 @@
+"""Many images: drawn without the memory for all of them, stopped in every way, and gone on with to the same bytes."""
+
+import errno
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import assert_one_message, sample
+
+from ddpm_cli.unfinished import Unfinished
+
+MANY = ["n=605", "batch_size=10", "save=npz", "save_steps=true", "sampler=ddim", "sampler.steps=8"]
+
+
+def begin(*arguments: str, cwd: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "ddpm_cli.sample", *arguments],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def batches_done(out: Path) -> int:
+    try:
+        return sum((out / ".unfinished" / "done").read_bytes())
+    except FileNotFoundError:
+        return 0
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    until = time.monotonic() + 90
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(labelled: Path, tmp_path_factory) -> dict[str, bytes]:
+    """What a run makes that nobody stops."""
+    place = tmp_path_factory.mktemp("whole")
+    done = sample(f"ckpt={labelled}", *MANY, "out=out", cwd=place)
+    assert done.returncode == 0, done.stderr
+    return contents(place / "out")
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes(labelled: Path, whole, tmp_path: Path):
+    chance, out = random.Random(0), tmp_path / "out"
+    arguments = [f"ckpt={labelled}", *MANY, "out=out"]
+    kills, said = 0, ""
+    while True:
+        process, before = begin(*arguments, cwd=tmp_path), batches_done(out)
+        if kills < 2:
+            wait_for(lambda before=before: batches_done(out) > before, process)
+            time.sleep(0.3 * chance.random())
+            process.kill()
+            kills += process.wait() == -signal.SIGKILL
+            process.communicate()
+            continue
+        said, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+        break
+    assert re.search(r"^goes on: [\d,]+ of 605 images are there$", said, re.MULTILINE)
+    assert contents(out) == whole
+    assert sorted(whole) == ["samples.npz", "samples.png", "steps.gif", "steps.png"]
+
+
+def test_asked_to_stop_it_says_what_is_there_and_the_command_that_goes_on(labelled: Path, whole, tmp_path: Path):
+    """Without `out`, too: the place has been made for this run, and the command names it."""
+    process = begin(f"ckpt={labelled}", *MANY, cwd=tmp_path)
+    earlier = set((labelled / "samples").glob("*"))
+    wait_for(lambda: any(batches_done(out) for out in set((labelled / "samples").glob("*")) - earlier), process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    message = error.strip().splitlines()[-1]
+    says = r"ddpm-sample: SIGINT: stopped. ([\d,]+) of 605 images are there. To go on: (ddpm-sample .*)"
+    found = re.fullmatch(says, message)
+    assert found is not None, message
+    assert "Traceback" not in error
+    _, *arguments = shlex.split(found[2])
+    assert arguments[:-1] == [f"ckpt={labelled}", *MANY]
+    out = Path(arguments[-1].removeprefix("out="))
+    assert 10 * batches_done(out) == int(found[1].replace(",", "")), "all that was finished is kept"
+    done = sample(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"goes on: {found[1]} of 605 images are there" in done.stdout
+    assert contents(out) == whole
+
+
+def test_a_signal_before_anything_is_drawn_leaves_nothing(labelled: Path, tmp_path: Path):
+    process = begin(f"ckpt={labelled}", "n=1000", "batch_size=1000", "out=out", cwd=tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline().endswith("on cpu, fp32\n"), "the last it says before the first step"
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert error.splitlines()[-1] == "ddpm-sample: SIGTERM: stopped. Nothing had been drawn yet"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.fixture
+def stopped(labelled: Path, tmp_path: Path) -> Path:
+    """The output directory of a run that was stopped in the middle."""
+    process = begin(f"ckpt={labelled}", *MANY, "out=out", cwd=tmp_path)
+    wait_for(lambda: batches_done(tmp_path / "out") > 0, process)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    return tmp_path / "out"
+
+
+def test_another_configuration_does_not_go_on(stopped: Path, labelled: Path, trained, sample_here):
+    before = contents_below(stopped)
+    same = [f"ckpt={labelled}", *MANY, f"out={stopped}"]
+    for change, says in {
+        "seed=1": "seed: was 0, now 1",
+        "n=606": "n: was 605, now 606",
+        "batch_size=20": "batch_size: was 10, now 20",
+        "sampler.steps=9": "sampler.steps: was 8, now 9",
+        "save_steps=false": "save_steps: was True, now False",
+        "classes=[3]": r"classes: was None, now \[3\]",
+        "weights=model": "ckpt: was 'step 4, [0-9a-f]{16}', now 'step 4, [0-9a-f]{16}'",
+        f"ckpt={trained[0]}": "ckpt: was 'step 4, ",
+        "precision=bf16": "precision: was 'fp32', now 'bf16'",
+        "compile=true": "compile: was False, now True",
+    }.items():
+        done = sample_here(*same, change)
+        assert done.returncode == 2, done.stderr
+        message = (
+            rf"^ddpm-sample: out: .* holds unfinished images of another configuration:\n  {says}.*\n  choose another"
+        )
+        assert re.search(message, done.stderr), done.stderr
+        assert done.stdout == ""
+    assert contents_below(stopped) == before
+    # What does not decide the images may change: here where they come from by name, and what is made of them.
+    (newest,) = (labelled / "checkpoints").glob("step_00000004")
+    done = sample_here(f"ckpt={newest}", *MANY, "save=images", f"out={stopped}")
+    assert done.returncode == 0, done.stderr
+    assert len(list((stopped / "images").iterdir())) == 605
+
+
+def contents_below(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_two_processes_do_not_draw_in_one_directory(labelled: Path, whole, tmp_path: Path):
+    arguments = [f"ckpt={labelled}", *MANY, "out=out"]
+    process = begin(*arguments, cwd=tmp_path)
+    wait_for(lambda: batches_done(tmp_path / "out") > 0, process)
+    process.send_signal(signal.SIGSTOP)
+    assert_one_message(sample(*arguments, cwd=tmp_path), "sample", "out: out: another process is drawing there")
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(timeout=120) == 0
+    process.communicate()
+    assert contents(tmp_path / "out") == whole
+
+
+def test_a_full_disk_ends_a_run_that_goes_on_later(labelled: Path, sample_here, tmp_path: Path, monkeypatch):
+    arguments = [f"ckpt={labelled}", "n=7", "batch_size=2", "sampler.steps=2", "save=npz", "save_steps=true"]
+    assert sample_here(*arguments, "out=whole").returncode == 0
+    keep = Unfinished.keep
+
+    def until_full(self: Unfinished, indices: range, *parts) -> None:
+        if indices.start == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder / "pixels"))
+        keep(self, indices, *parts)
+
+    monkeypatch.setattr(Unfinished, "keep", until_full)
+    done = sample_here(*arguments, "out=out")
+    assert done.returncode == 1
+    says = "ddpm-sample: out/.unfinished/pixels: No space left on device. 4 of 7 images are there. To go on: "
+    assert done.stderr == says + shlex.join(["ddpm-sample", *arguments, "out=out"]) + "\n"
+    monkeypatch.setattr(Unfinished, "keep", keep)
+    done = sample_here(*arguments, "out=out")
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+# A process that draws and writes down `n` images of 12 kB, with the exact denoiser of Gaussian data for a network.
+DRAWING = """
+import resource, sys
+from functools import partial
+from pathlib import Path
+import torch
+from gaussian import GaussianDenoiser
+from ddpm_cli.devices import choose_compute
+from ddpm_cli.diffusion import samplers
+from ddpm_cli.diffusion.ddpm import DDPM
+from ddpm_cli.diffusion.schedule import linear
+from ddpm_cli.drawing import Drawing
+from ddpm_cli.modes import Generate, Setting
+from ddpm_cli.sample_pictures import write
+from ddpm_cli.unfinished import Unfinished, begin, held
+
+torch.set_num_threads(1)
+n, shape, schedule, sampler = int(sys.argv[1]), (3, 64, 64), linear(100), partial(samplers.ddim, steps=1)
+plan = Generate().plan(Setting(schedule, sampler, shape, n=n, classes=0, seed=0, device=torch.device("cpu")))
+ddpm = DDPM(GaussianDenoiser(schedule, mean=0.1, std=0.4), schedule)
+directory, layout = Path(str(n)), {"batch_size": 50, "shape": (n, 64, 64, 3)}
+directory.mkdir()
+with held(directory):
+    begin(directory, {}, **layout)
+    with Unfinished(directory, **layout) as kept:
+        Drawing(ddpm, plan, ddpm.denoiser, None, choose_compute("cpu")).draw(kept.missing, kept.keep)
+        write(kept, plan, save="npz")
+        kept.end()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def peak_megabytes(n: int, cwd: Path) -> int:
+    tests = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", DRAWING, str(n)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (cwd / str(n) / "samples.npz").stat().st_size > 3 * 64 * 64 * n
+    return int(done.stdout)
+
+
+def test_more_images_take_no_more_memory(tmp_path: Path):
+    few, many = peak_megabytes(1000, tmp_path), peak_megabytes(8000, tmp_path)
+    assert many < few + 10, "of the 82 MB that 7000 more images are"
