@@ -31,7 +31,7 @@ class Compute:
         itself, which takes up to minutes.
 
         Args:
-            graphs: on CUDA, let CUDA graphs launch the kernels: small networks are faster than the host can launch theirs.
+            graphs: on CUDA, let CUDA graphs launch the kernels: the host cannot launch those of small networks in time.
         """
         module.compile(fullgraph=True, dynamic=False, mode="reduce-overhead" if graphs else None)
 

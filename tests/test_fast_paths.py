@@ -111,9 +111,8 @@ def test_every_way_agrees_with_the_plain_loop_on_cuda(options: dict, precision: 
     """All from the same draws, which are CUDA's own: so the plain loop is one on CUDA, in float32, too."""
     reference = losses_of(device="cuda", precision="fp32", compile=False)
     found = losses_of(device="cuda", precision=precision, **({"compile": False} | options))
-    error = 4 * BF16_ERROR if precision == "bf16" else 0.02  # TF32 convolutions, and 200 steps to drift apart in
-    torch.testing.assert_close(found[:20], reference[:20], rtol=error, atol=error / 4)
-    torch.testing.assert_close(found.mean(), reference.mean(), rtol=error, atol=0)
+    torch.testing.assert_close(found.mean(), reference.mean(), rtol=2 * BF16_ERROR, atol=0)
+    torch.testing.assert_close(found, reference, rtol=0.1, atol=0.02)  # after 200 steps the two have drifted apart
 
 
 def test_losses_over_200_steps_are_those_of_the_plain_loop_when_the_host_looks_late(plain: Tensor):
@@ -121,6 +120,14 @@ def test_losses_over_200_steps_are_those_of_the_plain_loop_when_the_host_looks_l
     trainer.looks_late = True
     (progress,) = [progress for progress in trainer.run() if progress is not None]
     assert torch.equal(progress.losses.view(200, 16).mean(1), plain)
+
+
+def test_bf16_trains_as_float32_does_within_its_error(plain: Tensor):
+    losses = losses_of(precision="bf16")
+    torch.testing.assert_close(losses.mean(), plain.mean(), rtol=BF16_ERROR, atol=0)
+    torch.testing.assert_close(losses, plain, rtol=0.1, atol=0.02)  # after 200 steps the two have drifted apart
+    assert ((losses - plain) / plain).abs().median() < 4 * BF16_ERROR
+    assert not torch.equal(losses, plain)
 
 
 def test_compile_is_on_by_itself_only_where_it_pays():
