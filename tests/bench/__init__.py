@@ -1,0 +1,1 @@
+"""Ours and the peers timed side by side: see scripts/bench."""

@@ -1,0 +1,152 @@
+"""Time ours and the peers in turn, print tables and keep them in docs/performance.md, where a run was a whole one."""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+# Imported late: what the device is decides what torch may see, and that must be said before it is imported.
+
+
+def main() -> None:
+    arguments = _arguments()
+    if arguments.from_file is not None:
+        from bench import tables
+
+        tables.keep(json.loads(Path(arguments.from_file).read_text(encoding="utf-8")))
+        return
+    _quiet(arguments.device)
+    figures = measure(arguments)
+    if arguments.out is not None:
+        Path(arguments.out).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    _print(figures)
+    if figures["whole"] and not arguments.only_print:
+        from bench import tables
+
+        tables.keep(figures)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--config", action="append", choices=["digits", "cifar10", "folder_64", "tiny"], metavar="NAME",
+        help="digits, cifar10 (both by default) or folder_64; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--only", action="append", metavar="ROW", help="arithmetic, start-up, network, training, ...")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: minutes, and rougher figures")
+    parser.add_argument("--minutes", type=float, help="begin no further row after so many")
+    parser.add_argument("--out", metavar="FILE", help="write everything that was measured there, as JSON")
+    parser.add_argument(
+        "--from", metavar="FILE", dest="from_file", help="only put such a FILE into docs/performance.md"
+    )
+    parser.add_argument("--print", action="store_true", dest="only_print", help="leave docs/ as it is")
+    return parser.parse_args()
+
+
+def _quiet(device: str) -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars of peers
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # accelerate would take a GPU that is there
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+def measure(arguments: argparse.Namespace) -> dict:
+    """Everything that was asked for, as JSON has it."""
+    import torch
+
+    from bench import machine, peers
+    from bench.cases import CASES, Place
+    from bench.rows import FULL, OF_A_CASE, ON_CUDA, ONCE, QUICK
+    from ddpm_cli.devices import choose_compute
+
+    try:
+        device = choose_compute(arguments.device).device.type
+    except ValueError as error:
+        raise SystemExit(f"scripts/bench: {error}") from error
+    device = "cuda" if device == "cuda" else "cpu"
+    precision = choose_compute(device).precision
+    effort = (QUICK if arguments.quick else FULL)[device]
+    names = arguments.config or (["cifar10", "digits"] if device == "cuda" else ["digits", "cifar10"])
+    of_a_case = OF_A_CASE | (ON_CUDA if device == "cuda" else {})
+    unknown = set(arguments.only or ()) - {*ONCE, *of_a_case}
+    if unknown:
+        raise SystemExit(f"scripts/bench: no row {', '.join(unknown)}; there are {', '.join([*ONCE, *of_a_case])}")
+    rows = Rows(arguments.only, arguments.minutes)
+    for peer in peers.NEEDS:
+        if peers.missing(peer):
+            rows.left_out.append(f"{peer} ({', '.join(peers.missing(peer))} not installed)")
+    figures: dict = {
+        "command": shlex.join(["scripts/bench", *sys.argv[1:]]),
+        "device": device,
+        "precision": precision,
+        "machine": machine.describe(device),
+        "once": [],
+        "configs": {},
+        "left_out": rows.left_out,
+    }
+    with tempfile.TemporaryDirectory(prefix="bench_") as directory:
+        for i, name in enumerate(names):
+            place = Place(CASES[name], device, precision, Path(directory) / name)
+            place.write_pictures()
+            if i == 0:
+                figures["once"] += rows.measure(ONCE, place, effort)
+            entries = rows.measure(of_a_case, place, effort)
+            figures["configs"][name] = {
+                "batch_size": place.batch_size,
+                "precision": precision,
+                "sizes": dict(place.config["model"]),
+                "entries": entries,
+            }
+    figures["whole"] = not (arguments.only or arguments.quick or rows.too_late)
+    figures["cuda_memory"] = torch.cuda.mem_get_info()[1] if device == "cuda" else None
+    return figures
+
+
+class Rows:
+    """Measures one row after the other, as long as there is time; says which were left out."""
+
+    def __init__(self, only: list[str] | None, minutes: float | None):
+        self.only = only
+        self.until = None if minutes is None else time.monotonic() + 60 * minutes
+        self.too_late = False
+        self.left_out: list[str] = []
+
+    def measure(self, rows: dict, place, effort) -> list[dict]:
+        from bench.network import DifferentNetworksError
+
+        entries = []
+        for name, row in rows.items():
+            if self.only is not None and name not in self.only:
+                continue
+            if self.until is not None and time.monotonic() > self.until:
+                self.too_late = True
+                self.left_out.append(f"{name} of {place.case.name} (no time left)")
+                continue
+            began = time.monotonic()
+            try:
+                entries += row(place, effort)
+            except DifferentNetworksError:
+                raise
+            except Exception as error:  # a row that fails leaves the others their figures
+                entries.append({"row": name, "who": "all", "failure": f"{type(error).__name__}: {error}"})
+            took = time.monotonic() - began
+            print(f"{name} of {place.case.name}: {took:.0f} s", file=sys.stderr, flush=True)
+        return entries
+
+
+def _print(figures: dict) -> None:
+    from bench import tables
+
+    print("", *tables.machine_lines(figures), sep="\n")
+    for name in figures["configs"]:
+        print(f"\n{name}", *tables.lines(figures, name), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The rows of the table: what is measured, and how much of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench import machine, network, ours, peers, processes
+from bench.cases import Place
+from bench.clock import clean_up, entries, race, spread
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How often things are done."""
+
+    rounds: int  # of a race
+    processes: int  # of one kind, one after the other
+    calls: int  # of the network, for a sample
+    steps: int  # of which the shares are taken
+    many: int  # images of one command
+
+
+FULL = {
+    "cpu": Effort(rounds=7, processes=3, calls=5, steps=20, many=256),
+    "cuda": Effort(rounds=7, processes=3, calls=50, steps=100, many=5000),
+}
+QUICK = {
+    "cpu": Effort(rounds=2, processes=1, calls=2, steps=4, many=64),
+    "cuda": Effort(rounds=3, processes=1, calls=10, steps=20, many=1000),
+}
+
+
+def rates(place: Place, effort: Effort) -> list[dict]:
+    repetitions = 4 if place.device == "cpu" else 20
+    results = race(machine.products(place.device, place.precision), place.device, repetitions=repetitions, rounds=5)
+    del effort
+    return entries("arithmetic", "FLOP/s", results, repetitions)
+
+
+def sizes(place: Place, effort: Effort) -> list[dict]:
+    """Raises DifferentNetworksError if diffusers' network is not ours."""
+    del effort
+    counted = {name: network.sizes(place, name) for name in ("ours", *peers.there())}
+    network.check_same(counted)
+    return [{"row": "network", "who": name, **numbers} for name, numbers in counted.items()]
+
+
+def training(place: Place, effort: Effort) -> list[dict]:
+    steps = place.case.turns[place.device]
+    everybody = [*ours.training(place), *peers.training(place)]
+    results = race(everybody, place.device, repetitions=steps, rounds=effort.rounds)
+    return entries("training", "images/s", results, steps)
+
+
+def shares(place: Place, effort: Effort) -> list[dict]:
+    found = ours.shares(place, effort.steps, warm_up=place.case.turns[place.device])
+    clean_up()
+    return [
+        {"row": "share of a step", "who": f"ours, {what}", "unit": "%", **spread([100 * share for share in values])}
+        for what, values in found.items()
+    ]
+
+
+def forward(place: Place, effort: Effort) -> list[dict]:
+    passes = place.case.turns[place.device]
+    everybody = [*ours.forward(place), *peers.forward(place)]
+    results = race(everybody, place.device, repetitions=passes, rounds=effort.rounds)
+    return entries("forward", "images/s", results, passes)
+
+
+def sampling(place: Place, effort: Effort) -> list[dict]:
+    everybody = [*ours.sampling(place, effort.calls), *peers.sampling(place, effort.calls)]
+    results = race(everybody, place.device, repetitions=1, rounds=max(2, effort.rounds - 2))
+    return entries("sampling", "images/s per call", results, 1)
+
+
+def first_step(place: Place, effort: Effort) -> list[dict]:
+    return processes.first_steps(place, effort.processes)
+
+
+def start_up(place: Place, effort: Effort) -> list[dict]:
+    return processes.start_up(place.device, place.directory, effort.processes)
+
+
+def many(place: Place, effort: Effort) -> list[dict]:
+    return processes.many_images(place, effort.many, effort.calls)
+
+
+Row = Callable[[Place, Effort], list[dict]]
+ONCE: dict[str, Row] = {"arithmetic": rates, "start-up": start_up}  # they say nothing about a network
+# In the order of what matters most where there is not time for all of them.
+OF_A_CASE: dict[str, Row] = {
+    "network": sizes,
+    "training": training,
+    "forward": forward,
+    "shares": shares,
+    "sampling": sampling,
+    "first-step": first_step,
+}
+ON_CUDA: dict[str, Row] = {"many": many}

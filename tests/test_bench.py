@@ -1,0 +1,122 @@
+"""scripts/bench on the smallest of networks: what it writes, and that it compares only what is equal."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from bench import network, peers, processes, tables
+from bench.cases import CASES, Place
+from bench.clock import Contestant, entries, race
+
+ROWS = ("arithmetic", "network", "training", "forward", "shares", "sampling")
+PEERS = ["diffusers", "denoising-diffusion-pytorch"]
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory) -> dict:
+    out = tmp_path_factory.mktemp("bench") / "figures.json"
+    only = [word for row in ROWS for word in ("--only", row)]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "--device=cpu", "--config=tiny", "--quick", "--print", f"--out={out}", *only],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(processes.ROOT / "tests")},
+        cwd=processes.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text()) | {"printed": done.stdout}
+
+
+def test_everybody_has_figures_in_every_row(figures: dict):
+    assert figures["left_out"] == []  # the extra `test` has the peers
+    found = figures["configs"]["tiny"]["entries"]
+    assert [entry for entry in found if "failure" in entry] == []
+    everybody = ["ours", *PEERS]
+    for row in ("network", "training", "forward", "sampling"):
+        assert [entry["who"] for entry in found if entry["row"] == row] == everybody
+    for entry in (*found, *figures["once"]):
+        if entry["row"] != "network":
+            assert 0 <= entry["low"] <= entry["median"] <= entry["high"]
+        assert ("ratio" in entry) == (entry["row"] in ("training", "forward", "sampling") and entry["who"] in PEERS)
+    shares = [entry["who"] for entry in found if entry["row"] == "share of a step"]
+    assert shares == ["ours, not the network", "ours, waiting for data"]
+    assert [entry["who"] for entry in figures["once"]] == ["matrix product", "convolution"]
+    assert not figures["whole"]
+
+
+def test_ours_and_diffusers_network_are_one(figures: dict):
+    sizes = [entry for entry in figures["configs"]["tiny"]["entries"] if entry["row"] == "network"]
+    ours, diffusers, other = ({k: v for k, v in entry.items() if k != "who"} for entry in sizes)
+    assert ours == diffusers
+    assert ours["parameters"] != other["parameters"]
+    assert ours["training_flops"] > 2 * ours["forward_flops"] > 0
+
+
+def test_the_table_names_machine_command_and_everybody(figures: dict):
+    for said in (torch.__version__, "scripts/bench --device=cpu", *PEERS, "% of the matrix product", "CPU cores"):
+        assert said in figures["printed"]
+
+
+def test_other_sizes_are_not_compared(tmp_path: Path):
+    place = Place(CASES["tiny"], "cpu", "fp32", tmp_path)
+    ours = network.sizes(place, "ours")
+    elsewhere = replace(CASES["tiny"], overrides=(*CASES["tiny"].overrides, "model.num_res_blocks=2"))
+    theirs = network.sizes(replace(place, case=elsewhere), "diffusers")
+    with pytest.raises(network.DifferentNetworksError, match="parameters: ours 44,969, diffusers'"):
+        network.check_same({"ours": ours, "diffusers": theirs})
+    with pytest.raises(network.DifferentNetworksError, match="forward_flops"):
+        network.check_same({"ours": ours, "diffusers": ours | {"forward_flops": ours["forward_flops"] + 2}})
+    network.check_same({"ours": ours})
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "folder_64"])
+def test_the_networks_of_every_case_are_equal(name: str, tmp_path: Path):
+    place = Place(CASES[name], "cpu", "fp32", tmp_path)
+    counted = {who: network.sizes(place, who) for who in ("ours", "diffusers")}
+    network.check_same(counted)
+    if name == "cifar10":
+        assert counted["ours"]["parameters"] == 35_746_307
+
+
+def test_who_fails_leaves_the_race_to_the_others():
+    turns = []
+
+    def failing():
+        raise RuntimeError("no memory")
+
+    contestants = [
+        Contestant("ours", 2.0, lambda: turns.append, reference=True),
+        Contestant("broken", 1.0, failing),
+        Contestant("peer", 4.0, lambda: lambda repetitions: None),
+    ]
+    results = race(contestants, "cpu", repetitions=3, rounds=2)
+    assert turns == [1, 3, 3, 3]  # the first repetition, a warm-up, two rounds
+    ours, broken, peer = entries("row", "images/s", results, 3)
+    assert broken == {"row": "row", "who": "broken", "unit": "images/s", "failure": "RuntimeError: no memory"}
+    assert "ratio" not in ours
+    expected = [2.0 / 4.0 * theirs / own for theirs, own in zip(results[2].seconds, results[0].seconds, strict=True)]
+    assert peer["ratio"]["low"] == pytest.approx(min(expected))
+
+
+def test_a_missing_peer_is_left_out_and_said(monkeypatch):
+    monkeypatch.setattr(peers, "version", lambda package: None if package == "accelerate" else "1")
+    assert peers.there() == []
+    assert peers.missing("diffusers") == ["accelerate"]
+
+
+def test_tables_have_their_places_in_the_document(figures: dict, tmp_path: Path, monkeypatch):
+    document = tmp_path / "performance.md"
+    document.write_text(tables.DOCUMENT.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(tables, "DOCUMENT", document)
+    tiny = figures["configs"]["tiny"]
+    for device in ("cpu", "cuda"):
+        configs = dict.fromkeys(("digits", "cifar10", "folder_64"), tiny)
+        tables.keep(figures | {"device": device, "configs": configs})
+    assert document.read_text(encoding="utf-8").count("| training | denoising-diffusion-pytorch |") == 6
+    assert "not measured yet" not in document.read_text(encoding="utf-8")
