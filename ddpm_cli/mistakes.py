@@ -19,6 +19,9 @@ from ddpm_cli.config import ConfigError, check, configs_directory, nearest
 from ddpm_cli.ending import RunError
 from ddpm_cli.printable import printable
 
+# Options of Hydra's own groups that are there once the extra is installed.
+_IN_EXTRAS = tuple(f"hydra/launcher={name}" for name in ("joblib", "submitit_local", "submitit_slurm"))
+
 
 def explain(error: BaseException, config_name: str, target: str) -> str:
     """The message for `error`, raised while composing `config_name` for `target`; our own errors say it themselves."""
@@ -77,6 +80,8 @@ def _of_hydra(text: str, config_name: str, target: str) -> str | None:
 
 
 def _unknown_option(group: str, option: str, available: list[str]) -> str:
+    if f"{group}={option}" in _IN_EXTRAS:
+        return f"{group}={option}: comes with a plug-in; pip install 'ddpm-cli[sweep]'"
     there_are = f"; there are {', '.join(available)}" if available else ""
     return f"{group}={_shown(option)}: no such option{nearest(option, available)}{there_are}"
 

@@ -96,6 +96,8 @@ def _to_go_on_with(config: dict, call: Call, ranks: "Ranks") -> Path | None:
             if not (directory / run_directory.CHECKPOINTS).is_dir():
                 raise ConfigError(f"resume: {directory} holds no checkpoint")
         return directory
+    if call.sweep_directory is not None and (call.sweep_directory / run_directory.CHECKPOINTS).is_dir():
+        return call.sweep_directory  # a scheduler has put the job back into its queue, and starts it again
     name = config["name"]
     if name is not None:
         with naming("name"):
@@ -146,14 +148,17 @@ def _resume(directory: Path, config: dict, call: Call, ranks: "Ranks") -> "tuple
     for group, node in saved.items():
         if is_node(node):
             check_node(group, node, trust=trust)
-    if call.resume == AUTO:
+    if call.resume in (None, AUTO):
         changed = differences(saved, config)
         if changed:
-            raise ConfigError(
-                f"name: {directory} was trained with another configuration:\n  " + "\n  ".join(changed) + "\n"
-                "  choose another name, or resume=null to begin another run under this one"
-            )
+            key, other = "name", "choose another name, or resume=null to begin another run under this one"
+            if call.sweep_directory is not None:
+                key, other = "hydra.sweep.dir", "choose another directory"
+            listed = "\n  ".join([*changed, other])
+            raise ConfigError(f"{key}: {directory} was trained with another configuration:\n  {listed}")
         merged = config
+        if merged["trainer"].get("accumulate") == "auto":
+            merged["trainer"]["accumulate"] = saved["trainer"]["accumulate"]  # as was found when it began
     else:
         merged = merge(saved, call.changes)
         check(merged, OPTIONS)

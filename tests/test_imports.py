@@ -15,11 +15,15 @@ ALLOWED = {
     "diffusion": {"diffusion"},
     "models": {"models"},
     "data": {"data", "durable", "ending", "images", "printable", "seeds"},
-    "training": {"training", "averages", "diffusion", "data", "devices", "durable", "images", "logs", "ranks", "seeds"},
+    "training": {
+        *("training", "averages", "diffusion", "data", "devices", "durable", "images", "logs", "ranks", "seeds"),
+        "sharding",
+    },
     "averages": set(),
     "durable": set(),
     "ending": set(),
-    "ranks": {"diffusion"},
+    "sharding": set(),
+    "ranks": {"diffusion", "sharding"},
     "seeds": set(),
     "images": {"durable"},
     "printable": set(),
@@ -32,21 +36,26 @@ ALLOWED = {
     "resume": {"config"},
     "untrusted": {"averages", "config"},
     "pretrained": {"averages", "checkpoint", "config", "diffusion", "untrusted"},
-    "prepare": {"config", "data", "devices", "diffusion", "ranks", "seeds", "training"},
+    "prepare": {"config", "data", "devices", "diffusion", "ranks", "seeds", "sharding", "training"},
     "run": {
         *("checkpoint", "config", "devices", "diffusion", "durable", "ending", "images", "logs", "prepare", "ranks"),
         *("run_directory", "seeds", "training", "untrusted"),
     },
     "modes": {"data", "diffusion", "images", "seeds"},
+    "prepare_sampling": {"config", "devices", "diffusion", "modes", "pretrained"},
     "sample_files": set(),
-    "drawing": {"devices", "diffusion", "ending", "images", "modes", "sample_files"},
+    "drawing": {"devices", "diffusion", "ending", "images", "modes"},
+    "unfinished": {"durable", "resume", "sample_files"},
+    "sample_pictures": {"durable", "images", "modes", "sample_files", "unfinished"},
     "contact_sheet": {"images"},
-    "sweep": {"contact_sheet"},
+    "pinning": set(),
+    "sweep": {"contact_sheet", "pinning"},
+    "jobs": {"config", "ending", "pinning", "sweep"},
     "mistakes": {"config", "ending", "printable"},
-    "cli": {"config", "ending", "mistakes", "printable", "sweep"},
+    "cli": {"config", "ending", "jobs", "mistakes", "printable", "sweep"},
 }
 ENTRY_POINTS = {"train", "sample"}
-KNOWS_HYDRA = {"cli", "mistakes", "sweep"}
+KNOWS_HYDRA = {"cli", "jobs", "mistakes", "sweep"}
 
 
 def room(module: Path) -> str:

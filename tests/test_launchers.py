@@ -1,0 +1,176 @@
+"""Sweeps whose runs are in other processes, by Hydra's launchers, and how they end there."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from commands import TINY, TINY_RUN, run, sample, train
+
+JOBLIB = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep"]
+SUBMITIT = ["-m", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep"]
+# Steps until a test has seen what it waits for.
+ENDLESS = [*TINY, "trainer.steps=1000000", "trainer.preview_every=0", "trainer.checkpoint_every=0"]
+
+
+def result(directory: Path) -> dict:
+    return json.loads((directory / "result.json").read_text(encoding="utf-8"))
+
+
+def table(done: subprocess.CompletedProcess) -> list[str]:
+    return done.stdout[done.stdout.index("sweep in") :].splitlines()[1:]
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen) -> None:
+    until = time.monotonic() + 90
+    while not what():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts `ddpm-train` in a process group of its own, of which nothing is left when the test is over."""
+    begun: list[subprocess.Popen] = []
+
+    def start(*arguments: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ddpm_cli.train", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        begun.append(process)
+        return process
+
+    yield start
+    for process in begun:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
+    out, err = process.communicate(timeout=90)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def trains(directory: Path) -> bool:
+    file = directory / "train.log"
+    return file.exists() and "step 2/" in file.read_text(encoding="utf-8")
+
+
+def children(pid: int, name: str = "") -> list[int]:
+    """Of a process, those in whose command line `name` is."""
+    listed = subprocess.run(["ps", "-Aww", "-o", "pid=,ppid=,command="], capture_output=True, text=True, check=True)
+    lines = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+    return [int(child) for child, parent, *command in lines if int(parent) == pid and name in "".join(command)]
+
+
+def test_joblib_runs_a_sweep_each_on_a_gpu_of_its_own(tmp_path: Path):
+    (tmp_path / "tmp").mkdir()
+    gpus = {"CUDA_VISIBLE_DEVICES": "0,1", "TMPDIR": str(tmp_path / "tmp")}
+    done = train(*TINY_RUN, *JOBLIB, "model.dropout=0.1,7,0.2", cwd=tmp_path, **gpus)
+    assert done.returncode == 1, done.stderr
+    lines = table(done)
+    assert re.search(r"^  0  .*dropout=0.1  loss \d", lines[0])
+    assert re.search(r"^  1  .*dropout=7  FAILED: model: dropout must lie in \[0, 1\), got 7$", lines[1])
+    assert re.search(r"^  2  .*dropout=0.2  loss \d", lines[2])
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 3, "a line for each run as it ends"
+    runs = [tmp_path / "sweep" / str(number) for number in range(3)]
+    assert {result(directory)["gpu"] for directory in runs} == {"0", "1"}
+    assert "step 4/4" in (runs[2] / "console.log").read_text(encoding="utf-8")
+    assert (runs[2] / "checkpoints" / "step_00000004" / "ema.safetensors").is_file()
+
+
+def test_sampling_is_swept_by_joblib_onto_one_sheet(labelled: Path, tmp_path: Path):
+    done = sample(*JOBLIB, f"ckpt={labelled}", "n=2", "sampler=ddim,heun", "sampler.steps=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [line.strip() for line in table(done)][2:] == ["sweep/contact_sheet.png"]
+    for number in range(2):
+        assert result(tmp_path / "sweep" / str(number))["picture"] == str(tmp_path / f"sweep/{number}/samples.png")
+
+
+def kill(process: subprocess.Popen) -> None:
+    process.terminate()
+
+
+def interrupt_at_a_terminal(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize("ask", [kill, interrupt_at_a_terminal])
+def test_a_signal_reaches_joblib_s_jobs_which_save(ask: Callable, begin, tmp_path: Path):
+    process = begin(*ENDLESS, *JOBLIB, "seed=0,1,2")
+    runs = [tmp_path / "sweep" / str(number) for number in range(3)]
+    wait_for(lambda: all(map(trains, runs[:2])), process)
+    ask(process)
+    done = finish(process)
+    assert done.returncode == 75, done.stderr
+    for directory, line in zip(runs[:2], table(done), strict=False):
+        assert re.search(r"STOPPED: SIGTERM: stopped at step \d+ and saved", line)
+        assert list(directory.glob("checkpoints/step_*"))
+    assert "STOPPED: SIGTERM: stopped before the first step" in table(done)[2]
+
+
+def test_a_job_that_is_killed_is_reported_with_the_others(begin, tmp_path: Path):
+    process = begin(*ENDLESS, *JOBLIB, "seed=0,1")
+    wait_for(lambda: all(trains(tmp_path / "sweep" / str(number)) for number in range(2)), process)
+    os.kill(children(process.pid, "LokyProcess")[0], signal.SIGKILL)
+    done = finish(process)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "the sweep has lost a job: " in done.stderr
+    assert all("no result; it was killed" in line for line in table(done))
+
+
+def test_submitit_preempts_a_job_which_saves_and_goes_on(begin, tmp_path: Path):
+    """Twice the same run, one of which is stopped by the signal of a Slurm that wants its node back."""
+    steps = ["trainer.steps=30", "trainer.preview_every=0", "trainer.checkpoint_every=0", "trainer.log_every=1"]
+    process = begin(*TINY, *SUBMITIT, *steps, "seed=3,3")
+    runs = [tmp_path / "sweep" / str(number) for number in range(2)]
+    wait_for(lambda: trains(runs[0]), process)
+    job = next(
+        int(log.name.partition("_")[0])
+        for log in tmp_path.glob("sweep/.submitit/*/*.out")
+        if str(runs[0]) in log.read_text(encoding="utf-8")
+    )
+    (task,) = children(job)
+    os.kill(task, signal.SIGUSR2)
+    done = finish(process)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"resumed  at step \d", (runs[0] / "train.log").read_text(encoding="utf-8"))
+    assert result(runs[0])["final_loss"] == result(runs[1])["final_loss"]
+    assert [("loss" in line) for line in table(done)] == [True, True]
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm"])
+def test_a_launcher_that_is_not_installed_is_named_with_its_extra(launcher: str, tmp_path: Path):
+    code = (
+        f"import sys; sys.modules['hydra_plugins'] = None\n"
+        f"sys.argv = ['', '-m', 'hydra/launcher={launcher}', 'seed=1']\n"
+        "from ddpm_cli.train import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"ddpm-train: hydra/launcher={launcher}: comes with a plug-in; pip install 'ddpm-cli[sweep]'\n"
+    )
+
+
+def test_a_launcher_has_no_effect_without_m(tmp_path: Path):
+    done = run("sample", "hydra/launcher=joblib", "ckpt=x", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "ddpm-sample: hydra/launcher: has an effect only in a sweep, with -m\n"
