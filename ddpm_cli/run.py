@@ -23,8 +23,9 @@ from ddpm_cli.prepare import Options, pixels
 from ddpm_cli.ranks import LostRankError
 from ddpm_cli.seeds import ImageNoise
 from ddpm_cli.training.monitor import Monitor
+from ddpm_cli.training.progress import Progress
 from ddpm_cli.training.records import cut_back
-from ddpm_cli.training.trainer import NonFiniteError, Progress, Trainer
+from ddpm_cli.training.trainer import NonFiniteError, Trainer
 from ddpm_cli.untrusted import check_node
 
 _RECORDS = {

@@ -12,7 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from ddpm_cli import checkpoint, sample
+from ddpm_cli import checkpoint, prepare_sampling
 from ddpm_cli.checkpoint import Description
 from ddpm_cli.config import ConfigError
 from ddpm_cli.data.batches import Batches
@@ -24,9 +24,10 @@ from ddpm_cli.diffusion.schedule import cosine
 from ddpm_cli.models.unet import UNet
 from ddpm_cli.training.ema import EMA
 from ddpm_cli.training.optimizers import adamw
+from ddpm_cli.training.progress import Progress
 from ddpm_cli.training.settings import Settings
 from ddpm_cli.training.timesteps import LossAware, Uniform
-from ddpm_cli.training.trainer import Progress, Trainer
+from ddpm_cli.training.trainer import Trainer
 
 
 def make_trainer(
@@ -272,6 +273,6 @@ def test_classes_of_a_network_that_never_saw_a_label_are_refused():
     config = {"trainer": {"label_dropout": 1.0}}
     pretrained = SimpleNamespace(ddpm=SimpleNamespace(num_classes=3), config=config)
     with pytest.raises(ConfigError, match="classes: the network was trained with every label left out"):
-        sample._classes(pretrained, SimpleNamespace(classes="all"))
+        prepare_sampling._classes(pretrained, SimpleNamespace(classes="all"))
     config["trainer"]["label_dropout"] = 0.5
-    assert sample._classes(pretrained, SimpleNamespace(classes="all")) == [0, 1, 2]
+    assert prepare_sampling._classes(pretrained, SimpleNamespace(classes="all")) == [0, 1, 2]

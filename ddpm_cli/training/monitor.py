@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from ddpm_cli.images import grid, save_png
 from ddpm_cli.logs import log
+from ddpm_cli.training.progress import Progress
 from ddpm_cli.training.records import Appended, Events
-from ddpm_cli.training.trainer import Progress
 
 T_BINS = 10
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,38 +12,15 @@ from ddpm_cli.devices import Compute
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.ranks import Ranks
 from ddpm_cli.seeds import derive_seed, generator
-from ddpm_cli.sharding import part_for, whole
+from ddpm_cli.sharding import whole
 from ddpm_cli.training import learning_rate
 from ddpm_cli.training.ema import EMA
+from ddpm_cli.training.progress import Progress, StepResult, of_steps
 from ddpm_cli.training.settings import Settings
+from ddpm_cli.training.state import named_tensors, restore
 from ddpm_cli.training.timesteps import Draw, Uniform
 
 MOST_OVERFLOWS_IN_A_ROW = 20
-
-
-class StepResult(NamedTuple):
-    """What one optimizer step leaves to log. The tensors stay on the device: reading them waits for it."""
-
-    losses: Tensor  # [B], of the whole batch on every rank
-    t: Tensor  # [B]
-    weights: Tensor  # [B], by which the losses count
-    grad_norm: Tensor  # [], before clipping
-    skipped: bool  # float16 overflow: nothing was changed
-
-
-class Progress(NamedTuple):
-    """Everything the log says about the steps since it last said something."""
-
-    step: int
-    losses: Tensor  # [steps * B], on the CPU
-    t: Tensor  # [steps * B], on the CPU
-    loss: float  # their weighted mean: that over uniformly drawn t
-    grad_norm: float  # mean
-    learning_rate: float
-    ema_decay: float
-    images_per_second: float
-    data_fraction: float  # of the time, spent waiting for data
-    overflows: int  # steps skipped for float16 overflow since the run began
 
 
 class NonFiniteError(ArithmeticError):
@@ -164,8 +140,9 @@ class Trainer:
 
     def _update(self, grad_norm: Tensor, fault: Tensor | None = None) -> None:
         """Clip, step, average; nothing of it has an effect where `fault` is 1."""
-        if self.settings.grad_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.ddpm.parameters(), self.settings.grad_clip, grad_norm)
+        limit = self.settings.grad_clip
+        if limit is not None and (self.looks_late or grad_norm > limit):  # where it costs no wait: all by 1 is left out
+            torch.nn.utils.clip_grads_with_norm_(self.ddpm.parameters(), limit, grad_norm)
         if fault is None:
             self.scaler.step(self.optimizer)
         else:
@@ -255,25 +232,15 @@ class Trainer:
             group["lr"] = peak * factor
 
     def _progress(self, *, images_per_second: float, data_fraction: float) -> Progress:
-        kept = [norm for norm, result in zip(self._grad_norms(), self.unlogged, strict=True) if not result.skipped]
-        losses = torch.cat([result.losses for result in self.unlogged]).cpu()
-        weights = torch.cat([result.weights for result in self.unlogged]).cpu()
         return Progress(
             step=self.step,
-            loss=(weights * losses).mean().item(),
-            losses=losses,
-            t=torch.cat([result.t for result in self.unlogged]).cpu(),
-            grad_norm=sum(kept) / len(kept) if kept else float("nan"),
+            **of_steps(self.unlogged),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             ema_decay=self.ema.current_decay,
             images_per_second=images_per_second,
             data_fraction=data_fraction,
             overflows=self.overflows,
         )
-
-    def _grad_norms(self) -> list[float]:
-        """Of the steps that are not in the log yet."""
-        return torch.stack([result.grad_norm for result in self.unlogged]).tolist()
 
     def _describe_non_finite(self, losses: Tensor, t: Tensor) -> str:
         bad = ~torch.isfinite(losses).cpu()
@@ -296,8 +263,6 @@ class Trainer:
             f"first parameter whose gradient is affected: {first}"
         )
 
-    # State -------------------------------------------------------------------------------------------------------
-
     def state(self) -> dict[str, Tensor]:
         """Everything besides the main EMA that a resumed run needs, as named tensors.
 
@@ -307,29 +272,7 @@ class Trainer:
             NonFiniteError: as `settle`.
         """
         self.settle()
-        tensors = {f"model.{name}": value for name, value in self.ddpm.model.state_dict().items()}
-        for name, parameter in self.ddpm.model.named_parameters():
-            moments = self.optimizer.state.get(parameter, {})
-            tensors |= {f"optimizer.{name}.{key}": torch.as_tensor(value) for key, value in moments.items()}
-        counters = {
-            "step": self.step,
-            "ema_updates": self.ema.updates,
-            "overflows": self.overflows,
-            "overflows_in_a_row": self.overflows_in_a_row,
-        }
-        tensors |= {f"counter.{name}": torch.tensor(value) for name, value in counters.items()}
-        if self.unlogged:  # so that the next entry of the log is the one it would have been
-            losses, t, weights, _, skipped = zip(*self.unlogged, strict=True)
-            tensors |= {"unlogged.losses": torch.stack(losses), "unlogged.t": torch.stack(t)}
-            tensors["unlogged.weights"] = torch.stack(weights)
-            tensors["unlogged.grad_norm"] = torch.tensor(self._grad_norms(), dtype=torch.float64)
-            tensors["unlogged.skipped"] = torch.tensor(skipped)
-        tensors |= {f"timesteps.{name}": tensor for name, tensor in self.timesteps.state().items()}
-        tensors |= self.ema.state()
-        if self.scaler.is_enabled():
-            scaler = self.scaler.state_dict()
-            tensors |= {f"scaler.{key}": torch.tensor(scaler[key]) for key in _SCALER_KEYS}
-        return tensors
+        return named_tensors(self)
 
     def load_state(self, state: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
         """Go back to what `state()` and the EMA's weights were.
@@ -338,57 +281,6 @@ class Trainer:
             ValueError: if names or shapes are not those of this run.
         """
         try:
-            self._load_state(state, ema)
+            restore(self, state, ema)
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"the training state is not that of this configuration: {error}") from error
-
-    def _load_state(self, state: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
-        for model, tensors in ((self.ddpm.model, _below("model.", state)), (self.ema.model, ema)):
-            own = model.state_dict()
-            model.load_state_dict({name: part_for(own.get(name), value) for name, value in tensors.items()})
-        self.ema.load_state({name: value for name, value in state.items() if name.startswith(("ema.", "posthoc."))})
-        moments = {
-            index: {key: _laid_out_as(parameter, value) for key, value in _below(f"optimizer.{name}.", state).items()}
-            for index, (name, parameter) in enumerate(self.ddpm.model.named_parameters())
-        }
-        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        counters = {name: _count(name, value) for name, value in _below("counter.", state).items()}
-        self.step = counters["step"]
-        self.ema.updates = counters["ema_updates"]
-        self.overflows, self.overflows_in_a_row = counters["overflows"], counters["overflows_in_a_row"]
-        log = _below("unlogged.", state)
-        if log:
-            rows = zip(
-                log["losses"].to(self.compute.device),
-                log["t"].to(self.compute.device),
-                log.get("weights", torch.ones_like(log["losses"])).to(self.compute.device),
-                log["grad_norm"].to(self.compute.device, torch.float32),
-                log["skipped"].tolist(),
-                strict=True,
-            )
-            self.unlogged = [StepResult(*row) for row in rows]
-        self.timesteps.load_state(_below("timesteps.", state))
-        if self.scaler.is_enabled():
-            saved = {key: state[f"scaler.{key}"].item() for key in _SCALER_KEYS}
-            self.scaler.load_state_dict(self.scaler.state_dict() | saved)
-
-
-def _count(name: str, value: Tensor) -> int:
-    count = value.item()
-    if not isinstance(count, int) or count < 0:
-        raise ValueError(f"the training state says counter.{name} is {count}")
-    return count
-
-
-_SCALER_KEYS = ("scale", "_growth_tracker")
-
-
-def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """A moment in its parameter's memory format: fused optimizers walk both in the order they lie in memory."""
-    if value.shape != parameter.shape:
-        return value
-    return torch.empty_like(parameter).copy_(part_for(parameter, value))
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -18,7 +18,8 @@ from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.images import to_uint8
 from ddpm_cli.prepare import Options, prepare
 from ddpm_cli.ranks import Ranks
-from ddpm_cli.training.trainer import Progress, Trainer
+from ddpm_cli.training.progress import Progress
+from ddpm_cli.training.trainer import Trainer
 
 # Ways to run the same network, by the value of trainer.compile; the first is what runs by default on that device.
 WAYS = {"cpu": ("false",), "cuda": ("true", "false", "graphs")}
