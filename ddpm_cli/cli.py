@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_cli.config import ConfigError, configs_directory
-from ddpm_cli.ending import FAILED, GO_ON_LATER, MISTAKE, RunError, Stop, Stopped
+from ddpm_cli.ending import FAILED, GO_ON_LATER, MISTAKE, RunError, Stop, Stopped, leave
 from ddpm_cli.jobs import Call, Job, register_resolvers
 from ddpm_cli.mistakes import explain
 from ddpm_cli.printable import printable
@@ -47,6 +47,15 @@ def launch(program: str, config_name: str, target: str, job: Callable[[dict, Cal
             launcher may pickle it into other processes.
         stop: tells whether the job was asked to stop.
     """
+    try:
+        _launch(program, config_name, target, job, stop)
+    except SystemExit as ended:
+        leave(ended.code if isinstance(ended.code, int) else FAILED)
+        raise
+    leave(0)
+
+
+def _launch(program: str, config_name: str, target: str, job: Callable[[dict, Call], Any], stop: Stop) -> None:
     show_traceback = bool(os.environ.get("HYDRA_FULL_ERROR"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us as exceptions instead of being printed by Hydra
     register_resolvers()

@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,18 @@ SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # preemption, Ctrl-C, Slurm's warnin
 # Set by launchers that send a signal to processes that may have had one from the scheduler already, and by themselves
 # kill those that do not end.
 _LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SUBMITIT_EXECUTOR")
+
+
+def leave(status: int) -> None:
+    """End this process now if it is one of several that are connected with each other; any other returns.
+
+    Their connections have threads of their own, and C++ aborts a process that is taken down around them, whatever its
+    exit status was to be.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 class RunError(Exception):

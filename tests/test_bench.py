@@ -59,7 +59,7 @@ def test_ours_and_diffusers_network_are_one(figures: dict):
 
 
 def test_the_table_names_machine_command_and_everybody(figures: dict):
-    for said in (torch.__version__, "scripts/bench --device=cpu", *PEERS, "% of the matrix product", "CPU cores"):
+    for said in (torch.__version__, "scripts/bench --device cpu", *PEERS, "% of the matrix product", "CPU cores"):
         assert said in figures["printed"]
 
 

@@ -263,7 +263,7 @@ def test_out_of_memory_says_what_takes_less_and_leaves_the_checkpoint(tmp_path: 
     assert "Traceback" not in done.stderr
     for says in (
         "ddpm-train: step 3: out of memory with batch_size 8 on cpu, fp32",
-        "trainer.accumulate=4 (now 4 images at a time), trainer.checkpoint_activations=true",
+        "trainer.accumulate=4 or auto (now 4 images at a time), trainer.checkpoint_activations=true",
         "From step 2 on: ddpm-train resume=outputs/digits/",
     ):
         assert says in done.stderr

@@ -82,7 +82,7 @@ def measure(arguments: argparse.Namespace) -> dict:
         if peers.missing(peer):
             rows.left_out.append(f"{peer} ({', '.join(peers.missing(peer))} not installed)")
     figures: dict = {
-        "command": shlex.join(["scripts/bench", *sys.argv[1:]]),
+        "command": _command(arguments),
         "device": device,
         "precision": precision,
         "machine": machine.describe(device),
@@ -106,6 +106,14 @@ def measure(arguments: argparse.Namespace) -> dict:
     figures["whole"] = not (arguments.only or arguments.quick or rows.too_late)
     figures["cuda_memory"] = torch.cuda.mem_get_info()[1] if device == "cuda" else None
     return figures
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """What makes the same figures again, wherever they then go."""
+    options = [word for name in arguments.config or () for word in ("--config", name)]
+    options += [word for name in arguments.only or () for word in ("--only", name)]
+    options += ["--quick"] if arguments.quick else []
+    return shlex.join(["scripts/bench", "--device", arguments.device, *options])
 
 
 class Rows:
