@@ -22,14 +22,14 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 TRAIN = ("-m", "ddpm_cli.train")
 
 
-def begin(*arguments: str, cwd: Path, program: Sequence[str] = TRAIN) -> subprocess.Popen:
+def begin(*arguments: str, cwd: Path, program: Sequence[str] = TRAIN, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [*TORCHRUN, *program, *arguments],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         start_new_session=True,
     )
 
@@ -83,6 +83,39 @@ def test_two_ranks_do_what_one_does(shard: str, tmp_path: Path):
     ours, theirs = (load_file(run / "checkpoints" / "step_00000006" / "ema.safetensors") for run in (one, two))
     for name, value in ours.items():
         torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("shard", ["false", "true"])
+def test_ranks_that_look_late_go_back_to_the_step_that_was_not_finite(shard: str, tmp_path: Path):
+    """As on GPUs: one rank's gradient is not finite in a step, which all of them let pass, and find out steps later."""
+    code = (
+        "import os, sys\n"
+        "from ddpm_cli.training.trainer import Trainer\n"
+        "make = Trainer.__init__\n"
+        "def faulty(self, *args, **options):\n"
+        "    make(self, *args, **options)\n"
+        "    self.looks_late = 'LATE' in os.environ\n"
+        "    ill = lambda: self.ranks.rank == 1 and self.step == 2\n"
+        "    spoil = lambda gradient: gradient * (float('inf') if ill() else 1.0)\n"
+        "    self.ddpm.model.register_forward_hook(lambda model, x, out: out.register_hook(spoil) and None)\n"
+        "Trainer.__init__ = faulty\n"
+        "from ddpm_cli.train import main; sys.exit(main())"
+    )
+    (tmp_path / "faulty.py").write_text(code)
+    options = [*TINY, "trainer.steps=6", "trainer.preview_every=0", "trainer.log_every=6", f"trainer.shard={shard}"]
+    messages, kept = [], []
+    for name, environment in (("at_once", {}), ("late", {"LATE": "1"})):
+        process = begin(*options, f"name={name}", cwd=tmp_path, program=["faulty.py"], **environment)
+        _, error = process.communicate(timeout=120)
+        assert process.returncode != 0
+        (message,) = (line for line in error.splitlines() if "is not finite" in line)
+        messages.append(message.partition(": ddpm-train resume=")[0])
+        run = only(tmp_path / "outputs" / name)
+        kept.append(load_file(run / "checkpoints" / "step_00000002" / "training.safetensors"))
+    assert messages[0] == messages[1]
+    assert "the gradient at step 2 is not finite" in messages[1]
+    assert "resuming replays exactly this step" in messages[1]
+    assert all(torch.equal(value, kept[1][name]) for name, value in kept[0].items())
 
 
 def test_shards_resume_bit_for_bit(tmp_path: Path):
