@@ -17,8 +17,6 @@ class Compute:
 
     def place(self, module: nn.Module) -> None:
         """Move a network here, its convolutions with channels last: they are faster so on CPUs and on GPUs."""
-        if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # shapes stay the same: the fastest algorithm is worth finding
         module.to(self.device)
         for parameter in module.parameters():
             if parameter.ndim == 4:
@@ -42,7 +40,6 @@ class Compute:
     def make_deterministic(self) -> None:
         """Let torch use only algorithms that give the same bits every time; those that have no such form raise."""
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
-        torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
 
     def autocast(self) -> AbstractContextManager:
@@ -63,12 +60,15 @@ class Compute:
 def choose_compute(device: str = "auto", precision: str = "auto", *, local_rank: int = 0) -> Compute:
     """What `device=auto|cpu|cuda|cuda:N|mps` and `precision=auto|fp32|bf16|fp16` mean on this machine.
 
-    Of several processes on it, each takes the GPU of its `local_rank` where none is named.
+    Of several processes on it, each takes the GPU of its `local_rank` where none is named. The GPU becomes torch's
+    current one: that is where fully_shard puts a network, whatever device it is told of.
 
     Raises:
         ValueError: if the device is not there, or cannot compute in the precision asked for.
     """
     chosen = _choose_device(device, local_rank)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
     if precision == "auto":
         return Compute(chosen, _best_precision(chosen))
     if precision not in ("fp32", "bf16", "fp16"):

@@ -90,6 +90,9 @@ def prepare(options: Options, ranks: "Ranks") -> "tuple[Trainer, Sampler]":
     else:
         compute.place(ddpm)
         compute.place(replica)
+    # Shapes stay the same: which of cuDNN's algorithms is the fastest is worth finding. It is found by timing, and
+    # another may round another way: not where two runs are to agree, as those of ddpm-sample always are.
+    torch.backends.cudnn.benchmark = not settings.deterministic
     if settings.deterministic:
         compute.make_deterministic()
     if settings.accumulate == "auto":

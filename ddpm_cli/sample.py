@@ -100,8 +100,6 @@ def _start(options: Options, call: Call, stop: Stop, ranks: "Ranks", held: ExitS
 
 
 def _prepare(options: Options, call: Call, ranks: "Ranks") -> "tuple[Compute, Pretrained, Prepared]":
-    import torch
-
     from ddpm_cli.devices import choose_compute
     from ddpm_cli.pretrained import load
 
@@ -116,9 +114,6 @@ def _prepare(options: Options, call: Call, ranks: "Ranks") -> "tuple[Compute, Pr
             sha256=options.ckpt_sha256,
         )
     compute.place(pretrained.ddpm)
-    # What is fastest is found by timing, and another algorithm may round another way: every process, and every one
-    # that goes on, is to draw the same.
-    torch.backends.cudnn.benchmark = False
     return compute, pretrained, prepare(pretrained, compute, options, call.changes)
 
 

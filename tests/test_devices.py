@@ -26,3 +26,18 @@ def test_deterministic_means_torchs_own_switch(monkeypatch):
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_each_process_of_a_machine_has_a_gpu_that_is_its_current_one(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for local_rank in (0, 3):
+        assert choose_compute("auto", "fp32", local_rank=local_rank).device == torch.device("cuda", local_rank)
+    assert choose_compute("cuda:1", "fp32", local_rank=3).device == torch.device("cuda", 1)
+    assert current == [torch.device("cuda", index) for index in (0, 3, 1)]
+    with pytest.raises(ValueError, match=r"cuda:4 was asked for, but there are only 4 CUDA devices"):
+        choose_compute("cuda", "fp32", local_rank=4)
+    choose_compute("cpu")
+    assert len(current) == 3

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,20 @@ def test_every_way_agrees_with_the_plain_loop_on_cuda(options: dict, precision: 
     found = losses_of(device="cuda", precision=precision, **({"compile": False} | options))
     torch.testing.assert_close(found.mean(), reference.mean(), rtol=2 * BF16_ERROR, atol=0)
     torch.testing.assert_close(found, reference, rtol=0.1, atol=0.02)  # after 200 steps the two have drifted apart
+
+
+def test_gradients_that_a_graph_leaves_in_its_own_memory_are_added_up():
+    """A captured backward pass writes every part's gradients to the same place, over those of the part before."""
+    plain, captured, overwritten = (make_trainer(accumulate=4, batch_size=16) for _ in range(3))
+    for trainer in (captured, overwritten):
+        for parameter in trainer.ddpm.parameters():
+            place = torch.empty_like(parameter)
+            parameter.register_hook(lambda gradient, place=place: place.copy_(gradient).detach())
+    captured.settings = replace(captured.settings, compile="graphs")
+    losses = run(plain)
+    assert run(captured) == losses
+    assert_same_state(captured, plain)
+    assert run(overwritten) != losses, "without graphs the trainer takes no such care"
 
 
 def test_losses_over_200_steps_are_those_of_the_plain_loop_when_the_host_looks_late(plain: Tensor):

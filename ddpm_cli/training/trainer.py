@@ -121,7 +121,7 @@ class Trainer:
         torch.manual_seed(derive_seed(self.seed, "dropout", self.step, self.ranks.rank))
         self._set_learning_rate()
 
-        self.optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients()
         losses = []
         parts = self.settings.parts
         micro_batches = zip(*(tensor.chunk(parts) for tensor in own), strict=True)
@@ -137,6 +137,16 @@ class Trainer:
         with self.ranks.answering():
             grad_norm = whole(torch.nn.utils.get_total_norm(gradients))
         return self.ranks.gather(torch.cat(losses)), drawn, grad_norm
+
+    def _clear_gradients(self) -> None:
+        captured = self.settings.compile == "graphs" and self.settings.parts > 1
+        self.optimizer.zero_grad(set_to_none=not captured)
+        if captured:
+            # A captured backward pass leaves its gradients where the next one leaves its own: those of the parts are
+            # to be added up in memory that is ours.
+            for parameter in self.ddpm.parameters():
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
 
     def _update(self, grad_norm: Tensor, fault: Tensor | None = None) -> None:
         """Clip, step, average; nothing of it has an effect where `fault` is 1."""

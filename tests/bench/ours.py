@@ -29,14 +29,16 @@ def named(device: str, way: str) -> str:
     return "ours" if device == "cpu" else f"ours, compile={way}"
 
 
-def _contestants(place: Place, amount: float, prepare_way: Callable[[str], Turn], ways: tuple[str, ...]):
+def _contestants(
+    place: Place, amount: float, prepare_way: Callable[[str], Turn], ways: tuple[str, ...], *, trains: bool = True
+) -> list[Contestant]:
     return [
         Contestant(
             named(place.device, way),
             amount,
             partial(prepare_way, way),
             reference=way == ways[0],
-            cudnn_benchmark=True,  # Compute.place says so
+            cudnn_benchmark=trains,  # ddpm-sample leaves it off
         )
         for way in ways
     ]
@@ -55,7 +57,7 @@ def sampling(place: Place, calls: int) -> list[Contestant]:
     """DDIM in `calls` calls of the network, to uint8 images on the CPU; counted in images times calls."""
     images = place.case.sampled[place.device]
     ways = tuple(way for way in WAYS[place.device] if way != "graphs")  # which ddpm-sample has not
-    return _contestants(place, images * calls, partial(_sampling, place, images, calls), ways)
+    return _contestants(place, images * calls, partial(_sampling, place, images, calls), ways, trains=False)
 
 
 class Training:
