@@ -40,6 +40,7 @@ class Compute:
     def make_deterministic(self) -> None:
         """Let torch use only algorithms that give the same bits every time; those that have no such form raise."""
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
 
     def autocast(self) -> AbstractContextManager:

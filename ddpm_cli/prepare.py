@@ -90,11 +90,12 @@ def prepare(options: Options, ranks: "Ranks") -> "tuple[Trainer, Sampler]":
     else:
         compute.place(ddpm)
         compute.place(replica)
-    # Shapes stay the same: which of cuDNN's algorithms is the fastest is worth finding. It is found by timing, and
-    # another may round another way: not where two runs are to agree, as those of ddpm-sample always are.
-    torch.backends.cudnn.benchmark = not settings.deterministic
     if settings.deterministic:
         compute.make_deterministic()
+    else:
+        # Shapes stay the same: which of cuDNN's algorithms is the fastest is worth finding. It is found by timing, and
+        # another may round another way, so ddpm-sample, of which all runs are to agree, does not ask for it.
+        torch.backends.cudnn.benchmark = True
     if settings.accumulate == "auto":
         settings = _with_accumulate(settings, ddpm, compute, images.shape, ranks)
         options.trainer["accumulate"] = settings.accumulate  # so that the run goes on as it began

@@ -18,12 +18,14 @@ def test_other_errors_are_not(error: Exception):
     assert not out_of_memory(error)
 
 
-def test_deterministic_means_torchs_own_switch(monkeypatch):
+def test_deterministic_means_torchs_own_switches(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     try:
         choose_compute("cpu").make_deterministic()
         assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark
     finally:
         torch.use_deterministic_algorithms(False)
 

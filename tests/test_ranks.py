@@ -136,8 +136,9 @@ def test_shards_resume_bit_for_bit(tmp_path: Path):
 
 
 def test_shards_are_smaller_than_the_whole(tmp_path: Path):
-    """Each of two processes holds about half of parameters, moments and averages."""
+    """Each of two processes holds about half of parameters, moments and averages; cuDNN is tuned as for a whole one."""
     code = (
+        "import torch\n"
         "from ddpm_cli.training.trainer import Trainer\n"
         "from ddpm_cli.sharding import own_parts\n"
         "step = Trainer.train_step\n"
@@ -148,6 +149,7 @@ def test_shards_are_smaller_than_the_whole(tmp_path: Path):
         "    kept += [m for state in self.optimizer.state.values() for n, m in state.items() if n != 'step']\n"
         "    share = sum(part.numel() for part in own_parts(kept)) / sum(whole.numel() for whole in kept)\n"
         "    print(f'share {share:.3f}', flush=True)\n"
+        "    assert torch.backends.cudnn.benchmark\n"
         "    return result\n"
         "Trainer.train_step = counting\n"
         "from ddpm_cli.train import main; main()"
