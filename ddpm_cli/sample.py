@@ -14,23 +14,27 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, TypeVar
 
-from ddpm_cli import durable, run_directory
-from ddpm_cli import sample_files as files
-from ddpm_cli.cli import Call, launch
-from ddpm_cli.config import ConfigError, naming
-from ddpm_cli.ending import RunError, Stop, Stopped
-from ddpm_cli.prepare import pixels
-from ddpm_cli.prepare_sampling import OPTIONS, Options, prepare
-from ddpm_cli.printable import printable
-from ddpm_cli.resume import differences
+from ddpm_cli.cli.launch import launch
+from ddpm_cli.config.compare import differences
+from ddpm_cli.config.errors import ConfigError, naming
+from ddpm_cli.config.invocation import Invocation
+from ddpm_cli.config.sample_options import OPTIONS, SampleOptions
+from ddpm_cli.io import durable
+from ddpm_cli.io import run_dir as run_directory
+from ddpm_cli.io.text import printable
+from ddpm_cli.runtime.exit_codes import RunError, Stopped
+from ddpm_cli.runtime.signals import Stop
+from ddpm_cli.sampling import files as files
+from ddpm_cli.sampling.build import prepare
+from ddpm_cli.training.build import pixels
 
 if TYPE_CHECKING:
-    from ddpm_cli.devices import Compute
-    from ddpm_cli.drawing import Drawing
-    from ddpm_cli.prepare_sampling import Prepared
-    from ddpm_cli.pretrained import Pretrained
-    from ddpm_cli.ranks import Ranks
-    from ddpm_cli.unfinished import Unfinished
+    from ddpm_cli.checkpoint.pretrained import Pretrained
+    from ddpm_cli.distributed.process_group import World
+    from ddpm_cli.runtime.device import Compute
+    from ddpm_cli.sampling.build import Prepared
+    from ddpm_cli.sampling.image_store import ImageStore
+    from ddpm_cli.sampling.loop import SamplingLoop
 
 T = TypeVar("T")
 
@@ -41,7 +45,7 @@ def main() -> None:
     launch("ddpm-sample", "sample", OPTIONS, partial(start, stop=stop), stop=stop)
 
 
-def start(config: dict, call: Call, stop: Stop) -> Path:
+def start(config: dict, call: Invocation, stop: Stop) -> Path:
     """Sample from a checkpoint and write the pictures; returns the path of the one that shows all.
 
     Raises:
@@ -49,62 +53,62 @@ def start(config: dict, call: Call, stop: Stop) -> Path:
         RunError: if it had to end early; what has been drawn is kept.
         Stopped: if it was asked to end early; what has been drawn is kept.
     """
-    from ddpm_cli.ranks import LostRankError, join
+    from ddpm_cli.distributed.process_group import LostRankError, join
 
     try:
-        ranks = join()
-        if ranks.size > 1 and call.sweep_directory is not None:
+        world = join()
+        if world.size > 1 and call.sweep_directory is not None:
             raise ConfigError("-m: a sweep cannot run in several processes that sample together; start its runs singly")
         with ExitStack() as held:
-            return _start(Options(**config), call, stop, ranks, held)
+            return _start(SampleOptions(**config), call, stop, world, held)
     except LostRankError as error:  # once drawing, what is there is said too
         raise RunError(str(error)) from error
 
 
-def _start(options: Options, call: Call, stop: Stop, ranks: "Ranks", held: ExitStack) -> Path:
-    from ddpm_cli.drawing import FILM_IMAGES, Drawing
-    from ddpm_cli.sample_pictures import write
-    from ddpm_cli.unfinished import Unfinished
+def _start(options: SampleOptions, call: Invocation, stop: Stop, world: "World", held: ExitStack) -> Path:
+    from ddpm_cli.sampling.image_store import ImageStore
+    from ddpm_cli.sampling.loop import FILM_IMAGES, SamplingLoop
+    from ddpm_cli.sampling.outputs import write
 
-    compute, pretrained, prepared = _agreed(ranks, lambda: _prepare(options, call, ranks))
-    differing = ranks.first("; ".join(differences(ranks.from_main(prepared.identity), prepared.identity)) or None)
+    compute, pretrained, prepared = _agreed(world, lambda: _prepare(options, call, world))
+    differing = world.first("; ".join(differences(world.broadcast(prepared.identity), prepared.identity)) or None)
     if differing is not None:
         raise ConfigError(f"not every process would draw what the first does: {differing}")
     plan = prepared.plan
     channels, height, width = pretrained.image_shape
     batches = {"batch_size": options.batch_size, "shape": (plan.images, height, width, channels)}
-    directory = ranks.from_main(_begin(options, call, prepared, batches, held) if ranks.main else None)
+    directory = world.broadcast(_begin(options, call, prepared, batches, held) if world.main else None)
     with naming("out"):
-        unfinished = held.enter_context(Unfinished(directory, **batches))
-    missing = ranks.from_main(unfinished.missing)
-    drawing = Drawing(pretrained.ddpm, plan, prepared.denoiser, prepared.labels, compute)
-    meet = ranks.meeting()
-    with _ending_well(options, call, stop, ranks, unfinished, pixels(pretrained.image_shape)):
+        unfinished = held.enter_context(ImageStore(directory, **batches))
+    missing = world.broadcast(unfinished.missing)
+    drawing = SamplingLoop(pretrained.ddpm, plan, prepared.denoiser, prepared.labels, compute)
+    meet = world.meeting()
+    with _ending_well(options, call, stop, world, unfinished, pixels(pretrained.image_shape)):
         if missing and prepared.compiled:
             _translate(drawing, options, pretrained.image_shape)
-        if ranks.main:
-            _announce(options, pretrained, drawing, unfinished, ranks)
+        if world.main:
+            _announce(options, pretrained, drawing, unfinished, world)
         drawing.draw(
-            missing[ranks.rank :: ranks.size],
+            missing[world.rank :: world.size],
             unfinished.keep,
-            filmed=FILM_IMAGES if options.save_steps else 0,
-            show_progress=ranks.main,
+            filmed=FILM_IMAGES if options.save_trajectory else 0,
+            show_progress=world.main,
         )
         unfinished.flush()
         meet()
-        if ranks.main:
+        if world.main:
             written = write(unfinished, plan, save=options.save)
             unfinished.end()
             print("\n".join(map(str, written)))
     return directory / files.GRID_FILE
 
 
-def _prepare(options: Options, call: Call, ranks: "Ranks") -> "tuple[Compute, Pretrained, Prepared]":
-    from ddpm_cli.devices import choose_compute
-    from ddpm_cli.pretrained import load
+def _prepare(options: SampleOptions, call: Invocation, world: "World") -> "tuple[Compute, Pretrained, Prepared]":
+    from ddpm_cli.checkpoint.pretrained import load
+    from ddpm_cli.runtime.device import choose_compute
 
     with naming("device"):
-        compute = choose_compute(options.device, options.precision, local_rank=ranks.local_rank)
+        compute = choose_compute(options.device, options.precision, local_rank=world.local_rank)
     with naming("ckpt"):
         pretrained = load(
             options.ckpt,
@@ -117,15 +121,15 @@ def _prepare(options: Options, call: Call, ranks: "Ranks") -> "tuple[Compute, Pr
     return compute, pretrained, prepare(pretrained, compute, options, call.changes)
 
 
-def _agreed(ranks: "Ranks", call: Callable[[], T]) -> T:
+def _agreed(world: "World", call: Callable[[], T]) -> T:
     """What `call` returns on this rank; what one rank refuses all do, so that rank 0 can say it."""
-    if ranks.size == 1:
+    if world.size == 1:
         return call()
     try:
         result, problem = call(), None
     except ValueError as error:
         result, problem = None, error
-    said = ranks.first(None if problem is None else (ranks.rank, str(problem)))
+    said = world.first(None if problem is None else (world.rank, str(problem)))
     if said is not None:
         rank, message = said
         raise ConfigError(message if rank == 0 else f"{message} (process {rank})") from problem
@@ -133,9 +137,9 @@ def _agreed(ranks: "Ranks", call: Callable[[], T]) -> T:
     return result
 
 
-def _begin(options: Options, call: Call, prepared: "Prepared", batches: dict, held: ExitStack) -> Path:
+def _begin(options: SampleOptions, call: Invocation, prepared: "Prepared", batches: dict, held: ExitStack) -> Path:
     """The output directory, held, in which a run has been begun or may go on."""
-    from ddpm_cli import unfinished
+    from ddpm_cli.sampling import image_store as unfinished
 
     with naming("out"):
         directory = _output_directory(options, call, held)
@@ -144,7 +148,7 @@ def _begin(options: Options, call: Call, prepared: "Prepared", batches: dict, he
     return directory
 
 
-def _output_directory(options: Options, call: Call, held: ExitStack) -> Path:
+def _output_directory(options: SampleOptions, call: Invocation, held: ExitStack) -> Path:
     if options.out is None and call.sweep_directory is not None:
         return call.sweep_directory
     if options.out is None:
@@ -168,9 +172,9 @@ def _remove_if_empty(directory: Path) -> None:
         directory.parent.rmdir()
 
 
-def _translate(drawing: "Drawing", options: Options, image_shape: tuple[int, int, int]) -> None:
+def _translate(drawing: "SamplingLoop", options: SampleOptions, image_shape: tuple[int, int, int]) -> None:
     """Compile the network; where compile=auto finds that this cannot be, it is drawn with as it was written."""
-    from ddpm_cli.devices import out_of_memory
+    from ddpm_cli.runtime.device import out_of_memory
 
     drawing.compiled = min(options.batch_size, drawing.plan.images)
     try:
@@ -186,10 +190,10 @@ def _translate(drawing: "Drawing", options: Options, image_shape: tuple[int, int
 
 
 def _announce(
-    options: Options, pretrained: "Pretrained", drawing: "Drawing", unfinished: "Unfinished", ranks: "Ranks"
+    options: SampleOptions, pretrained: "Pretrained", drawing: "SamplingLoop", unfinished: "ImageStore", world: "World"
 ) -> None:
     length = "" if options.ema_length is None else f" of length {options.ema_length:g}"
-    together = f", {ranks.size} processes" if ranks.size > 1 else ""
+    together = f", {world.size} processes" if world.size > 1 else ""
     compiled = ", compiled" if drawing.compiled else ""
     on = f"{drawing.compute}{together}{compiled}"
     print(f"{options.ckpt}: step {pretrained.step:,}, {options.weights} weights{length}, on {on}")
@@ -197,25 +201,25 @@ def _announce(
         print(f"goes on: {_there(unfinished)}")
 
 
-def _there(unfinished: "Unfinished") -> str:
+def _there(unfinished: "ImageStore") -> str:
     return f"{unfinished.finished:,} of {unfinished.shape[0]:,} images are there"
 
 
 @contextmanager
 def _ending_well(
-    options: Options, call: Call, stop: Stop, ranks: "Ranks", unfinished: "Unfinished", image: str
+    options: SampleOptions, call: Invocation, stop: Stop, world: "World", unfinished: "ImageStore", image: str
 ) -> Iterator[None]:
     """Inside, whatever ends the drawing early says what is there and how to go on."""
-    from ddpm_cli.devices import out_of_memory
-    from ddpm_cli.ranks import LostRankError
+    from ddpm_cli.distributed.process_group import LostRankError
+    from ddpm_cli.runtime.device import out_of_memory
 
     def kept() -> str:
         with suppress(OSError):
             unfinished.flush()
-        return _how_to_go_on(options, call, ranks, unfinished)
+        return _how_to_go_on(options, call, world, unfinished)
 
     try:
-        with _said_by_every_rank(ranks):
+        with _said_by_every_rank(world):
             try:
                 yield
             except LostRankError as error:
@@ -234,23 +238,23 @@ def _ending_well(
 
 
 @contextmanager
-def _said_by_every_rank(ranks: "Ranks") -> Iterator[None]:
+def _said_by_every_rank(world: "World") -> Iterator[None]:
     """Inside, an error that may be of this process alone is said by itself: otherwise only rank 0 speaks."""
     try:
         yield
     except RunError as error:
-        if not ranks.main:
-            print(f"ddpm-sample: process {ranks.rank}: {printable(str(error))}", file=sys.stderr)
+        if not world.main:
+            print(f"ddpm-sample: process {world.rank}: {printable(str(error))}", file=sys.stderr)
         raise
 
 
-def _how_to_go_on(options: Options, call: Call, ranks: "Ranks", unfinished: "Unfinished") -> str:
+def _how_to_go_on(options: SampleOptions, call: Invocation, world: "World", unfinished: "ImageStore") -> str:
     if unfinished.finished == 0:
         return "Nothing had been drawn yet"
     if call.sweep_directory is not None:
         return f"{_there(unfinished)}, in {unfinished.directory}"
     program = ["ddpm-sample"]
-    if ranks.size > 1:
+    if world.size > 1:
         program = ["torchrun", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", "-m", "ddpm_cli.sample"]
     out = [] if options.out is not None else [f"out={_quoted(str(unfinished.directory))}"]
     return f"{_there(unfinished)}. To go on: {shlex.join([*program, *sys.argv[1:], *out])}"

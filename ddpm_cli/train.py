@@ -9,17 +9,21 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm_cli import run_directory
-from ddpm_cli.cli import Call, launch
-from ddpm_cli.config import ConfigError, check, is_node, naming, targets_in
-from ddpm_cli.ending import RunError, Stop
-from ddpm_cli.logs import logging_to
-from ddpm_cli.prepare import OPTIONS, Options, prepare
-from ddpm_cli.resume import differences, merge
+from ddpm_cli.cli.launch import launch
+from ddpm_cli.config.compare import differences, merge
+from ddpm_cli.config.errors import ConfigError, naming
+from ddpm_cli.config.invocation import Invocation
+from ddpm_cli.config.schema import check, is_node, targets_in
+from ddpm_cli.config.train_options import OPTIONS, TrainOptions
+from ddpm_cli.io import run_dir as run_directory
+from ddpm_cli.runtime.exit_codes import RunError
+from ddpm_cli.runtime.logs import logging_to
+from ddpm_cli.runtime.signals import Stop
+from ddpm_cli.training.build import prepare
 
 if TYPE_CHECKING:
     from ddpm_cli.diffusion.samplers import Sampler
-    from ddpm_cli.ranks import Ranks
+    from ddpm_cli.distributed.process_group import World
     from ddpm_cli.training.trainer import Trainer
 
 AUTO = "auto"  # resume=auto: go on with the newest run of this name, if there is one
@@ -31,7 +35,7 @@ def main() -> None:
     launch("ddpm-train", "train", OPTIONS, partial(start, stop=stop), stop=stop)
 
 
-def start(config: dict, call: Call, stop: Stop) -> float:
+def start(config: dict, call: Invocation, stop: Stop) -> float:
     """Set up a run, new or resumed, and train it. Returns its final loss.
 
     Raises:
@@ -39,39 +43,39 @@ def start(config: dict, call: Call, stop: Stop) -> float:
         RunError: if the run had to end early.
         Stopped: if it was asked to end early.
     """
-    from ddpm_cli.ranks import LostRankError, join
+    from ddpm_cli.distributed.process_group import LostRankError, join
 
     try:
-        ranks = join()
-        if ranks.size > 1 and call.sweep_directory is not None:
+        world = join()
+        if world.size > 1 and call.sweep_directory is not None:
             raise ConfigError("-m: a sweep cannot run in several processes that train together; start its runs singly")
         with ExitStack() as held:
-            return _start(config, call, stop, ranks, held)
+            return _start(config, call, stop, world, held)
     except LostRankError as error:  # once training, the run itself says more
         raise RunError(str(error)) from error
 
 
-def _start(config: dict, call: Call, stop: Stop, ranks: "Ranks", held: ExitStack) -> float:
-    from ddpm_cli.run import Run, check_readable, check_space
+def _start(config: dict, call: Invocation, stop: Stop, world: "World", held: ExitStack) -> float:
+    from ddpm_cli.training.run import TrainingRun, check_readable, check_space
 
-    directory = _to_go_on_with(config, call, ranks)
+    directory = _to_go_on_with(config, call, world)
     if directory is not None:
-        _hold(directory, ranks, held, "resume")
+        _hold(directory, world, held, "resume")
     asked = call.resume not in (None, AUTO)
     going_on = directory is not None and (asked or any(directory.glob(f"{run_directory.CHECKPOINTS}/step_*")))
     if directory is None or not going_on:
-        options = Options(**config)
-        trainer, sampler = prepare(options, ranks)
+        options = TrainOptions(**config)
+        trainer, sampler = prepare(options, world)
         warnings = []
         with naming("the configuration"):
             check_readable(trainer, options)
         with naming("output_dir"):
             check_space(Path(options.output_dir), trainer)
             if directory is None:
-                directory = _new_directory(options, call, trainer, ranks)
-                _hold(directory, ranks, held, "output_dir")
+                directory = _new_directory(options, call, trainer, world)
+                _hold(directory, world, held, "output_dir")
     else:
-        options, trainer, sampler, warnings = _resume(directory, config, call, ranks)
+        options, trainer, sampler, warnings = _resume(directory, config, call, world)
         if trainer.step >= trainer.settings.steps:
             done = f"{directory} has done its {trainer.step} steps"
             if asked:
@@ -80,13 +84,13 @@ def _start(config: dict, call: Call, stop: Stop, ranks: "Ranks", held: ExitStack
             return float("nan")
         with naming("resume"):
             check_space(directory, trainer)
-    if ranks.main:
+    if world.main:
         with naming("output_dir"):
             held.enter_context(logging_to(directory / run_directory.LOG_FILE))
-    return Run(trainer, sampler, options, directory, stop).go(warnings)
+    return TrainingRun(trainer, sampler, options, directory, stop).go(warnings)
 
 
-def _to_go_on_with(config: dict, call: Call, ranks: "Ranks") -> Path | None:
+def _to_go_on_with(config: dict, call: Invocation, world: "World") -> Path | None:
     """The directory of the run that is meant, if there is one already."""
     if call.resume not in (None, AUTO):
         directory = Path(call.resume)
@@ -106,35 +110,37 @@ def _to_go_on_with(config: dict, call: Call, ranks: "Ranks") -> Path | None:
         raise ConfigError("resume=auto: finds a run by its name; add name=NAME")
     if call.resume is None or name is None or call.sweep_directory is not None:
         return None
-    return ranks.from_main(run_directory.newest(config["output_dir"], name))
+    return world.broadcast(run_directory.newest(config["output_dir"], name))
 
 
-def _new_directory(options: Options, call: Call, trainer: "Trainer", ranks: "Ranks") -> Path:
+def _new_directory(options: TrainOptions, call: Invocation, trainer: "Trainer", world: "World") -> Path:
     if call.sweep_directory is not None:
         return call.sweep_directory
-    if not ranks.main:
-        return ranks.from_main(None)
+    if not world.main:
+        return world.broadcast(None)
     name = run_directory.plain_name(trainer.batches.images.name) if options.name is None else options.name
-    return ranks.from_main(run_directory.create(options.output_dir, name))
+    return world.broadcast(run_directory.create(options.output_dir, name))
 
 
-def _hold(directory: Path, ranks: "Ranks", held: ExitStack, key: str) -> None:
-    if ranks.main:
+def _hold(directory: Path, world: "World", held: ExitStack, key: str) -> None:
+    if world.main:
         with naming(key):
             held.enter_context(run_directory.held(directory))
 
 
-def _resume(directory: Path, config: dict, call: Call, ranks: "Ranks") -> "tuple[Options, Trainer, Sampler, list[str]]":
+def _resume(
+    directory: Path, config: dict, call: Invocation, world: "World"
+) -> "tuple[TrainOptions, Trainer, Sampler, list[str]]":
     """The run in `directory` at its newest whole checkpoint, and what there is to say about newer ones."""
     from ddpm_cli import checkpoint
-    from ddpm_cli.untrusted import MisfitError, check_ddpm, check_node, check_state
+    from ddpm_cli.checkpoint.validate import MisfitError, check_ddpm, check_node, check_state
 
     trust = _trusted(config, call)
 
-    def check_ema(found: checkpoint.Description, shapes: dict[str, tuple[int, ...]]) -> None:
+    def check_ema(found: checkpoint.Metadata, shapes: dict[str, tuple[int, ...]]) -> None:
         check_ddpm(found.config, shapes, found.image_shape, trust=trust)
 
-    def check_training(found: checkpoint.Description, shapes: dict[str, tuple[int, ...]]) -> None:
+    def check_training(found: checkpoint.Metadata, shapes: dict[str, tuple[int, ...]]) -> None:
         check_state(found.config, shapes, found.image_shape, trust=trust)
 
     with naming("resume"):
@@ -162,8 +168,8 @@ def _resume(directory: Path, config: dict, call: Call, ranks: "Ranks") -> "tuple
     else:
         merged = merge(saved, call.changes)
         check(merged, OPTIONS)
-    options = Options(**merged)
-    trainer, sampler = prepare(options, ranks)
+    options = TrainOptions(**merged)
+    trainer, sampler = prepare(options, world)
     images = len(trainer.batches.images)
     if images != description.images:
         raise ConfigError(f"data: the run was trained on {description.images} images, there are now {images}")
@@ -177,9 +183,9 @@ def _resume(directory: Path, config: dict, call: Call, ranks: "Ranks") -> "tuple
             raise ConfigError(
                 f"resume: {newest}: its training state is of step {trainer.step}, it says {description.step}"
             )
-    ranks.wait()  # until every rank has read what rank 0 is about to rename
+    world.wait()  # until every rank has read what rank 0 is about to rename
     warnings = []
-    if ranks.main:
+    if world.main:
         with naming("resume"):
             for path, what in damaged.items():
                 warnings.append(f"damaged  {what}; set aside as {checkpoint.set_aside(path).name}")
@@ -188,7 +194,7 @@ def _resume(directory: Path, config: dict, call: Call, ranks: "Ranks") -> "tuple
     return options, trainer, sampler, warnings
 
 
-def _trusted(config: dict, call: Call) -> list[str]:
+def _trusted(config: dict, call: Invocation) -> list[str]:
     """The classes that the command line itself names: in `trust`, or, where it is the whole configuration, anywhere."""
     trust = call.changes.get("trust", [])
     if not isinstance(trust, list):

@@ -16,9 +16,9 @@ import torch
 from commands import TINY_RUN, train
 
 from ddpm_cli import sample as sample_command
+from ddpm_cli.cli.sweep import SweepReport
 from ddpm_cli.data import decode
-from ddpm_cli.ending import Stop
-from ddpm_cli.sweep import SweepReport
+from ddpm_cli.runtime.signals import Stop
 
 torch.set_num_threads(1)  # the networks here are tiny: a second thread costs them more than it gives
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddpm_cli.data import sources
+from ddpm_cli.data import datasets as sources
 
 
 def md5(content: bytes) -> str:

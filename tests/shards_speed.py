@@ -18,9 +18,9 @@ import torch
 import webdataset as wds
 from PIL import Image
 
-from ddpm_cli.data.batches import Batches
 from ddpm_cli.data.decode import decode_bytes
-from ddpm_cli.data.shards import webdataset
+from ddpm_cli.data.loader import BatchLoader
+from ddpm_cli.data.webdataset import webdataset
 
 SIZE, BATCH = 64, 64
 
@@ -41,7 +41,7 @@ def write(place: Path, images: int) -> None:
 def ours(place: Path, workers: int, images: int) -> Callable[[], None]:
     """Batches in training order, ready to be trained on; the processes are running."""
     data = webdataset(str(place), image_size=SIZE, workers=workers, cache_dir=f"{place}/cache")
-    batches = Batches(data, BATCH, seed=0)
+    batches = BatchLoader(data, BATCH, seed=0)
     batches.load(0)
 
     def read() -> None:

@@ -13,10 +13,10 @@ import pytest
 from pictures import smooth
 from PIL import Image
 
-from ddpm_cli.data import cache as caches
+from ddpm_cli.data import decoded_cache as caches
 from ddpm_cli.data import folder
 from ddpm_cli.data.image_set import ImageSet
-from ddpm_cli.printable import printable
+from ddpm_cli.io.text import printable
 
 
 @pytest.fixture

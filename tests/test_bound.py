@@ -142,7 +142,7 @@ def test_hybrid_is_the_simple_loss_and_a_thousandth_of_the_bound_that_moves_the_
     [
         ({"variance": learned_range}, "choose loss=hybrid or loss=vlb"),
         ({"loss": Hybrid()}, "choose variance=learned_range, or loss=simple, or loss=vlb"),
-        ({"loss": VariationalBound(), "weighting": min_snr}, "choose weighting=simple"),
+        ({"loss": VariationalBound(), "weighting": min_snr}, "choose weighting=uniform"),
     ],
 )
 def test_losses_that_would_train_nothing_are_refused(options: dict, says: str):

@@ -12,18 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ddpm_cli import checkpoint, train
-from ddpm_cli.checkpoint import CheckpointError, Description
-from ddpm_cli.cli import Call
-from ddpm_cli.config import ConfigError
+from ddpm_cli.checkpoint import CheckpointError, Metadata
+from ddpm_cli.checkpoint.pretrained import load
+from ddpm_cli.checkpoint.validate import MisfitError, check_node, check_state
+from ddpm_cli.config.errors import ConfigError
+from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.diffusion.variance import fixed_large
-from ddpm_cli.ending import Stop
 from ddpm_cli.models.unet import UNet
-from ddpm_cli.pretrained import load
-from ddpm_cli.untrusted import MisfitError, check_node, check_state
+from ddpm_cli.runtime.signals import Stop
 
 NETWORK = {"image_size": 8, "in_channels": 1, "base_channels": 8, "channel_mults": [1], "num_res_blocks": 1}
 NETWORK |= {"attention_resolutions": [], "dropout": 0.0, "norm_groups": 4}
-SIMPLE = {"_target_": "ddpm_cli.diffusion.weighting.simple", "_partial_": True}
+SIMPLE = {"_target_": "ddpm_cli.diffusion.weighting.uniform", "_partial_": True}
 CONFIG = {
     "model": {"_target_": "ddpm_cli.models.unet.UNet", **NETWORK},
     "schedule": {"_target_": "ddpm_cli.diffusion.schedule.linear", "timesteps": 10},
@@ -34,9 +34,9 @@ CONFIG = {
 }
 
 
-def describe(step: int, **changes) -> Description:
+def describe(step: int, **changes) -> Metadata:
     known = {"step": step, "image_shape": (1, 8, 8), "images": 9, "config": CONFIG, "versions": {"torch": "2"}}
-    return Description(**known | changes)
+    return Metadata(**known | changes)
 
 
 def write(directory: Path, step: int = 5, **changes) -> Path:
@@ -251,7 +251,7 @@ def test_every_number_of_a_checkpoint_has_a_range(tmp_path: Path, group: str, ke
         ("schedule", "diffusion.schedule.custom", "betas", [0.1] * (2**14 + 1)),
         ("schedule", "diffusion.schedule.custom", "betas", [float("nan")]),
         ("loss", "diffusion.loss.Hybrid", "bound_weight", 1e300),
-        ("timesteps", "training.timesteps.LossAware", "history", 2**12 + 1),
+        ("timestep_sampler", "training.timestep_samplers.LossSecondMoment", "history", 2**12 + 1),
         ("ema", "training.ema.EMA", "posthoc", [0.1] * 9),
         ("ema", "training.ema.EMA", "decays", [0.9] * 65),
         ("trainer", "training.settings.Settings", "label_dropout", float("inf")),
@@ -352,7 +352,7 @@ def test_images_the_network_does_not_take_are_refused(tmp_path: Path):
         ("schedule", {"_target_": "ddpm_cli.models.unet.os.system", "command": "touch canary"}),
         ("schedule", {"_target_": "ddpm_cli.diffusion.schedule.linear", "timesteps": {"_target_": "os.getpid"}}),
         ("variance", {"_target_": "builtins.exec", "_partial_": True}),
-        ("weighting", "ddpm_cli.diffusion.weighting.simple"),
+        ("weighting", "ddpm_cli.diffusion.weighting.uniform"),
         ("prediction", {"_target_": ["os.system"]}),
         ("weighting", SIMPLE | {"log_snr": [{"_target_": "os.system", "command": "touch canary"}]}),
         ("model", CONFIG["model"] | {"image_size": [{"_target_": "os.system", "command": "touch canary"}, 8]}),
@@ -375,7 +375,9 @@ def test_resuming_builds_only_what_is_on_the_list_whatever_the_checkpoint_trusts
     hostile = {group: {"_target_": "os.system", "command": f"touch {tmp_path}/canary"}, "trust": ["os.system"]}
     write(tmp_path, config=CONFIG | hostile)
     with pytest.raises(ConfigError, match=rf"{group}._target_: os\.system is not on the list"):
-        train.start({}, Call(resume=str(tmp_path), changes={"resume": str(tmp_path)}, sweep_directory=None), Stop())
+        train.start(
+            {}, Invocation(resume=str(tmp_path), changes={"resume": str(tmp_path)}, sweep_directory=None), Stop()
+        )
     assert not (tmp_path / "canary").exists()
 
 
@@ -388,15 +390,20 @@ def test_a_training_state_must_have_the_shapes_it_had():
         state |= {f"optimizer.{name}.{moment}": shape for moment in ("exp_avg", "exp_avg_sq")}
         state[f"optimizer.{name}.step"] = ()
     config["ema"] = {
-        "_target_": "ddpm_cli.training.ema.EMA",
+        "_target_": "ddpm_cli.ema.ema.EMA",
         "_partial_": True,
         "decays": [0.9, 0.99],
         "posthoc": [0.1],
     }
     for name, shape in weights.items():
         state |= {f"ema.0.99.{name}": shape, f"posthoc.0.1.{name}": shape}
-    loss_aware = {"_target_": "ddpm_cli.training.timesteps.LossAware", "_partial_": True, "history": 3, "uniform": 0.1}
-    config["timesteps"] = loss_aware
+    loss_second_moment = {
+        "_target_": "ddpm_cli.training.timestep_samplers.LossSecondMoment",
+        "_partial_": True,
+        "history": 3,
+        "uniform": 0.1,
+    }
+    config["timestep_sampler"] = loss_second_moment
     state |= {"timesteps.losses": (10, 3), "timesteps.seen": (10,)}
     check_state(config, state, (1, 8, 8), trust=())
     for change in (

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_cli import run_directory
-from ddpm_cli.config import ConfigError, build, check, naming, nearest, shipped_targets
-from ddpm_cli.resume import merge
-from ddpm_cli.signatures import signature
+from ddpm_cli.config.compare import merge
+from ddpm_cli.config.errors import ConfigError, naming, nearest
+from ddpm_cli.config.instantiate import instantiate
+from ddpm_cli.config.schema import check
+from ddpm_cli.config.shipped import shipped_targets
+from ddpm_cli.config.signatures import signature
+from ddpm_cli.io import run_dir as run_directory
 
 OWN_MODULE = """
 from collections.abc import Sequence
@@ -112,16 +115,16 @@ def test_what_is_wrong_is_named(config: dict, says: str):
 
 
 def test_build_makes_nested_objects_and_partials():
-    made = build(node(mode="fast", betas=[0.1, 0.2]), "part")
+    made = instantiate(node(mode="fast", betas=[0.1, 0.2]), "part")
     assert isinstance(made, partial)
     assert made("x") == ("x", "fast", (0.1, 0.2), False)
-    nested = build(node("anything", partial=False, inner=node("Plain", partial=False, width=1)), "part")
+    nested = instantiate(node("anything", partial=False, inner=node("Plain", partial=False, width=1)), "part")
     assert nested["inner"].height == 3
 
 
 def test_build_says_which_group_a_refused_value_is_in():
     with pytest.raises(ConfigError, match=r"outer\.inner: cannot be on when slow"):
-        build(node("anything", partial=False, inner=node(partial=False, given=1, on=True)), "outer")
+        instantiate(node("anything", partial=False, inner=node(partial=False, given=1, on=True)), "outer")
 
 
 def test_naming_names_files_that_cannot_be_used(tmp_path: Path):
@@ -136,7 +139,7 @@ def test_signature_reads_every_kind_of_target():
         ("given", True, True), ("mode", False, False), ("betas", False, False), ("on", False, False)
     ]  # fmt: skip
     assert signature("mymodule.anything") is None
-    imported = signature("ddpm_cli.train.Call")  # imported there, defined elsewhere
+    imported = signature("ddpm_cli.config.invocation.Invocation")  # imported there, defined elsewhere
     assert imported is not None
     assert [p.name for p in imported] == ["resume", "changes", "sweep_directory"]
 
@@ -152,7 +155,7 @@ def test_classes_without_an_init_of_their_own_are_asked():
 
 
 def test_nothing_inside_a_list_is_built():
-    assert build(node("anything", partial=False, inner=[{"_target_": "os.getpid"}]), "x") == {
+    assert instantiate(node("anything", partial=False, inner=[{"_target_": "os.getpid"}]), "x") == {
         "inner": ({"_target_": "os.getpid"},)
     }
 
@@ -162,7 +165,7 @@ def test_shipped_targets_are_kept_apart_by_group():
     schedules = ("linear", "cosine", "sigmoid", "scaled_linear", "custom")
     assert targets["schedule"] == {f"ddpm_cli.diffusion.schedule.{name}": False for name in schedules}
     assert targets["model"] == {"ddpm_cli.models.unet.UNet": False}
-    weightings = ("simple", "min_snr", "p2", "snr_truncated")
+    weightings = ("uniform", "min_snr", "p2", "truncated_snr")
     assert targets["weighting"] == {f"ddpm_cli.diffusion.weighting.{name}": True for name in weightings}
     assert "ddpm_cli.data.folder.folder" in targets["data"]
     assert not any(target.startswith("hydra") for names in targets.values() for target in names)

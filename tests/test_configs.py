@@ -9,13 +9,16 @@ import yaml
 from omegaconf import OmegaConf
 
 from ddpm_cli import sample, train
-from ddpm_cli.cli import register_resolvers
-from ddpm_cli.config import DDPM_GROUPS, build, build_ddpm, check, configs_directory
+from ddpm_cli.cli.launch import register_resolvers
+from ddpm_cli.config.build_ddpm import DDPM_GROUPS, build_ddpm
+from ddpm_cli.config.instantiate import instantiate
+from ddpm_cli.config.schema import check
+from ddpm_cli.config.shipped import configs_directory
+from ddpm_cli.config.signatures import signature
 from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.denoiser import Denoised
 from ddpm_cli.diffusion.schedule import cosine, linear
-from ddpm_cli.signatures import signature
 
 FILES = sorted(configs_directory().glob("*/*.yaml"))
 OF_SAMPLING = ("guidance", "mode", "threshold")  # groups that only ddpm-sample has
@@ -35,8 +38,8 @@ def test_every_option_composes_checks_and_builds(file: Path, tmp_path: Path):
     group, option = file.parent.name, file.stem
     if group in OF_SAMPLING:
         config = compose("sample", "ckpt=x", f"{group}={option}")
-        check(config, "ddpm_cli.prepare_sampling.Options")
-        build(config[group], group)
+        check(config, "ddpm_cli.config.sample_options.SampleOptions")
+        instantiate(config[group], group)
         return
     also = {
         "folder": ["data.path=DIR"],
@@ -48,25 +51,25 @@ def test_every_option_composes_checks_and_builds(file: Path, tmp_path: Path):
         "hybrid": ["variance=learned_range"],
     }.get(option, [])
     config = compose("train", *also, f"{group}={option}")
-    check(config, "ddpm_cli.train.Options")
+    check(config, "ddpm_cli.config.train_options.TrainOptions")
     with torch.device("meta"):  # shapes without the memory or the time
-        model = build(config["model"], "model")
-        optimizer = build(config["optimizer"], "optimizer")
+        model = instantiate(config["model"], "model")
+        optimizer = instantiate(config["optimizer"], "optimizer")
     assert optimizer(torch.nn.Linear(1, 1).parameters()).param_groups[0]["lr"] == config["optimizer"]["lr"]
     assert sum(p.numel() for p in model.parameters()) > 1e6
-    assert build(config["trainer"], "trainer").steps == config["trainer"]["steps"]
-    assert build(config["ema"], "ema")(torch.nn.Linear(1, 1)).decays == tuple(config["ema"]["decays"])
-    schedule = build(config["schedule"], "schedule")
-    samplers.check_options(build(config["sampler"], "sampler"), schedule)
-    parts = {name: build(config[name], name) for name in DDPM_GROUPS if name != "model"}
+    assert instantiate(config["trainer"], "trainer").steps == config["trainer"]["steps"]
+    assert instantiate(config["ema"], "ema")(torch.nn.Linear(1, 1)).decays == tuple(config["ema"]["decays"])
+    schedule = instantiate(config["schedule"], "schedule")
+    samplers.check_options(instantiate(config["sampler"], "sampler"), schedule)
+    parts = {name: instantiate(config[name], name) for name in DDPM_GROUPS if name != "model"}
     assert DDPM(model, **parts).learns_variance == config["model"]["learn_variance"]
     t, x = torch.tensor([5]), torch.zeros(1, 1, 1, 1)
-    log_variance = build(config["variance"], "variance")(schedule, t, t - 1, Denoised(x, x, x))
+    log_variance = instantiate(config["variance"], "variance")(schedule, t, t - 1, Denoised(x, x, x))
     assert schedule.log_posterior_variance(t, t - 1, x.shape) <= log_variance <= 0
-    assert build(config["weighting"], "weighting")(*torch.zeros(2, 3)).shape == (3,)
-    assert build(config["timesteps"], "timesteps")(50).draw(4, torch.Generator()).t.shape == (4,)
+    assert instantiate(config["weighting"], "weighting")(*torch.zeros(2, 3)).shape == (3,)
+    assert instantiate(config["timestep_sampler"], "timestep_sampler")(50).draw(4, torch.Generator()).t.shape == (4,)
     if option == "digits":
-        assert build(config["data"], "data").shape == (1, 16, 16)
+        assert instantiate(config["data"], "data").shape == (1, 16, 16)
 
 
 @pytest.mark.parametrize("data", ["digits", "mnist", "cifar10", "folder", "webdataset"])
@@ -86,14 +89,14 @@ def test_the_tests_above_saw_every_group():
 @pytest.mark.parametrize("variance", [[], ["variance=fixed_small"], ["variance=fixed_large"]])
 def test_sample_composes_and_checks(sampler: str, variance: list[str]):
     config = compose("sample", "ckpt=x", f"sampler={sampler}", *variance)
-    check(config, "ddpm_cli.prepare_sampling.Options")
+    check(config, "ddpm_cli.config.sample_options.SampleOptions")
     assert (config["variance"] is None) == (variance == [])
 
 
 def test_cifar10_alone_is_ddpms_recipe():
     config = compose("train", "data=cifar10")
     with torch.device("meta"):
-        assert sum(p.numel() for p in build(config["model"], "model").parameters()) == 35_746_307
+        assert sum(p.numel() for p in instantiate(config["model"], "model").parameters()) == 35_746_307
     assert config["model"]["dropout"] == 0.1
     trainer = config["trainer"]
     assert (trainer["batch_size"], trainer["steps"], trainer["warmup_steps"]) == (128, 800_000, 5000)
@@ -101,7 +104,7 @@ def test_cifar10_alone_is_ddpms_recipe():
     assert (config["optimizer"]["_target_"].rpartition(".")[2], config["optimizer"]["lr"]) == ("adamw", 2e-4)
     assert config["ema"]["decays"] == [0.9999]
     assert config["data"]["flip"] is True
-    assert build(config["schedule"], "schedule").log_alpha_bar.equal(cosine(1000).log_alpha_bar)
+    assert instantiate(config["schedule"], "schedule").log_alpha_bar.equal(cosine(1000).log_alpha_bar)
 
 
 def test_cifar10_ddpm_is_ho_et_al():
@@ -136,7 +139,7 @@ def test_the_command_line_wins_over_recipes_and_experiments():
 
 
 def test_every_key_of_the_commands_is_an_option_and_the_other_way_round():
-    for name, options in (("train", train.Options), ("sample", sample.Options)):
+    for name, options in (("train", train.TrainOptions), ("sample", sample.SampleOptions)):
         keys = set(compose(name, *(["ckpt=x"] if name == "sample" else [])))
         assert keys == set(options.__dataclass_fields__)
 

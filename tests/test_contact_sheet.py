@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from ddpm_cli.contact_sheet import LARGEST_CELL, MARGIN, TEXT_PIXELS, contact_sheet
-from ddpm_cli.images import BETWEEN
+from ddpm_cli.cli.contact_sheet import LARGEST_CELL, MARGIN, TEXT_PIXELS, contact_sheet
+from ddpm_cli.io.images import BETWEEN
 
 SIDE = 200  # pixels: wider than the labels here
 TOP = 2 * MARGIN + TEXT_PIXELS

@@ -7,18 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_cli import checkpoint
-from ddpm_cli.averages import exponent
-from ddpm_cli.checkpoint import Description
-from ddpm_cli.data.batches import Batches
-from ddpm_cli.data.sources import digits
-from ddpm_cli.devices import choose_compute
+from ddpm_cli.checkpoint import Metadata
+from ddpm_cli.data.datasets import digits
+from ddpm_cli.data.loader import BatchLoader
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.schedule import cosine
+from ddpm_cli.ema.ema import EMA
+from ddpm_cli.ema.posthoc import exponent
 from ddpm_cli.models.unet import UNet
-from ddpm_cli.training.ema import EMA
+from ddpm_cli.runtime.device import choose_compute
 from ddpm_cli.training.optimizers import adamw
-from ddpm_cli.training.settings import Settings
 from ddpm_cli.training.trainer import Trainer
+from ddpm_cli.training.trainer_config import TrainerConfig
 
 
 def network() -> nn.Module:
@@ -149,10 +149,10 @@ def make_trainer(steps: int = 6) -> Trainer:
     compute.place(unet)
     return Trainer(
         DDPM(unet, cosine(100)),
-        Batches(digits(image_size=8), 8, seed=0),
+        BatchLoader(digits(image_size=8), 8, seed=0),
         optimizer=adamw(unet.parameters(), lr=2e-3),
         ema=EMA(unet, decays=[0.99, 0.9], posthoc=[0.05, 0.1]),
-        settings=Settings(steps=steps, batch_size=8, log_every=1, device="cpu"),
+        settings=TrainerConfig(steps=steps, batch_size=8, log_every=1, device="cpu"),
         compute=compute,
         seed=0,
     )
@@ -162,7 +162,7 @@ def test_all_averages_are_resumed_bit_for_bit(tmp_path: Path):
     straight, stopped, resumed = make_trainer(), make_trainer(steps=3), make_trainer()
     list(straight.run())
     list(stopped.run())
-    description = Description(step=3, image_shape=(1, 8, 8), images=1797, config={}, versions={})
+    description = Metadata(step=3, image_shape=(1, 8, 8), images=1797, config={}, versions={})
     ema, state = stopped.ema.model.state_dict(), stopped.state()
     path = checkpoint.save(tmp_path, ema=ema, training=state, description=description)
     resumed.load_state(checkpoint.load_training(path)[0], checkpoint.load_ema(path)[0])

@@ -21,11 +21,11 @@ from safetensors import safe_open
 from torch import Tensor
 from trainers import assert_same_state, make_trainer, run
 
-from ddpm_cli.devices import Compute
 from ddpm_cli.diffusion.samplers import ddim
 from ddpm_cli.models.unet import UNet
-from ddpm_cli.seeds import ImageNoise
-from ddpm_cli.training.fitting import smallest_accumulate
+from ddpm_cli.runtime.device import Compute
+from ddpm_cli.runtime.seeds import ImageNoise
+from ddpm_cli.training.batch_size_finder import smallest_accumulate
 from ddpm_cli.training.trainer import NonFiniteError, Trainer
 
 CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
@@ -66,7 +66,7 @@ def test_the_whole_forward_pass_is_one_graph():
     x, t, labels = torch.randn(2, 3, 16, 16), torch.tensor([3, 4]), torch.tensor([-1, 2])
     for checkpointed in (False, True):
         captured.clear()
-        unet.checkpoint_activations = checkpointed
+        unet.activation_checkpointing = checkpointed
         unet(x, t, labels).sum().backward()
         assert len(captured) == 1
 
@@ -103,7 +103,7 @@ def test_a_compiled_run_computes_the_same_and_leaves_the_same_files(tmp_path: Pa
         {"compile": True},
         {"compile": "graphs"},
         {"accumulate": 4},
-        {"compile": True, "accumulate": 4, "checkpoint_activations": True},
+        {"compile": True, "accumulate": 4, "activation_checkpointing": True},
         {"compile": "graphs", "accumulate": 2},
     ],
     ids=str,
@@ -132,7 +132,7 @@ def test_gradients_that_a_graph_leaves_in_its_own_memory_are_added_up():
 
 def test_losses_over_200_steps_are_those_of_the_plain_loop_when_the_host_looks_late(plain: Tensor):
     trainer = make_trainer(steps=200, batch_size=16, log_every=200)
-    trainer.looks_late = True
+    trainer.defers_finite_check = True
     (progress,) = [progress for progress in trainer.run() if progress is not None]
     assert torch.equal(progress.losses.view(200, 16).mean(1), plain)
 
@@ -165,18 +165,18 @@ def test_graphs_are_refused_on_a_cpu(tmp_path: Path):
 
 
 def test_images_on_the_device_are_those_that_would_be_sent(device: str):
-    sent, resident = (make_trainer(device=device, dropout=0.2) for _ in range(2))
-    pixels = torch.from_numpy(np.asarray(resident.batches.images.pixels)).to(device)
-    resident.resident = pixels
-    assert run(sent) == run(resident)
-    assert_same_state(sent, resident)
+    sent, pixels_on_device = (make_trainer(device=device, dropout=0.2) for _ in range(2))
+    pixels = torch.from_numpy(np.asarray(pixels_on_device.batches.images.pixels)).to(device)
+    pixels_on_device.pixels_on_device = pixels
+    assert run(sent) == run(pixels_on_device)
+    assert_same_state(sent, pixels_on_device)
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"compile": True}, {"warmup_steps": 3}], ids=str)
 def test_a_step_does_not_wait_for_cuda(options: dict):
     trainer = make_trainer(device="cuda", precision="bf16", steps=8, **({"compile": False} | options))
-    assert trainer.looks_late
+    assert trainer.defers_finite_check
     batches = [trainer.batches.batch(step).pin_memory() for step in range(6)]
     for batch in batches[:3]:
         trainer.train_step(batch)  # what is set up once may wait
@@ -187,7 +187,7 @@ def test_a_step_does_not_wait_for_cuda(options: dict):
             trainer.train_step(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    trainer.settle()
+    trainer.check_finite()
 
 
 @pytest.mark.cuda
@@ -216,7 +216,7 @@ def test_what_is_not_finite_on_cuda_is_undone():
     steps = before.run()
     for _ in range(5):
         next(steps)
-    before.settle()
+    before.check_finite()
     for ours, theirs in zip(trainer.ddpm.parameters(), before.ddpm.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
@@ -247,7 +247,7 @@ def test_a_run_on_cuda_resumes_bit_for_bit():
 @pytest.mark.cuda
 def test_float16_trains_on_cuda():
     trainer = make_trainer(device="cuda", precision="fp16", steps=200, batch_size=16, log_every=200, compile=False)
-    assert not trainer.looks_late
+    assert not trainer.defers_finite_check
     (progress,) = [progress for progress in trainer.run() if progress is not None]
     assert progress.losses[-160:].mean() < 0.5
 
@@ -258,8 +258,8 @@ def test_float16_trains_on_cuda():
 def test_a_run_finds_what_fits_and_goes_on_with_it(tmp_path: Path):
     """In a process that may take half a GiB more than it has when it begins to look."""
     code = (
-        "import resource, ddpm_cli.run\n"
-        "from ddpm_cli.training import fitting\n"
+        "import resource, ddpm_cli.training.run\n"
+        "from ddpm_cli.training import batch_size_finder as fitting\n"
         "def limited(*arguments, whole=fitting.smallest_accumulate):\n"
         "    pages = int(open('/proc/self/statm').read().split()[0])\n"
         "    most = pages * resource.getpagesize() + 2**29\n"

@@ -13,10 +13,10 @@ import torch
 from pictures import smooth
 from PIL import Image
 
-from ddpm_cli.data import cache as caches
 from ddpm_cli.data import decode, folder
-from ddpm_cli.data.batches import Batches
-from ddpm_cli.data.index import find_images
+from ddpm_cli.data import decoded_cache as caches
+from ddpm_cli.data.loader import BatchLoader
+from ddpm_cli.data.scan import find_images
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_memory_limit_decides_between_memory_and_map(pictures):
     assert not isinstance(small.pixels, np.memmap)
     assert isinstance(large.pixels, np.memmap)
     assert not large.pixels.flags.writeable
-    assert torch.equal(Batches(small, 64, seed=0).load(3), Batches(large, 64, seed=0).load(3))
+    assert torch.equal(BatchLoader(small, 64, seed=0).load(3), BatchLoader(large, 64, seed=0).load(3))
 
 
 def test_worker_processes_give_the_same_pixels(pictures, tmp_path, monkeypatch):

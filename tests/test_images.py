@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_cli.devices import choose_compute
-from ddpm_cli.images import BETWEEN, grid, save_gif, save_png, to_uint8
-from ddpm_cli.seeds import ImageNoise, derive_seed, generator
+from ddpm_cli.io.images import BETWEEN, grid, save_gif, save_png, to_uint8
+from ddpm_cli.runtime.device import choose_compute
+from ddpm_cli.runtime.seeds import ImageNoise, derive_seed, generator
 
 
 def test_to_uint8_is_the_inverse_of_the_scaling_and_rounds():

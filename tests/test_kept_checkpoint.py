@@ -7,7 +7,7 @@ import pytest
 import torch
 from commands import sample, train
 
-from ddpm_cli.pretrained import load
+from ddpm_cli.checkpoint.pretrained import load
 
 EXPECTED = [-0.0064537986, -0.0024505276, 0.0020317566, 0.0041775648]
 KEPT = Path(__file__).parent / "kept" / "format_1"

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_cli.data import folder, sources
+from ddpm_cli.data import datasets as sources
+from ddpm_cli.data import folder
 from ddpm_cli.data.image_set import ImageSet
 
 

@@ -12,22 +12,23 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from ddpm_cli import checkpoint, prepare_sampling
-from ddpm_cli.checkpoint import Description
-from ddpm_cli.config import ConfigError
-from ddpm_cli.data.batches import Batches
+from ddpm_cli import checkpoint
+from ddpm_cli.checkpoint import Metadata
+from ddpm_cli.config.errors import ConfigError
+from ddpm_cli.data.datasets import digits
 from ddpm_cli.data.image_set import ImageSet
-from ddpm_cli.data.sources import digits
-from ddpm_cli.devices import choose_compute
+from ddpm_cli.data.loader import BatchLoader
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.schedule import cosine
+from ddpm_cli.ema.ema import EMA
 from ddpm_cli.models.unet import UNet
-from ddpm_cli.training.ema import EMA
+from ddpm_cli.runtime.device import choose_compute
+from ddpm_cli.sampling import build as prepare_sampling
 from ddpm_cli.training.optimizers import adamw
-from ddpm_cli.training.progress import Progress
-from ddpm_cli.training.settings import Settings
-from ddpm_cli.training.timesteps import LossAware, Uniform
+from ddpm_cli.training.step_stats import Progress
+from ddpm_cli.training.timestep_samplers import LossSecondMoment, Uniform
 from ddpm_cli.training.trainer import Trainer
+from ddpm_cli.training.trainer_config import TrainerConfig
 
 
 def make_trainer(
@@ -48,10 +49,10 @@ def make_trainer(
     options = {"steps": 6, "batch_size": 16, "log_every": 1, "device": "cpu"} | settings
     return Trainer(
         Spy(unet, cosine(T)),
-        Batches(images, options["batch_size"], seed=0, rank=rank, ranks=ranks),
+        BatchLoader(images, options["batch_size"], seed=0, rank=rank, ranks=ranks),
         optimizer=adamw(unet.parameters(), lr=2e-3),
         ema=EMA(unet, decays=[0.99]),
-        settings=Settings(**options),
+        settings=TrainerConfig(**options),
         compute=compute,
         seed=0,
         timesteps=timesteps,
@@ -144,30 +145,30 @@ def test_labels_change_what_is_learned_and_data_without_labels_has_none():
 # Timesteps of large losses -------------------------------------------------------------------------------------------
 
 
-def loss_aware(**settings) -> Trainer:
+def loss_second_moment(**settings) -> Trainer:
     """Its history is full after a step or two."""
     options = {"steps": 9, "batch_size": 32, "log_every": 4, "warmup_steps": 3} | settings
-    return make_trainer(T=4, timesteps=LossAware(4, history=2, uniform=0.1), **options)
+    return make_trainer(T=4, timesteps=LossSecondMoment(4, history=2, uniform=0.1), **options)
 
 
 def test_a_run_that_remembers_losses_resumes_to_the_bit(tmp_path: Path):
-    straight = loss_aware()
+    straight = loss_second_moment()
     logged = run(straight)
-    stopped = loss_aware()
+    stopped = loss_second_moment()
     steps = stopped.run()
     first = [progress for progress in (next(steps) for _ in range(6)) if progress is not None]
     steps.close()
-    weights = torch.stack([result.weights for result in stopped.unlogged])
+    weights = torch.stack([result.weights for result in stopped.pending])
     assert weights.shape == (2, 32)
     assert weights.std() > 0.05, "timesteps are no longer drawn evenly"
-    description = Description(step=6, image_shape=(1, 8, 8), images=1797, config={}, versions={})
+    description = Metadata(step=6, image_shape=(1, 8, 8), images=1797, config={}, versions={})
     path = checkpoint.save(
         tmp_path, ema=stopped.ema.model.state_dict(), training=stopped.state(), description=description
     )
-    resumed = loss_aware()
+    resumed = loss_second_moment()
     resumed.load_state(checkpoint.load_training(path)[0], checkpoint.load_ema(path)[0])
-    assert isinstance(resumed.timesteps, LossAware)
-    assert isinstance(stopped.timesteps, LossAware)
+    assert isinstance(resumed.timesteps, LossSecondMoment)
+    assert isinstance(stopped.timesteps, LossSecondMoment)
     assert torch.equal(resumed.timesteps.probabilities(), stopped.timesteps.probabilities())
     again = first + run(resumed)
     assert [(p.step, p.loss, p.grad_norm) for p in again] == [(p.step, p.loss, p.grad_norm) for p in logged]
@@ -181,11 +182,11 @@ def test_a_run_without_such_a_history_is_not_gone_on_with_by_one_that_needs_it()
     plain = make_trainer(T=4, steps=1)
     run(plain)
     with pytest.raises(ValueError, match="the training state is not that of this configuration: 'losses'"):
-        loss_aware().load_state(plain.state(), plain.ema.model.state_dict())
+        loss_second_moment().load_state(plain.state(), plain.ema.model.state_dict())
 
 
 def test_the_logged_loss_is_the_weighted_mean_and_so_is_the_gradient():
-    trainer = loss_aware(steps=8)
+    trainer = loss_second_moment(steps=8)
     results, step = [], trainer.train_step
 
     def watching(*batch):
@@ -200,11 +201,11 @@ def test_the_logged_loss_is_the_weighted_mean_and_so_is_the_gradient():
         assert progress.loss == pytest.approx(products.mean().item(), rel=1e-6)
         assert torch.equal(progress.losses, torch.cat([result.losses for result in steps])), "these are as they are"
     assert logged[1].loss != pytest.approx(logged[1].losses.mean().item(), rel=1e-3)
-    trainer = loss_aware(steps=9, grad_clip=None)
+    trainer = loss_second_moment(steps=9, grad_clip=None)
     steps = trainer.run()
     for _ in range(6):
         next(steps)
-    twin = loss_aware()  # at the same step, with the same weights: its gradient is worked out by hand
+    twin = loss_second_moment()  # at the same step, with the same weights: its gradient is worked out by hand
     twin.load_state({name: value.clone() for name, value in trainer.state().items()}, trainer.ema.model.state_dict())
     drawn, noise = twin._draw(torch.Size((1, 8, 8)))
     assert drawn.weights.std() > 0.05

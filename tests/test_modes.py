@@ -11,19 +11,19 @@ from gaussian import GaussianDenoiser
 from PIL import Image
 from torch import Tensor
 
-from ddpm_cli.devices import choose_compute
 from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.denoiser import Denoised
 from ddpm_cli.diffusion.samplers import Sampler
 from ddpm_cli.diffusion.schedule import linear
 from ddpm_cli.diffusion.variance import fixed_small
-from ddpm_cli.drawing import Drawing
-from ddpm_cli.ending import NON_FINITE, RunError
-from ddpm_cli.images import BETWEEN, from_uint8, grid, to_uint8
-from ddpm_cli.modes import GREY, Edit, Generate, Inpaint, Interpolate, Mode, Plan, Reconstruct, Setting
-from ddpm_cli.sample_pictures import GRID_COLUMNS, GRID_IMAGES, picture
-from ddpm_cli.seeds import ImageNoise
+from ddpm_cli.io.images import BETWEEN, from_uint8, grid, to_uint8
+from ddpm_cli.runtime.device import choose_compute
+from ddpm_cli.runtime.exit_codes import NON_FINITE, RunError
+from ddpm_cli.runtime.seeds import ImageNoise
+from ddpm_cli.sampling.loop import SamplingLoop
+from ddpm_cli.sampling.modes import GREY, Edit, Generate, Inpaint, Interpolate, Mode, Plan, Reconstruct, SampleContext
+from ddpm_cli.sampling.outputs import GRID_COLUMNS, GRID_IMAGES, picture
 
 SHAPE = (1, 8, 8)
 ANCESTRAL = partial(samplers.ddpm, steps=10, variance=fixed_small)
@@ -32,9 +32,9 @@ GAUSSIAN = DDPM(GaussianDenoiser(linear(100), mean=0.1, std=0.4), linear(100))
 CPU = choose_compute("cpu", "fp32")
 
 
-def setting(sampler: Sampler = ANCESTRAL, *, n: int = 2, classes: int = 0, seed: int = 0) -> Setting:
+def setting(sampler: Sampler = ANCESTRAL, *, n: int = 2, classes: int = 0, seed: int = 0) -> SampleContext:
     schedule = GAUSSIAN.schedule
-    return Setting(schedule, sampler, SHAPE, n=n, classes=classes, seed=seed, device=torch.device("cpu"))
+    return SampleContext(schedule, sampler, SHAPE, n=n, classes=classes, seed=seed, device=torch.device("cpu"))
 
 
 def drawn(plan: Plan, *, batch_size: int = 64) -> Tensor:
@@ -55,7 +55,7 @@ def draw(
         films.extend([] if film is None else [film])
 
     batches = [range(plan.images)[first : first + batch_size] for first in range(0, plan.images, batch_size)]
-    Drawing(GAUSSIAN, plan, denoiser, labels, CPU).draw(batches, keep, filmed=filmed)
+    SamplingLoop(GAUSSIAN, plan, denoiser, labels, CPU).draw(batches, keep, filmed=filmed)
     return torch.cat(parts), torch.cat(films, dim=1) if films else None
 
 
@@ -298,7 +298,7 @@ def test_a_picture_comes_back_from_its_noise_and_the_nearer_the_more_steps(pictu
         (Reconstruct(image="DIR"), setting(DDIM, n=2), "n must be 1, as nothing is drawn at random, got 2"),
     ],
 )
-def test_what_a_mode_cannot_do_is_refused(mode: Mode, of: Setting, says: str, pictures: Path, monkeypatch):
+def test_what_a_mode_cannot_do_is_refused(mode: Mode, of: SampleContext, says: str, pictures: Path, monkeypatch):
     monkeypatch.chdir(pictures.parent)
     pictures.rename("DIR")
     for name in ("empty", "bad", "linked"):

@@ -16,14 +16,16 @@ from safetensors.torch import load_file, save_file
 from test_ema import make_trainer
 from torch import Tensor, nn
 
-from ddpm_cli import averages, checkpoint, run_directory
-from ddpm_cli.averages import WIDEST, check_width, coefficients, exponent, inner_product, newest_weight
+from ddpm_cli import checkpoint
 from ddpm_cli.checkpoint import CheckpointError
-from ddpm_cli.config import ConfigError
-from ddpm_cli.pretrained import load
-from ddpm_cli.run import check_space
-from ddpm_cli.training.ema import EMA
-from ddpm_cli.untrusted import check_node
+from ddpm_cli.checkpoint.pretrained import load
+from ddpm_cli.checkpoint.validate import check_node
+from ddpm_cli.config.errors import ConfigError
+from ddpm_cli.ema import posthoc as averages
+from ddpm_cli.ema.ema import EMA
+from ddpm_cli.ema.posthoc import WIDEST, check_width, coefficients, exponent, inner_product, newest_weight
+from ddpm_cli.io import run_dir as run_directory
+from ddpm_cli.training.run import check_space
 
 KEPT = (0.05, 0.10)
 
@@ -370,7 +372,7 @@ def test_many_averages_take_no_memory_out_of_proportion(run: Path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"step_00000001\.safetensors does not fit the checkpoint"):
         load(run, ema_length=0.08)
     with pytest.raises(ConfigError, match=r"ema\.posthoc: no checkpoint may hold this: 64 entries"):
-        check_node("ema", {"_target_": "ddpm_cli.training.ema.EMA", "posthoc": [0.05 + 0.001 * i for i in range(64)]})
+        check_node("ema", {"_target_": "ddpm_cli.ema.ema.EMA", "posthoc": [0.05 + 0.001 * i for i in range(64)]})
 
 
 def test_many_snapshots_are_thinned_evenly_to_the_newest(run: Path, monkeypatch):

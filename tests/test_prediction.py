@@ -7,10 +7,10 @@ import torch
 from ids import named
 from torch import Tensor
 
-from ddpm_cli.diffusion.prediction import Epsilon, Prediction, Start, Velocity, noise_of
+from ddpm_cli.diffusion.prediction import X0, Epsilon, Prediction, Velocity, noise_of
 from ddpm_cli.diffusion.schedule import NoiseSchedule, cosine, linear, scaled_linear, sigmoid
 
-PREDICTIONS = [Epsilon(), Start(), Velocity()]
+PREDICTIONS = [Epsilon(), X0(), Velocity()]
 MAKERS = [linear, cosine, sigmoid, scaled_linear]
 SCHEDULES = [maker(zero_terminal_snr=zero) for maker in MAKERS for zero in (False, True)]
 IDS = [f"{maker.__name__}{' to zero' if zero else ''}" for maker in MAKERS for zero in (False, True)]
@@ -61,7 +61,7 @@ def test_every_prediction_converts_into_every_other_and_back(one, other, schedul
     # (x_t - alpha x_0) / sigma, with x_0 in the middle.
     factor = 1.0
     if type(one) is not type(other):
-        factor = {Epsilon: alpha, Start: sigma, Velocity: 1.0}[type(other)]
+        factor = {Epsilon: alpha, X0: sigma, Velocity: 1.0}[type(other)]
     assert ((factor * (back - output)).abs().amax((1, 2, 3)) <= 1e-6 * size(x_t, output)).all()
 
 
@@ -71,7 +71,7 @@ def test_in_single_precision_x_0_and_eps_are_as_exact_as_the_prediction_lets_the
     x_0, eps, x_t, alpha, sigma = example(schedule, torch.float32)
     target = prediction.target(x_0, eps, alpha, sigma)
     of_x_0 = alpha if isinstance(prediction, Epsilon) else 1.0
-    of_eps = sigma if isinstance(prediction, Start) else 1.0
+    of_eps = sigma if isinstance(prediction, X0) else 1.0
     allowed = 1e-6 * size(x_t, x_0, eps)
     x_0_error = of_x_0 * (prediction.x_0(target, x_t, alpha, sigma) - x_0)
     eps_error = of_eps * (prediction.eps(target, x_t, alpha, sigma) - eps)
@@ -111,5 +111,5 @@ def test_eps_says_nothing_of_an_image_in_pure_noise():
     with pytest.raises(ValueError, match=r"prediction=eps cannot work .* choose prediction=v or prediction=x0"):
         Epsilon().check(cosine(zero_terminal_snr=True))
     Epsilon().check(cosine())
-    for prediction in (Start(), Velocity()):
+    for prediction in (X0(), Velocity()):
         prediction.check(cosine(zero_terminal_snr=True))

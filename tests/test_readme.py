@@ -7,7 +7,7 @@ from pathlib import Path
 import hydra
 import pytest
 
-from ddpm_cli.config import configs_directory
+from ddpm_cli.config.shipped import configs_directory
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -47,7 +47,7 @@ def test_image_i_is_the_same_for_every_batch_size_and_every_kind_of_ckpt(trained
 def test_films_single_images_and_the_other_weights(trained, sample_here, tmp_path: Path):
     directory, _ = trained
     arguments = [f"ckpt={directory}", "n=3", "batch_size=2", "sampler=ddim", "sampler.steps=6", "seed=4"]
-    done = sample_here(*arguments, "save=images", "save_steps=true", f"out={tmp_path}/a")
+    done = sample_here(*arguments, "save=images", "save_trajectory=true", f"out={tmp_path}/a")
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "a" / "images").iterdir()) == [f"{i:06d}.png" for i in range(3)]
     with Image.open(tmp_path / "a" / "steps.png") as strip:
@@ -87,7 +87,9 @@ def test_each_class_has_a_row_of_its_own_images(labelled: Path, sample_here, tmp
     with Image.open(tmp_path / "two" / "samples.png") as picture:
         assert picture.size == (3 * 66 + 2, 2 * 66 + 2)
     assert len(list((tmp_path / "two" / "images").iterdir())) == 6
-    done = sample_here(f"ckpt={labelled}", "classes=all", "n=2", "save=npz", "save_steps=true", f"out={tmp_path}/all")
+    done = sample_here(
+        f"ckpt={labelled}", "classes=all", "n=2", "save=npz", "save_trajectory=true", f"out={tmp_path}/all"
+    )
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "all" / "samples.png") as picture:
         assert picture.size == (2 * 66 + 2, 10 * 66 + 2)
@@ -199,7 +201,7 @@ def test_a_folder_of_pictures_is_edited(given: Path, labelled: Path, sample_here
 
 def test_what_the_mask_keeps_is_in_the_file_to_the_bit(given: Path, labelled: Path, sample_here, tmp_path: Path):
     options = ["mode=inpaint", f"image={given}/a.png", f"mask={tmp_path}/mask.png", "n=3", "save=images"]
-    options += ["sampler.steps=20", "mode.jump_length=5", "mode.jumps=1", "save_steps=true"]
+    options += ["sampler.steps=20", "mode.jump_length=5", "mode.jumps=1", "save_trajectory=true"]
     done = sample_here(f"ckpt={labelled}", *options, f"out={tmp_path}/out")
     assert done.returncode == 0, done.stderr
     white = np.zeros((16, 16), dtype=bool)
@@ -227,7 +229,7 @@ def test_the_ends_of_an_interpolation_are_the_images_of_their_seeds(labelled: Pa
 
 
 def test_a_picture_is_reconstructed(given: Path, labelled: Path, sample_here, tmp_path: Path):
-    options = ["mode=reconstruct", f"image={given}", "sampler.steps=20", "save=npz", "save_steps=true"]
+    options = ["mode=reconstruct", f"image={given}", "sampler.steps=20", "save=npz", "save_trajectory=true"]
     done = sample_here(f"ckpt={labelled}", *options, f"out={tmp_path}/out")
     assert done.returncode == 0, done.stderr
     assert pixels_of(tmp_path / "out").shape == (2, 16, 16, 1)

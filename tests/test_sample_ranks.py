@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from commands import assert_one_message, sample
 
-MANY = ["n=405", "batch_size=10", "save=npz", "save_steps=true", "sampler=ddpm", "sampler.steps=8"]
+MANY = ["n=405", "batch_size=10", "save=npz", "save_trajectory=true", "sampler=ddpm", "sampler.steps=8"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 

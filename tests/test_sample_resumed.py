@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from commands import assert_one_message, sample
 
-from ddpm_cli.unfinished import Unfinished
+from ddpm_cli.sampling.image_store import ImageStore
 
-MANY = ["n=605", "batch_size=10", "save=npz", "save_steps=true", "sampler=ddim", "sampler.steps=8"]
+MANY = ["n=605", "batch_size=10", "save=npz", "save_trajectory=true", "sampler=ddim", "sampler.steps=8"]
 
 
 def begin(*arguments: str, cwd: Path) -> subprocess.Popen:
@@ -134,7 +134,7 @@ def test_another_configuration_does_not_go_on(stopped: Path, labelled: Path, tra
         "n=606": "n: was 605, now 606",
         "batch_size=20": "batch_size: was 10, now 20",
         "sampler.steps=9": "sampler.steps: was 8, now 9",
-        "save_steps=false": "save_steps: was True, now False",
+        "save_trajectory=false": "save_trajectory: was True, now False",
         "classes=[3]": r"classes: was None, now \[3\]",
         "weights=model": "ckpt: was 'step 4, [0-9a-f]{16}', now 'step 4, [0-9a-f]{16}'",
         f"ckpt={trained[0]}": "ckpt: was 'step 4, ",
@@ -173,21 +173,21 @@ def test_two_processes_do_not_draw_in_one_directory(labelled: Path, whole, tmp_p
 
 
 def test_a_full_disk_ends_a_run_that_goes_on_later(labelled: Path, sample_here, tmp_path: Path, monkeypatch):
-    arguments = [f"ckpt={labelled}", "n=7", "batch_size=2", "sampler.steps=2", "save=npz", "save_steps=true"]
+    arguments = [f"ckpt={labelled}", "n=7", "batch_size=2", "sampler.steps=2", "save=npz", "save_trajectory=true"]
     assert sample_here(*arguments, "out=whole").returncode == 0
-    keep = Unfinished.keep
+    keep = ImageStore.keep
 
-    def until_full(self: Unfinished, indices: range, *parts) -> None:
+    def until_full(self: ImageStore, indices: range, *parts) -> None:
         if indices.start == 4:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder / "pixels"))
         keep(self, indices, *parts)
 
-    monkeypatch.setattr(Unfinished, "keep", until_full)
+    monkeypatch.setattr(ImageStore, "keep", until_full)
     done = sample_here(*arguments, "out=out")
     assert done.returncode == 1
     says = "ddpm-sample: out/.unfinished/pixels: No space left on device. 4 of 7 images are there. To go on: "
     assert done.stderr == says + shlex.join(["ddpm-sample", *arguments, "out=out"]) + "\n"
-    monkeypatch.setattr(Unfinished, "keep", keep)
+    monkeypatch.setattr(ImageStore, "keep", keep)
     done = sample_here(*arguments, "out=out")
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -200,18 +200,18 @@ from functools import partial
 from pathlib import Path
 import torch
 from gaussian import GaussianDenoiser
-from ddpm_cli.devices import choose_compute
+from ddpm_cli.runtime.device import choose_compute
 from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.schedule import linear
-from ddpm_cli.drawing import Drawing
-from ddpm_cli.modes import Generate, Setting
-from ddpm_cli.sample_pictures import write
-from ddpm_cli.unfinished import Unfinished, begin, held
+from ddpm_cli.sampling.loop import Drawing
+from ddpm_cli.sampling.modes import Generate, SampleContext
+from ddpm_cli.sampling.outputs import write
+from ddpm_cli.sampling.image_store import Unfinished, begin, held
 
 torch.set_num_threads(1)
 n, shape, schedule, sampler = int(sys.argv[1]), (3, 64, 64), linear(100), partial(samplers.ddim, steps=1)
-plan = Generate().plan(Setting(schedule, sampler, shape, n=n, classes=0, seed=0, device=torch.device("cpu")))
+plan = Generate().plan(SampleContext(schedule, sampler, shape, n=n, classes=0, seed=0, device=torch.device("cpu")))
 ddpm = DDPM(GaussianDenoiser(schedule, mean=0.1, std=0.4), schedule)
 directory, layout = Path(str(n)), {"batch_size": 50, "shape": (n, 64, 64, 3)}
 directory.mkdir()

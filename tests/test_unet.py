@@ -164,7 +164,7 @@ def test_checkpointed_activations_give_the_same_gradients_from_less_memory():
         torch.nn.init.normal_(parameter, std=0.1)
     x, t = torch.randn(4, 1, 16, 16), torch.arange(4)
     kept, gradients = [], []
-    for model.checkpoint_activations in (False, True):
+    for model.activation_checkpointing in (False, True):
         bytes_kept = 0
 
         def pack(tensor):

@@ -8,14 +8,14 @@ from ids import named
 from torch import Tensor
 
 from ddpm_cli.diffusion import weighting
-from ddpm_cli.diffusion.prediction import Epsilon, Start, Velocity
+from ddpm_cli.diffusion.prediction import X0, Epsilon, Velocity
 from ddpm_cli.diffusion.schedule import cosine, linear
 
 LOG_SNR = torch.cat([linear().log_snr, cosine().log_snr])
 SNR = LOG_SNR.exp()
 
 
-def found(function: weighting.Weighting, prediction: Epsilon | Start | Velocity) -> Tensor:
+def found(function: weighting.Weighting, prediction: Epsilon | X0 | Velocity) -> Tensor:
     return function(LOG_SNR, prediction.log_scale(LOG_SNR))
 
 
@@ -23,38 +23,38 @@ def found(function: weighting.Weighting, prediction: Epsilon | Start | Velocity)
     ("function", "prediction", "expected"),
     [
         # Hang et al. 2023, section 3.4: for x_0, eps and v.
-        (partial(weighting.min_snr, gamma=5.0), Start(), SNR.clamp(max=5)),
+        (partial(weighting.min_snr, gamma=5.0), X0(), SNR.clamp(max=5)),
         (partial(weighting.min_snr, gamma=5.0), Epsilon(), (5 / SNR).clamp(max=1)),
         (partial(weighting.min_snr, gamma=5.0), Velocity(), SNR.clamp(max=5) / (SNR + 1)),
         # Choi et al. 2022, eq. 8, for eps.
         (partial(weighting.p2, gamma=1.0, k=1.0), Epsilon(), 1 / (1 + SNR)),
         (partial(weighting.p2, gamma=0.5, k=2.0), Epsilon(), (2 + SNR) ** -0.5),
         # Salimans & Ho 2022, section 4: max(||x_0 error||^2, ||eps error||^2).
-        (weighting.snr_truncated, Start(), SNR.clamp(min=1)),
-        (weighting.snr_truncated, Epsilon(), (1 / SNR).clamp(min=1)),
+        (weighting.truncated_snr, X0(), SNR.clamp(min=1)),
+        (weighting.truncated_snr, Epsilon(), (1 / SNR).clamp(min=1)),
     ],
 )
 def test_weights_are_the_papers(function, prediction, expected: Tensor):
     torch.testing.assert_close(found(function, prediction), expected, rtol=1e-9, atol=0.0)
 
 
-@pytest.mark.parametrize("function", [weighting.min_snr, weighting.p2, weighting.snr_truncated])
+@pytest.mark.parametrize("function", [weighting.min_snr, weighting.p2, weighting.truncated_snr])
 def test_a_weight_means_the_same_error_for_every_prediction(function):
     """weight * error(output) is one number: weight * scale * error(x_0)."""
-    of_x_0 = found(function, Start())
+    of_x_0 = found(function, X0())
     for prediction in (Epsilon(), Velocity()):
         torch.testing.assert_close(found(function, prediction) * prediction.log_scale(LOG_SNR).exp(), of_x_0)
 
 
 def test_simple_is_one_for_every_prediction():
-    for prediction in (Epsilon(), Start(), Velocity()):
-        assert torch.equal(found(weighting.simple, prediction), torch.ones_like(SNR))
+    for prediction in (Epsilon(), X0(), Velocity()):
+        assert torch.equal(found(weighting.uniform, prediction), torch.ones_like(SNR))
 
 
 @pytest.mark.parametrize(
-    "function", [weighting.simple, weighting.min_snr, weighting.p2, weighting.snr_truncated], ids=named
+    "function", [weighting.uniform, weighting.min_snr, weighting.p2, weighting.truncated_snr], ids=named
 )
-@pytest.mark.parametrize("prediction", [Start(), Velocity()], ids=named)
+@pytest.mark.parametrize("prediction", [X0(), Velocity()], ids=named)
 def test_weights_are_finite_in_pure_noise(function, prediction):
     log_snr = cosine(zero_terminal_snr=True).log_snr
     weights = function(log_snr, prediction.log_scale(log_snr))

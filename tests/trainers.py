@@ -2,16 +2,16 @@
 
 import torch
 
-from ddpm_cli.data.batches import Batches
-from ddpm_cli.data.sources import digits
-from ddpm_cli.devices import choose_compute
+from ddpm_cli.data.datasets import digits
+from ddpm_cli.data.loader import BatchLoader
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.schedule import cosine
+from ddpm_cli.ema.ema import EMA
 from ddpm_cli.models.unet import UNet
-from ddpm_cli.training.ema import EMA
+from ddpm_cli.runtime.device import choose_compute
 from ddpm_cli.training.optimizers import adamw
-from ddpm_cli.training.settings import Settings
 from ddpm_cli.training.trainer import Trainer
+from ddpm_cli.training.trainer_config import TrainerConfig
 
 
 def make_trainer(
@@ -32,14 +32,14 @@ def make_trainer(
     compute.place(unet)
     options = {"steps": 6, "batch_size": 16, "log_every": 1, "device": device, "precision": precision} | settings
     ddpm = DDPM(unet, cosine(100)).to(compute.device)
-    if Settings(**options).compiles(compute.device.type):
+    if TrainerConfig(**options).compiles(compute.device.type):
         compute.compile(unet, graphs=options["compile"] == "graphs")
     return Trainer(
         ddpm,
-        Batches(images, options["batch_size"], seed=seed),
+        BatchLoader(images, options["batch_size"], seed=seed),
         optimizer=optimizer(unet.parameters(), lr=2e-3),
         ema=EMA(unet, decays=[decay]),
-        settings=Settings(**options),
+        settings=TrainerConfig(**options),
         compute=compute,
         seed=seed,
     )

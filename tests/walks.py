@@ -20,14 +20,14 @@ from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
 from ddpm_cli.diffusion.loss import Hybrid, Simple
-from ddpm_cli.diffusion.prediction import Epsilon, Prediction, Start, Velocity
+from ddpm_cli.diffusion.prediction import X0, Epsilon, Prediction, Velocity
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.diffusion.spacing import visited
 from ddpm_cli.diffusion.variance import fixed_large, fixed_small, learned_range
 
 SHAPE = (4, 3, 8, 8)
 SCHEDULES = ("linear", "squaredcos_cap_v2")
-PREDICTIONS: dict[str, Prediction] = {"epsilon": Epsilon(), "v_prediction": Velocity(), "sample": Start()}
+PREDICTIONS: dict[str, Prediction] = {"epsilon": Epsilon(), "v_prediction": Velocity(), "sample": X0()}
 ETAS = (0.0, 0.5, 1.0)
 VARIANCES = {"fixed_small": fixed_small, "fixed_large": fixed_large, "learned_range": learned_range}
 MULTISTEP = {

@@ -9,19 +9,19 @@ checkpoints/step_00005000/
 averages/step_00005000.safetensors, beside checkpoints/: see `snapshots`
 """
 
-from ddpm_cli.checkpoint.description import (
+from ddpm_cli.checkpoint.ema_snapshots import Snapshot, load_snapshot, remove_snapshots, save_snapshot, snapshots_of
+from ddpm_cli.checkpoint.find import find, fingerprint, newest, newest_whole, pinned_file, verify
+from ddpm_cli.checkpoint.metadata import (
     DESCRIPTION_FILE,
     EMA_FILE,
     FILES,
     MANIFEST_FILE,
     TRAINING_FILE,
     CheckpointError,
-    Description,
+    Metadata,
 )
-from ddpm_cli.checkpoint.finding import find, fingerprint, newest, newest_whole, pinned_file, verify
-from ddpm_cli.checkpoint.loading import Check, load_ema, load_training
-from ddpm_cli.checkpoint.saving import remove_old, save, set_aside, size, versions
-from ddpm_cli.checkpoint.snapshots import Snapshot, load_snapshot, remove_snapshots, save_snapshot, snapshots_of
+from ddpm_cli.checkpoint.read import Check, load_ema, load_training
+from ddpm_cli.checkpoint.write import remove_old, save, set_aside, size, versions
 
 __all__ = [
     "DESCRIPTION_FILE",
@@ -31,7 +31,7 @@ __all__ = [
     "TRAINING_FILE",
     "Check",
     "CheckpointError",
-    "Description",
+    "Metadata",
     "Snapshot",
     "find",
     "fingerprint",

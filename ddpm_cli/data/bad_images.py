@@ -5,7 +5,7 @@ Standard library only: the processes that decode import this.
 
 from typing import NamedTuple
 
-from ddpm_cli.printable import printable
+from ddpm_cli.io.text import printable
 
 
 class BadImage(NamedTuple):

@@ -11,13 +11,13 @@ import numpy as np
 from tqdm import tqdm
 
 from ddpm_cli.data.bad_images import BadImage
-from ddpm_cli.data.cache import MIB, Cache, cache_directory, without
 from ddpm_cli.data.decode import DecodingError, decode_into
+from ddpm_cli.data.decoded_cache import MIB, Cache, cache_directory, without
 from ddpm_cli.data.image_set import ImageSet, check_channels, height_width
-from ddpm_cli.data.index import SUFFIXES, ImageFile, find_images
 from ddpm_cli.data.labels import class_folders, folder_labels
-from ddpm_cli.data.processes import ProcessDiedError, cpus, map_in_processes
-from ddpm_cli.printable import printable
+from ddpm_cli.data.scan import SUFFIXES, ImageFile, find_images
+from ddpm_cli.data.worker_pool import ProcessDiedError, cpus, map_in_processes
+from ddpm_cli.io.text import printable
 
 CHUNK = 16  # images a process decodes before it reports
 FEW_IMAGES = 256  # decoded here: two processes take half a second to start

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ddpm_cli.data.order import Blocks
+from ddpm_cli.data.shuffle import Blocks
 
 RESIZE_BATCH = 1024  # images turned to float at a time: 60,000 of them at 64 px would take 3 GB
 

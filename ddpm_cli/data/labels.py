@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ddpm_cli.data.index import SUFFIXES
-from ddpm_cli.printable import printable
+from ddpm_cli.data.scan import SUFFIXES
+from ddpm_cli.io.text import printable
 
 SHOWN_CLASSES = 10  # named in a message: there may be thousands
 

@@ -18,7 +18,7 @@ from ddpm_cli.diffusion.samplers import Noise, Sampler, State
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.diffusion.threshold import Threshold, none, static, thresholded
 from ddpm_cli.diffusion.variance import Variance, fixed_small, is_learned
-from ddpm_cli.diffusion.weighting import Weighting, simple
+from ddpm_cli.diffusion.weighting import Weighting, uniform
 
 
 class Bound(NamedTuple):
@@ -55,7 +55,7 @@ class DDPM(nn.Module):
         schedule: NoiseSchedule,
         *,
         prediction: Prediction | None = None,
-        weighting: Weighting = simple,
+        weighting: Weighting = uniform,
         variance: Variance = fixed_small,
         loss: Loss | None = None,
     ):
@@ -126,7 +126,7 @@ class DDPM(nn.Module):
             t = int(without.nonzero()[-1])
             raise ValueError(
                 f"gives t = {t} the weight {weights[t].item():g}, and sampling passes through it; "
-                "choose weighting=simple or weighting=snr_truncated"
+                "choose weighting=uniform or weighting=truncated_snr"
             )
 
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -303,5 +303,5 @@ def _check_loss(loss: Loss, weighting: Weighting, *, learns_variance: bool) -> N
             "loss=hybrid trains a learned variance, and this one is fixed; choose variance=learned_range, "
             "or loss=simple, or loss=vlb"
         )
-    if not loss.weighted and getattr(weighting, "func", weighting) is not simple:
-        raise ValueError("weighting has no effect with loss=vlb, which has its own; choose weighting=simple")
+    if not loss.weighted and getattr(weighting, "func", weighting) is not uniform:
+        raise ValueError("weighting has no effect with loss=vlb, which has its own; choose weighting=uniform")

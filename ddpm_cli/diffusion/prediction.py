@@ -38,7 +38,7 @@ class Epsilon:
             )
 
 
-class Start:
+class X0:
     """The network predicts the clean image x_0, where the process started (DDPM, section 3.2)."""
 
     def target(self, x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class Velocity:
         """As `Epsilon.check`: any schedule will do."""
 
 
-Prediction = Epsilon | Start | Velocity
+Prediction = Epsilon | X0 | Velocity
 
 
 def noise_of(x_0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

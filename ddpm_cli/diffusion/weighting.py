@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def simple(log_snr: Tensor, log_scale: Tensor) -> Tensor:
+def uniform(log_snr: Tensor, log_scale: Tensor) -> Tensor:
     """Weight 1 at every noise level, whatever is predicted: L_simple (DDPM eq. 14)."""
     return torch.ones_like(log_snr)
 
@@ -43,7 +43,7 @@ def p2(log_snr: Tensor, log_scale: Tensor, *, gamma: float = 1.0, k: float = 1.0
     return (log_weight + log_snr - log_scale).exp()
 
 
-def snr_truncated(log_snr: Tensor, log_scale: Tensor) -> Tensor:
+def truncated_snr(log_snr: Tensor, log_scale: Tensor) -> Tensor:
     """max(SNR, 1) on the error of x_0: the worse of the errors of eps and x_0 (Salimans & Ho 2022, section 4)."""
     return (log_snr.clamp(min=0) - log_scale).exp()
 

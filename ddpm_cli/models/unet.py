@@ -16,7 +16,7 @@ class UNet(nn.Module):
     on the way up, each followed by self-attention if the level's resolution is in `attention_resolutions`. The last
     convolution of every block and of the network starts at zero, so that the network starts as the zero function.
 
-    Set the attribute `checkpoint_activations` to keep only what goes in and out of each layer for the backward pass,
+    Set the attribute `activation_checkpointing` to keep only what goes in and out of each layer for the backward pass,
     which computes the rest again (Chen et al. 2016): less memory, the same result.
 
     Args:
@@ -53,7 +53,7 @@ class UNet(nn.Module):
         learn_variance: bool = False,
     ):
         super().__init__()
-        self.checkpoint_activations = False
+        self.activation_checkpointing = False
         self.num_classes = num_classes
         self.learn_variance = learn_variance
         resolutions = _resolutions(image_size, len(channel_mults))
@@ -129,7 +129,7 @@ class UNet(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
     def _through(self, layer: nn.Module, h: Tensor, time: Tensor) -> Tensor:
-        if self.checkpoint_activations and torch.is_grad_enabled():
+        if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(layer, h, time, use_reentrant=False)
         return layer(h, time)
 

@@ -7,18 +7,18 @@ from contextlib import closing, nullcontext
 import torch
 from torch import Tensor
 
-from ddpm_cli.data.batches import Batch, Batches, augment
-from ddpm_cli.devices import Compute
+from ddpm_cli.data.loader import Batch, BatchLoader, augment
 from ddpm_cli.diffusion.ddpm import DDPM
-from ddpm_cli.ranks import Ranks
-from ddpm_cli.seeds import derive_seed, generator
-from ddpm_cli.sharding import whole
-from ddpm_cli.training import learning_rate
-from ddpm_cli.training.ema import EMA
-from ddpm_cli.training.progress import Progress, StepResult, of_steps
-from ddpm_cli.training.settings import Settings
-from ddpm_cli.training.state import named_tensors, restore
-from ddpm_cli.training.timesteps import Draw, Uniform
+from ddpm_cli.distributed.fsdp import whole
+from ddpm_cli.distributed.process_group import World
+from ddpm_cli.ema.ema import EMA
+from ddpm_cli.runtime.device import Compute
+from ddpm_cli.runtime.seeds import derive_seed, generator
+from ddpm_cli.training import lr_schedule as learning_rate
+from ddpm_cli.training.step_stats import Progress, StepResult, of_steps
+from ddpm_cli.training.timestep_samplers import Draw, Uniform
+from ddpm_cli.training.train_state import named_tensors, restore
+from ddpm_cli.training.trainer_config import TrainerConfig
 
 MOST_OVERFLOWS_IN_A_ROW = 20
 
@@ -46,22 +46,22 @@ class Trainer:
     def __init__(
         self,
         ddpm: DDPM,
-        batches: Batches,
+        batches: BatchLoader,
         *,
         optimizer: torch.optim.Optimizer,
         ema: EMA,
-        settings: Settings,
+        settings: TrainerConfig,
         compute: Compute,
         seed: int,
         timesteps: Uniform | None = None,
-        ranks: Ranks | None = None,
-        resident: Tensor | None = None,
+        world: World | None = None,
+        pixels_on_device: Tensor | None = None,
     ):
-        self.ranks = Ranks() if ranks is None else ranks
+        self.world = World() if world is None else world
         self.ddpm = ddpm
-        self.parallel = self.ranks.parallel(ddpm)
+        self.parallel = ddpm.with_model(self.world.data_parallel(ddpm.model))
         self.batches = batches
-        self.resident = resident
+        self.pixels_on_device = pixels_on_device
         self.optimizer = optimizer
         self.ema = ema
         self.timesteps = Uniform(ddpm.schedule.timesteps) if timesteps is None else timesteps
@@ -73,10 +73,10 @@ class Trainer:
         self.step = 0
         self.overflows = 0
         self.overflows_in_a_row = 0
-        self.unlogged: list[StepResult] = []  # the steps since `run` last yielded a `Progress`
+        self.pending: list[StepResult] = []  # the steps since `run` last yielded a `Progress`
         # What needs the host in every step: a scaler's overflows, timesteps that learn from losses, and an optimizer
         # that cannot let a step pass by itself.
-        self.looks_late = (
+        self.defers_finite_check = (
             compute.device.type == "cuda"
             and not self.scaler.is_enabled()
             and not self.timesteps.learns
@@ -92,7 +92,7 @@ class Trainer:
         """
         losses, drawn, grad_norm = self._backward(batch)
         finite = torch.isfinite(grad_norm) & torch.isfinite(losses).all()
-        if self.looks_late:
+        if self.defers_finite_check:
             self._first_fault = torch.where(finite | (self._first_fault >= 0), self._first_fault, self.step)
             skipped = False
             self._update(grad_norm, fault=(self._first_fault >= 0).float())
@@ -111,14 +111,18 @@ class Trainer:
     def _backward(self, batch: Batch) -> tuple[Tensor, Draw, Tensor]:
         """The gradients of this step. Returns the losses of the whole batch, its draw and the norm of the gradients."""
         batch = batch.to(self.compute.device)
-        pixels = self.resident[batch.indices] if batch.pixels is None and self.resident is not None else batch.pixels
+        pixels = (
+            self.pixels_on_device[batch.indices]
+            if batch.pixels is None and self.pixels_on_device is not None
+            else batch.pixels
+        )
         assert pixels is not None
         x_0 = augment(pixels, batch.flips)
         drawn, noise = self._draw(x_0.shape[1:])
         own = (x_0, drawn.t[self.batches.part], drawn.weights[self.batches.part], noise[self.batches.part])
         if batch.labels is not None:
             own += (self._drop_labels(batch.labels),)
-        torch.manual_seed(derive_seed(self.seed, "dropout", self.step, self.ranks.rank))
+        torch.manual_seed(derive_seed(self.seed, "dropout", self.step, self.world.rank))
         self._set_learning_rate()
 
         self._clear_gradients()
@@ -127,16 +131,16 @@ class Trainer:
         micro_batches = zip(*(tensor.chunk(parts) for tensor in own), strict=True)
         for part, (images, t, weights, *rest) in enumerate(micro_batches, start=1):
             last = part == parts
-            with nullcontext() if last else self.ranks.without_averaging(self.parallel), self.ranks.answering():
+            with nullcontext() if last else self.world.no_sync(self.parallel.model), self.world.answering():
                 with self.compute.autocast():
                     loss = self.parallel.losses(images, t, *rest)
                 self.scaler.scale((weights * loss).sum() / len(x_0)).backward()
             losses.append(loss.detach())
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.ddpm.parameters() if p.grad is not None]
-        with self.ranks.answering():
+        with self.world.answering():
             grad_norm = whole(torch.nn.utils.get_total_norm(gradients))
-        return self.ranks.gather(torch.cat(losses)), drawn, grad_norm
+        return self.world.gather(torch.cat(losses)), drawn, grad_norm
 
     def _clear_gradients(self) -> None:
         captured = self.settings.compile == "graphs" and self.settings.parts > 1
@@ -151,7 +155,9 @@ class Trainer:
     def _update(self, grad_norm: Tensor, fault: Tensor | None = None) -> None:
         """Clip, step, average; nothing of it has an effect where `fault` is 1."""
         limit = self.settings.grad_clip
-        if limit is not None and (self.looks_late or grad_norm > limit):  # where it costs no wait: all by 1 is left out
+        if limit is not None and (
+            self.defers_finite_check or grad_norm > limit
+        ):  # where it costs no wait: all by 1 is left out
             torch.nn.utils.clip_grads_with_norm_(self.ddpm.parameters(), limit, grad_norm)
         if fault is None:
             self.scaler.step(self.optimizer)
@@ -175,19 +181,19 @@ class Trainer:
         self.overflows_in_a_row += 1
         self.overflows += 1
 
-    def settle(self) -> None:
+    def check_finite(self) -> None:
         """Wait for the device and make sure that every step so far was finite; costs nothing where each was looked at.
 
         Raises:
             NonFiniteError: if one was not; everything is then as that step found it.
         """
-        fault = int(self._first_fault) if self.looks_late else -1
+        fault = int(self._first_fault) if self.defers_finite_check else -1
         if fault < 0:
             return
         undone = self.step - fault
         self.step = fault
         self.ema.updates -= undone
-        del self.unlogged[len(self.unlogged) - undone :]
+        del self.pending[len(self.pending) - undone :]
         self._first_fault.fill_(-1)
         losses, drawn, _ = self._backward(self.batches.batch(fault))  # once more, to see where it happens
         message = self._describe_non_finite(losses, drawn.t)
@@ -199,19 +205,19 @@ class Trainer:
         self.ddpm.train()
         images, waited, since = 0, 0.0, time.perf_counter()
         pin_memory = self.compute.device.type == "cuda"
-        prefetched = self.batches.prefetch(self.step, pixels=self.resident is None, pin_memory=pin_memory)
+        prefetched = self.batches.prefetch(self.step, pixels=self.pixels_on_device is None, pin_memory=pin_memory)
         with closing(prefetched) as stream:
             while self.step < self.settings.steps:
                 asked = time.perf_counter()
                 batch = next(stream)
                 waited += time.perf_counter() - asked
-                self.unlogged.append(self.train_step(batch))
+                self.pending.append(self.train_step(batch))
                 images += self.settings.batch_size
                 if self.step % self.settings.log_every == 0 or self.step == self.settings.steps:
-                    self.settle()
+                    self.check_finite()
                     elapsed = time.perf_counter() - since
                     progress = self._progress(images_per_second=images / elapsed, data_fraction=waited / elapsed)
-                    self.unlogged = []
+                    self.pending = []
                     yield progress
                     images, waited, since = 0, 0.0, time.perf_counter()
                 else:
@@ -244,7 +250,7 @@ class Trainer:
     def _progress(self, *, images_per_second: float, data_fraction: float) -> Progress:
         return Progress(
             step=self.step,
-            **of_steps(self.unlogged),
+            **of_steps(self.pending),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             ema_decay=self.ema.current_decay,
             images_per_second=images_per_second,
@@ -264,7 +270,7 @@ class Trainer:
             (
                 name
                 for name, parameter in self.ddpm.model.named_parameters()
-                if parameter.grad is not None and not self.ranks.finite(parameter.grad)
+                if parameter.grad is not None and not self.world.finite(parameter.grad)
             ),
             "none, only their norm",
         )
@@ -281,7 +287,7 @@ class Trainer:
         Raises:
             NonFiniteError: as `settle`.
         """
-        self.settle()
+        self.check_finite()
         return named_tensors(self)
 
     def load_state(self, state: dict[str, Tensor], ema: dict[str, Tensor]) -> None:

@@ -63,7 +63,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     from bench import machine, peers
     from bench.cases import CASES, Place
     from bench.rows import FULL, OF_A_CASE, ON_CUDA, ONCE, QUICK
-    from ddpm_cli.devices import choose_compute
+    from ddpm_cli.runtime.device import choose_compute
 
     try:
         device = choose_compute(arguments.device).device.type

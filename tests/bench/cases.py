@@ -10,10 +10,11 @@ import numpy as np
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ddpm_cli.cli import register_resolvers
-from ddpm_cli.config import check, configs_directory
-from ddpm_cli.data.sources import digits
-from ddpm_cli.prepare import OPTIONS
+from ddpm_cli.cli.launch import register_resolvers
+from ddpm_cli.config.schema import check
+from ddpm_cli.config.shipped import configs_directory
+from ddpm_cli.config.train_options import OPTIONS
+from ddpm_cli.data.datasets import digits
 
 FOLDER = ("data=folder", "data.path={pictures}", "data.cache_dir={cache}")
 STEPS = 800_000  # of the run that is begun: what its learning rate and compile=auto go by

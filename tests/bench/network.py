@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.cases import Place
-from ddpm_cli.config import build
+from ddpm_cli.config.instantiate import instantiate
 
 
 class DifferentNetworksError(ValueError):
@@ -17,7 +17,7 @@ class DifferentNetworksError(ValueError):
 
 
 def ours(place: Place) -> nn.Module:
-    return build(place.config["model"], "model")
+    return instantiate(place.config["model"], "model")
 
 
 def of_diffusers(place: Place) -> nn.Module:

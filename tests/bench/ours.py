@@ -11,14 +11,16 @@ import torch
 from bench import network
 from bench.cases import Place
 from bench.clock import Contestant, Turn
-from ddpm_cli.config import build, build_ddpm
-from ddpm_cli.devices import Compute, choose_compute
+from ddpm_cli.config.build_ddpm import build_ddpm
+from ddpm_cli.config.instantiate import instantiate
+from ddpm_cli.config.train_options import TrainOptions
 from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.ddpm import DDPM
-from ddpm_cli.images import to_uint8
-from ddpm_cli.prepare import Options, prepare
-from ddpm_cli.ranks import Ranks
-from ddpm_cli.training.progress import Progress
+from ddpm_cli.distributed.process_group import World
+from ddpm_cli.io.images import to_uint8
+from ddpm_cli.runtime.device import Compute, choose_compute
+from ddpm_cli.training.build import prepare
+from ddpm_cli.training.step_stats import Progress
 from ddpm_cli.training.trainer import Trainer
 
 # Ways to run the same network, by the value of trainer.compile; the first is what runs by default on that device.
@@ -68,7 +70,7 @@ class Training:
         config = place.compose(
             f"trainer.log_every={log_every}", f"trainer.compile={way}", f"trainer.precision={place.precision}"
         )
-        self.trainer, _ = prepare(Options(**config), Ranks())
+        self.trainer, _ = prepare(TrainOptions(**config), World())
         self.steps = self.trainer.run()
         self.progress: list[Progress] = []
 
@@ -160,7 +162,7 @@ def _forward(place: Place, way: str) -> Turn:
 
 def _sampling(place: Place, images: int, calls: int, way: str) -> Turn:
     ddpm, compute = _model(place, way)
-    sampler = build(place.config["sampler"] | {"steps": calls}, "sampler")
+    sampler = instantiate(place.config["sampler"] | {"steps": calls}, "sampler")
     samplers.check_options(sampler, ddpm.schedule)
     channels, height, width = network.shape(place)
 

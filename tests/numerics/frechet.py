@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_cli.data.sources import digits
-from ddpm_cli.images import from_uint8
+from ddpm_cli.data.datasets import digits
+from ddpm_cli.io.images import from_uint8
 
 SIZE = 8  # pixels: as the digits are
 FEATURES = 32

@@ -6,19 +6,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ddpm_cli.data.batches import Batches
-from ddpm_cli.data.sources import digits
-from ddpm_cli.devices import choose_compute
+from ddpm_cli.data.datasets import digits
+from ddpm_cli.data.loader import BatchLoader
 from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.samplers import Sampler
-from ddpm_cli.images import from_uint8, to_uint8
+from ddpm_cli.ema.ema import EMA
+from ddpm_cli.io.images import from_uint8, to_uint8
 from ddpm_cli.models.unet import UNet
-from ddpm_cli.seeds import ImageNoise
-from ddpm_cli.training.ema import EMA
+from ddpm_cli.runtime.device import choose_compute
+from ddpm_cli.runtime.seeds import ImageNoise
 from ddpm_cli.training.optimizers import adamw
-from ddpm_cli.training.settings import Settings
 from ddpm_cli.training.trainer import Trainer
+from ddpm_cli.training.trainer_config import TrainerConfig
 
 SAMPLES = 900  # of the 1,797 digits there are
 
@@ -30,11 +30,11 @@ def trained(marks: Sequence[int], **options) -> Iterator[DDPM]:
     torch.manual_seed(0)
     unet = UNet(8, 1, 16, (1, 2), 1, (4,), 0.0, norm_groups=8)
     compute.place(unet)
-    settings = Settings(steps=marks[-1], batch_size=64, warmup_steps=50, log_every=marks[-1], device="cpu")
+    settings = TrainerConfig(steps=marks[-1], batch_size=64, warmup_steps=50, log_every=marks[-1], device="cpu")
     ddpm = DDPM(unet, **options)
     trainer = Trainer(
         ddpm,
-        Batches(images, 64, seed=0),
+        BatchLoader(images, 64, seed=0),
         optimizer=adamw(unet.parameters(), lr=2e-3),
         ema=EMA(unet, decays=(0.995,)),
         settings=settings,

@@ -10,10 +10,10 @@ from ddpm_cli.diffusion import prediction, schedule, weighting
 from numerics.frechet import distances, frechet, reference
 from numerics.training import SAMPLES, sampled, trained
 
-PREDICTIONS = {"eps": prediction.Epsilon, "x0": prediction.Start, "v": prediction.Velocity}
-WEIGHTINGS = ("simple", "min_snr", "p2", "snr_truncated")
+PREDICTIONS = {"eps": prediction.Epsilon, "x0": prediction.X0, "v": prediction.Velocity}
+WEIGHTINGS = ("uniform", "min_snr", "p2", "truncated_snr")
 SCHEDULES = ("linear", "cosine", "sigmoid", "scaled_linear")
-BASE = ("eps", "simple", "linear")  # Ho et al. 2020: what the others' steps are measured against
+BASE = ("eps", "uniform", "linear")  # Ho et al. 2020: what the others' steps are measured against
 
 Variant = tuple[str, str, str]
 Scores = list[tuple[int, float, float]]  # steps, distance of pixels, of features

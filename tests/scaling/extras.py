@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.multiprocessing
 
-from ddpm_cli.data.processes import cpus
+from ddpm_cli.data.worker_pool import cpus
 
 CALLS, ROUNDS = 500, 9
 
@@ -37,11 +37,11 @@ def table() -> list[str]:
 def _measure(rank: int, meeting: str, found: str) -> None:
     import torch.distributed as dist
 
-    from ddpm_cli.ranks import Ranks
+    from ddpm_cli.distributed.process_group import World
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    ranks, losses = Ranks(rank, 2, rank), torch.zeros(64)
+    ranks, losses = World(rank, 2, rank), torch.zeros(64)
     calls = {
         "a flag: has any process had a signal? (`Ranks.any`)": lambda: ranks.any(False),
         "the losses of 128 images, 64 from each (`Ranks.gather`)": lambda: ranks.gather(losses),

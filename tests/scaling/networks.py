@@ -20,7 +20,7 @@ class Network:
     batch_per_gpu: int
     image_size: int
     parameters: int
-    layers: tuple[int, ...]  # parameters of each part that trainer.shard=true puts together at a time
+    layers: tuple[int, ...]  # parameters of each part that trainer.fsdp=true puts together at a time
     forward: float  # floating-point operations of an image, two for a multiplication and an addition
     training: float  # of its forward and backward pass
     kernels: int  # of a forward and backward pass, if nothing is fused
@@ -76,7 +76,7 @@ def _counted(name: str, batch_per_gpu: int, **options: Any) -> Network:
 
 
 def _layers(model: nn.Module) -> tuple[int, ...]:
-    """As `ddpm_cli.sharding.shard` takes a network apart."""
+    """As `ddpm_cli.distributed.fsdp.shard` takes a network apart."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     layers = [size for entries in lists for layer in entries if (size := _parameters(layer)) > 0]
     return (*layers, _parameters(model) - sum(layers))

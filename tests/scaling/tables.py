@@ -59,7 +59,7 @@ def communication() -> list[str]:
                 *(_ms(sharded.communication), _ms(sharded.exposed)),
             ])  # fmt: skip
     header = ["network", "GPUs", "between machines", "all-reduce", "backward pass", "all-reduce not hidden"]
-    return _table([*header, "shard=true", "not hidden"], rows)
+    return _table([*header, "fsdp=true", "not hidden"], rows)
 
 
 def weak() -> list[str]:
@@ -117,7 +117,7 @@ def sharded() -> list[str]:
         "between machines",
         "state, whole",
         "images/s",
-        "state, shard=true",
+        "state, fsdp=true",
         "a step",
         "images/s",
     ]

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpm_cli.config import configs_directory
+from ddpm_cli.config.shipped import configs_directory
 from torture.trials import Row, Setting, fork
 
 MOST = 0.02  # of the time
@@ -64,24 +64,24 @@ def _seconds(recipe: str, place: Path, saves: int, steps: int) -> dict:
     import torch
 
     from ddpm_cli import checkpoint
-    from ddpm_cli.config import build
-    from ddpm_cli.data.batches import Batches
+    from ddpm_cli.config.instantiate import instantiate
     from ddpm_cli.data.image_set import ImageSet
-    from ddpm_cli.devices import choose_compute
+    from ddpm_cli.data.loader import BatchLoader
     from ddpm_cli.diffusion.ddpm import DDPM
-    from ddpm_cli.training.ema import EMA
+    from ddpm_cli.ema.ema import EMA
+    from ddpm_cli.runtime.device import choose_compute
     from ddpm_cli.training.trainer import Trainer
 
     torch.set_num_threads(2)
     config = _compose(recipe)
-    ddpm = DDPM(build(config["model"], "model"), build(config["schedule"], "schedule"))
+    ddpm = DDPM(instantiate(config["model"], "model"), instantiate(config["schedule"], "schedule"))
     compute = choose_compute("cpu")
     compute.place(ddpm)
-    settings = build(config["trainer"], "trainer")
+    settings = instantiate(config["trainer"], "trainer")
     shape = (config["model"]["in_channels"], config["model"]["image_size"], config["model"]["image_size"])
     pixels = np.random.default_rng(0).integers(0, 256, (64, *shape), dtype=np.uint8)
-    batches = Batches(ImageSet(pixels, "noise", flip=False), settings.batch_size, seed=0)
-    optimizer = build(config["optimizer"], "optimizer")(ddpm.model.parameters())
+    batches = BatchLoader(ImageSet(pixels, "noise", flip=False), settings.batch_size, seed=0)
+    optimizer = instantiate(config["optimizer"], "optimizer")(ddpm.model.parameters())
     trainer = Trainer(
         ddpm, batches, optimizer=optimizer, ema=EMA(ddpm.model), settings=settings, compute=compute, seed=0
     )
@@ -97,7 +97,7 @@ def _seconds(recipe: str, place: Path, saves: int, steps: int) -> dict:
     ema, training = trainer.ema.model.state_dict(), trainer.state()
     saved = []
     for step in range(saves):
-        description = checkpoint.Description(step=step, image_shape=shape, images=64, config=config, versions={})
+        description = checkpoint.Metadata(step=step, image_shape=shape, images=64, config=config, versions={})
         began = time.perf_counter()
         checkpoint.save(place, ema=ema, training=training, description=description)
         checkpoint.remove_old(place, keep_last=1)
@@ -114,7 +114,7 @@ def _compose(recipe: str) -> dict:
     import hydra
     from omegaconf import OmegaConf
 
-    from ddpm_cli.cli import register_resolvers
+    from ddpm_cli.cli.launch import register_resolvers
 
     register_resolvers()
     with hydra.initialize_config_dir(str(configs_directory()), version_base="1.3"):

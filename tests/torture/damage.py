@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ddpm_cli import checkpoint
-from ddpm_cli.checkpoint import DESCRIPTION_FILE, EMA_FILE, MANIFEST_FILE, TRAINING_FILE, CheckpointError, Description
+from ddpm_cli.checkpoint import DESCRIPTION_FILE, EMA_FILE, MANIFEST_FILE, TRAINING_FILE, CheckpointError, Metadata
+from ddpm_cli.checkpoint.pretrained import load
 from ddpm_cli.models.unet import UNet
-from ddpm_cli.pretrained import load
 from torture.trials import Clock, Row, Setting, fork
 
 ALL_FILES = (EMA_FILE, TRAINING_FILE, DESCRIPTION_FILE, MANIFEST_FILE)
@@ -27,7 +27,7 @@ UNET |= {"attention_resolutions": [], "dropout": 0.0, "norm_groups": 4}
 CONFIG = {
     "schedule": {"_target_": "ddpm_cli.diffusion.schedule.linear", "timesteps": 10},
     "prediction": {"_target_": "ddpm_cli.diffusion.prediction.Epsilon"},
-    "weighting": {"_target_": "ddpm_cli.diffusion.weighting.simple", "_partial_": True},
+    "weighting": {"_target_": "ddpm_cli.diffusion.weighting.uniform", "_partial_": True},
     "variance": {"_target_": "ddpm_cli.diffusion.variance.fixed_small", "_partial_": True},
 }
 
@@ -244,6 +244,6 @@ def _save_two(run: Path, **changes: int) -> Saved:
         torch.manual_seed(step)
         ema, model = (UNet(**network).state_dict() for _ in range(2))
         training = {f"model.{name}": value for name, value in model.items()} | {"counter.step": torch.tensor(step)}
-        known = Description(step=step, image_shape=(1, 8, 8), images=9, config=config, versions={"torch": "2"})
+        known = Metadata(step=step, image_shape=(1, 8, 8), images=9, config=config, versions={"torch": "2"})
         checkpoint.save(run / "checkpoints", ema=ema, training=training, description=known)
     return Saved(run, {file: file.read_bytes() for file in run.glob("checkpoints/*/*")})

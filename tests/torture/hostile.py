@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torture import hostile_configs, hostile_files, hostile_places
 from torture.hostile_run import ALL, EMA, STEP, Foreign, Kind
-from torture.hostile_watch import MIB, Elsewhere, misbehave, misbehave_in_c, settle, watched
+from torture.hostile_watch import MIB, Elsewhere, check_finite, misbehave, misbehave_in_c, watched
 from torture.trials import RUN, Process, Row, Setting, command, fork, noting, run_directories
 
 SECONDS = 30  # a trial takes half a second; one that takes so long hangs
@@ -39,8 +39,8 @@ def _resume(run: Path) -> None:
 def _load(run: Path) -> None:
     """Both sets of weights of the run, an average of another length, and those of a lone EMA file."""
     from ddpm_cli.checkpoint import CheckpointError
-    from ddpm_cli.config import ConfigError
-    from ddpm_cli.pretrained import load
+    from ddpm_cli.checkpoint.pretrained import load
+    from ddpm_cli.config.errors import ConfigError
 
     refused = False
     lone = run.with_name(LONE)
@@ -72,7 +72,7 @@ class Tally:
 def hostile_checkpoints(setting: Setting) -> Row:
     """Every kind of hostile checkpoint, used in every way; a good one first, without which a refusal means nothing."""
     good = _good_run(setting.place / "good")
-    settle()
+    check_finite()
     tally, failures = Tally(), _unseen(setting.place / "watch")
     every = [*hostile_configs.kinds(), *hostile_files.kinds(), *hostile_places.kinds()]
     kinds = sorted(setting.random.sample(range(len(every)), setting.count(len(every))))

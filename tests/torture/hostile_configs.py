@@ -27,7 +27,7 @@ TARGETS: dict[str, dict[str, Any]] = {
     "torch.hub.load": {"repo_or_dir": "hostile/repository", "model": "pwned"},
     "torch.hub.load_state_dict_from_url": {"url": "http://127.0.0.1:9/pwned"},
     "hydra.utils.instantiate": {"config": CALL},
-    "ddpm_cli.cli.os.system": {"command": "PAYLOAD"},
+    "ddpm_cli.cli.launch.os.system": {"command": "PAYLOAD"},
     "ddpm_cli.models.unet.torch.os.system": {"command": "PAYLOAD"},
     "ddpm_cli.data.folder.folder": {"path": "ELSEWHERE"},
     "os.system ": {"command": "PAYLOAD"},
@@ -81,7 +81,7 @@ NUMBERS: Table = [
 
 CUSTOM = {"_target_": "ddpm_cli.diffusion.schedule.custom"}
 HYBRID = {"_target_": "ddpm_cli.diffusion.loss.Hybrid"}
-LOSS_AWARE = {"_target_": "ddpm_cli.training.timesteps.LossAware", "_partial_": True, "uniform": 0.001}
+LOSS_AWARE = {"_target_": "ddpm_cli.training.timestep_samplers.LossSecondMoment", "_partial_": True, "uniform": 0.001}
 
 # Of another type or without bound, in what only some runs have. By name, options, what is said, harmless ways of use.
 OPTIONS: list[tuple[str, dict[str, Any], str, str]] = [
@@ -97,8 +97,8 @@ OPTIONS: list[tuple[str, dict[str, Any], str, str]] = [
     ("zero_terminal_snr a node", {"schedule.zero_terminal_snr": CALL}, NOT_LISTED, ""),
     ("bound_weight 1e300", {"loss": HYBRID | {"bound_weight": 1e300}}, OUT_OF_RANGE, ""),
     ("bound_weight a text", {"loss": HYBRID | {"bound_weight": "x"}}, "expected a number", ""),
-    ("history 2**30", {"timesteps": LOSS_AWARE | {"history": 2**30}}, OUT_OF_RANGE, OTHERS),
-    ("history a list", {"timesteps": LOSS_AWARE | {"history": [1]}}, "expected a whole number", OTHERS),
+    ("history 2**30", {"timestep_sampler": LOSS_AWARE | {"history": 2**30}}, OUT_OF_RANGE, OTHERS),
+    ("history a list", {"timestep_sampler": LOSS_AWARE | {"history": [1]}}, "expected a whole number", OTHERS),
     ("label_dropout Infinity", {"trainer.label_dropout": float("inf")}, OUT_OF_RANGE, OTHERS),
     ("label_dropout a list", {"trainer.label_dropout": [0.1]}, "expected a number", OTHERS),
     ("posthoc of 64", {"ema.posthoc": [0.05 + i / 1000 for i in range(64)]}, OUT_OF_RANGE, "sample"),
@@ -111,7 +111,7 @@ OPTIONS: list[tuple[str, dict[str, Any], str, str]] = [
 ]
 
 FOLDER = {"_target_": "ddpm_cli.data.folder.folder", "image_size": 16, "channels": 1}
-MNIST = {"_target_": "ddpm_cli.data.sources.mnist", "image_size": 16}
+MNIST = {"_target_": "ddpm_cli.data.datasets.mnist", "image_size": 16}
 NOWHERE = {"path": "ELSEWHERE/none", "cache_dir": "ELSEWHERE/cache"}
 
 # Texts that lead elsewhere, or to the terminal.

@@ -154,9 +154,9 @@ def _of_type(name: str, dtype: str, bits: int) -> Callable[[Foreign], object]:
     return _each(name, change)
 
 
-def _state(ending: str, new: Callable[[str, dict, bytes], dict[str, Entry]]) -> Callable[[Foreign], object]:
+def _state(signals: str, new: Callable[[str, dict, bytes], dict[str, Entry]]) -> Callable[[Foreign], object]:
     """Put something else in the place of the training state's tensors whose names end so."""
-    return _each(TRAINING, lambda key, *entry: new(key, *entry) if key.endswith(ending) else {key: entry})
+    return _each(TRAINING, lambda key, *entry: new(key, *entry) if key.endswith(signals) else {key: entry})
 
 
 def _shaped(shape: list[int]) -> Callable[[str, dict, bytes], dict[str, Entry]]:

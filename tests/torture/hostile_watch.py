@@ -134,7 +134,7 @@ def _memory() -> dict[str, int]:
     return {name.rstrip(":"): int(value) * 1024 for name, value, _ in fields}
 
 
-def settle() -> None:
+def check_finite() -> None:
     """Make this process one to fork watched ones from: they then take less time, and hide less of what they take.
 
     The collector leaves alone what is there now (it would copy all of it), and memory that is free is given back.

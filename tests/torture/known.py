@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ddpm_cli import checkpoint
-from ddpm_cli.checkpoint import CheckpointError, Description
+from ddpm_cli.checkpoint import CheckpointError, Metadata
 from torture.disk import Tree, read_tree
 
 KEEP_LAST = 2
@@ -78,8 +78,8 @@ def _tensors(step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return ema, training
 
 
-def _description(step: int) -> Description:
-    return Description(step=step, image_shape=(1, 8, 8), images=9, config={"seed": 0}, versions={"torch": "2"})
+def _description(step: int) -> Metadata:
+    return Metadata(step=step, image_shape=(1, 8, 8), images=9, config={"seed": 0}, versions={"torch": "2"})
 
 
 def _equal(found: dict[str, Tensor], right: dict[str, Tensor]) -> bool:

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, Phase
 from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.strategies import SearchStrategy
 
-from ddpm_cli.config import configs_directory
+from ddpm_cli.config.shipped import configs_directory
 from torture.malformed import RUN, Line, Mistake, among_fine_options, mistakes
 from torture.options import FINE
 from torture.trials import RUN as SMALL

@@ -276,7 +276,7 @@ CONTRADICTIONS = {
         Mistake(("loss=hybrid", "variance=fixed_small"), "learned_range"),
         Mistake(("loss=vlb", "weighting=min_snr", "variance=learned_range"), "weighting"),
         Mistake(("loss=simple", "loss.bound_weight=0.1"), "bound_weight"),
-        Mistake(("timesteps=uniform", "timesteps.history=5"), "history"),
+        Mistake(("timestep_sampler=uniform", "timestep_sampler.history=5"), "history"),
         Mistake(("schedule.zero_terminal_snr=true", "prediction=eps"), "prediction"),
         Mistake(("schedule.timesteps=10", "sampler.steps=11"), "steps"),
         Mistake(("data.channels=3", "model.in_channels=1"), "channels"),

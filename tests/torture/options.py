@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import yaml
 
-from ddpm_cli.config import configs_directory
+from ddpm_cli.config.shipped import configs_directory
 
 _CONFIGS = configs_directory()
 
@@ -53,10 +53,10 @@ NUMBERS = {
 }
 SWITCHES = {
     "train": [
-        *("trainer.checkpoint_activations", "trainer.deterministic", "data.flip", "schedule.zero_terminal_snr"),
+        *("trainer.activation_checkpointing", "trainer.deterministic", "data.flip", "schedule.zero_terminal_snr"),
         "model.learn_variance",
     ],
-    "sample": ["save_steps", "compile"],
+    "sample": ["save_trajectory", "compile"],
 }
 CHOICES = {
     "train": ["trainer.precision", "trainer.lr_decay", "sampler.spacing"],
@@ -152,7 +152,7 @@ REQUIRED = {  # and not null by default
         "model",
         "schedule",
         "loss",
-        "timesteps",
+        "timestep_sampler",
     ],
     "sample": [
         "n",
@@ -176,14 +176,14 @@ FINE = {
         *("trainer.steps=3", "trainer.batch_size=16", "trainer.log_every=5", "trainer.preview_every=0"),
         *("trainer.device=cpu", "trainer.precision=fp32", "trainer.lr_decay=linear", "++trainer.keep_last=1"),
         *("seed=7", "output_dir=elsewhere", "name=fine", "resume=null", "trust=[]", "model.base_channels=16"),
-        *("optimizer=adam", "optimizer.lr=3e-4", "ema=none", "prediction=eps", "weighting=simple"),
+        *("optimizer=adam", "optimizer.lr=3e-4", "ema=none", "prediction=eps", "weighting=uniform"),
         *("variance=fixed_large", "sampler=ddim", "schedule=cosine", "data=digits", "experiment=quickstart"),
         *("sampler.steps=20", "sampler.eta=0.5", "data.flip=true", "model.dropout=0.1", "trainer.grad_clip=null"),
-        *("loss=simple", "timesteps=stratified", "sampler.spacing=trailing", "trainer.label_dropout=null"),
+        *("loss=simple", "timestep_sampler=stratified", "sampler.spacing=trailing", "trainer.label_dropout=null"),
     ],
     "sample": [
         *("n=3", "batch_size=2", "seed=7", "device=cpu", "precision=fp32", "out=elsewhere", "save=images"),
-        *("save_steps=true", "trust=[]", "sampler.steps=3", "ckpt_sha256=null", "weights=model"),
+        *("save_trajectory=true", "trust=[]", "sampler.steps=3", "ckpt_sha256=null", "weights=model"),
         *("mode=generate", "threshold=dynamic", "guidance.scale=1.0", "sampler.spacing=trailing", "compile=auto"),
     ],
     "resume": [

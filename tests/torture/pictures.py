@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from ddpm_cli.data.folder import folder
-from ddpm_cli.printable import printable
+from ddpm_cli.io.text import printable
 from torture.trials import RUN, Row, Setting, command, noting, run_directories
 
 GOOD, BAD = 950, 50

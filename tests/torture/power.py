@@ -9,7 +9,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from ddpm_cli import durable, run_directory
+from ddpm_cli.io import durable
+from ddpm_cli.io import run_dir as run_directory
 from torture import known
 from torture.disk import (
     ALL_KEPT,

@@ -156,10 +156,6 @@ def preload() -> None:
     import torch._dynamo  # every optimizer does
     import torch.utils.tensorboard
 
-    import ddpm_cli.run
-    import ddpm_cli.sample
-    import ddpm_cli.train  # noqa: F401
-
     torch.set_num_threads(1)
 
 

@@ -1,0 +1,99 @@
+"""What a checkpoint is: its files, and the description that it carries of itself."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ddpm_cli.checkpoint.migrate import upgrade_1
+
+FORMAT = 2  # written; 1 is read as well
+EMA_FILE = "ema.safetensors"
+TRAINING_FILE = "training.safetensors"
+DESCRIPTION_FILE = "checkpoint.json"
+MANIFEST_FILE = "manifest.json"
+FILES = (EMA_FILE, TRAINING_FILE, DESCRIPTION_FILE)
+HEADER_KEY = "ddpm_cli"
+OWN_KEY = "sha256"  # in a manifest: of the manifest itself
+
+# A checkpoint may come from anywhere: nothing in it may ask for memory without bound.
+MOST_PIXELS = 2**24  # of one image, all channels
+MOST_TEXT = 2**18  # bytes of JSON, of which Python makes up to 30 times as much in memory; ours has 3 kB
+MOST_HEADER = 2**20  # bytes of a safetensors header: 8,000 tensors; a longer one only in a file that is far larger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What a checkpoint says of itself.
+
+    Args:
+        step: optimizer steps done.
+        image_shape: (C, H, W) of its images.
+        images: how many it was trained on.
+        config: the run's configuration; from a foreign checkpoint not to be trusted before `untrusted.check_node`.
+        versions: of what wrote it.
+        classes: names of the labels it was trained on, from 0 on; none: without labels.
+    """
+
+    step: int
+    image_shape: tuple[int, int, int]
+    images: int
+    config: dict
+    versions: dict[str, str]
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what cannot be: the numbers may come from anywhere."""
+        shape = self.image_shape
+        if not (isinstance(shape, tuple) and len(shape) == 3 and all(_in_range(side, 1, 2**16) for side in shape)):
+            raise ValueError(f"image_shape {shape!r}")
+        if shape[0] * shape[1] * shape[2] > MOST_PIXELS:
+            raise ValueError(f"image_shape {shape!r}: too large")
+        for name in ("step", "images"):
+            if not _in_range(getattr(self, name), 0, 2**53):
+                raise ValueError(f"{name} {getattr(self, name)!r}")
+        if not isinstance(self.classes, tuple) or not all(isinstance(name, str) for name in self.classes):
+            raise ValueError("classes must be texts")
+        if not isinstance(self.config, dict) or not isinstance(self.versions, dict):
+            raise ValueError("config and versions must be objects")
+
+    def as_json(self) -> str:
+        return json.dumps({"format": FORMAT} | asdict(self), indent=2)
+
+
+def _in_range(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+class CheckpointError(ValueError):
+    """A path that is no checkpoint, or a checkpoint that is damaged; the message names the file."""
+
+
+def manifest_text(files: dict[str, dict]) -> str:
+    """manifest.json: size and SHA-256 of `files` by name, and the SHA-256 of that list itself."""
+    own = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    return json.dumps(files | {OWN_KEY: own}, indent=2) + "\n"
+
+
+def parse(text: str, path: Path) -> Metadata:
+    """The description out of its JSON, which may come from anywhere.
+
+    Raises:
+        CheckpointError: naming `path`.
+    """
+    if len(text) > MOST_TEXT:
+        raise CheckpointError(f"{path}: its description is longer than {MOST_TEXT} bytes")
+    try:
+        found = json.loads(text)
+        written = found.pop("format", None) if isinstance(found, dict) else None
+        if not _in_range(written, 1, FORMAT):
+            raise CheckpointError(f"{path} is of another checkpoint format; this version reads formats 1 to {FORMAT}")
+        found["image_shape"] = tuple(found["image_shape"])
+        if isinstance(found.get("classes"), list):
+            found["classes"] = tuple(found["classes"])
+        description = Metadata(**found)
+        return description if written == FORMAT else replace(description, config=upgrade_1(description.config))
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its description cannot be: {type(error).__name__}: {error}") from error

@@ -1,0 +1,1 @@
+"""The shell: composing, checking overrides, one-message errors, sweeps. Only this room knows Hydra."""

@@ -1,0 +1,91 @@
+"""Going on with a run: its own configuration, with the few changes that leave valid what it has learned."""
+
+from typing import Any
+
+from ddpm_cli.config.errors import ConfigError, nearest
+from ddpm_cli.config.schema import is_node
+
+# Everything else decides what the run learns, and may not change under its feet.
+CHANGEABLE = (
+    *("name", "output_dir"),
+    *("trainer.steps", "trainer.accumulate", "trainer.device", "trainer.activation_checkpointing"),
+    *("trainer.fsdp", "trainer.compile"),
+    *("trainer.deterministic", "trainer.log_every", "trainer.preview_every", "trainer.preview_images"),
+    *("trainer.checkpoint_every", "trainer.keep_last", "trainer.keep_every"),
+    *("data.path", "data.root", "data.download", "data.workers", "data.cache_dir", "data.memory_mb", "data.on_bad"),
+)
+OF_THE_CALL = ("resume", "trust")  # said anew each time; what the checkpoint has of them counts for nothing
+
+
+def merge(saved: dict, changes: dict[str, Any]) -> dict:
+    """The configuration to go on with.
+
+    Args:
+        saved: the configuration in the run's checkpoint; not modified.
+        changes: what the command line sets, by dotted key.
+
+    Raises:
+        ConfigError: if a change would make it another run; names the key, the old and the new value.
+    """
+    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in saved.items()}
+    data = merged.get("data")
+    if isinstance(data, dict) and "download" in data:
+        data["download"] = False  # fetching takes the user's word every time, never a checkpoint's
+    for key, new in changes.items():
+        group, _, option = key.partition(".")
+        node = merged.get(group)
+        if key in OF_THE_CALL:
+            continue
+        if key in CHANGEABLE and not option:
+            merged[key] = new
+        elif key in CHANGEABLE and isinstance(node, dict):
+            node[option] = new
+        elif _lookup(saved, key) != new:
+            old = _lookup(saved, key)
+            has = f"no such option{nearest(key, CHANGEABLE)}" if old is _ABSENT else repr(_plain(old))
+            raise ConfigError(
+                f"{key}: cannot change when resuming: the run has {has}, this command line {new!r}. "
+                f"What may change: {', '.join(CHANGEABLE)}"
+            )
+    return merged
+
+
+def differences(saved: dict, config: dict) -> list[str]:
+    """One line for every option in which a whole configuration would make another run of the saved one."""
+    return [f"{key}: was {old!r}, now {new!r}" for key, old, new in _differences(saved, config, "")]
+
+
+def _differences(saved: dict, config: dict, path: str) -> list[tuple[str, object, object]]:
+    if path and saved.get("_target_") != config.get("_target_"):
+        return [(path, _plain(saved), _plain(config))]  # another choice: its options need not be compared
+    found = []
+    for key in sorted(saved.keys() | config.keys()):
+        where = f"{path}.{key}" if path else key
+        old, new = saved.get(key, _ABSENT), config.get(key, _ABSENT)
+        if where in (*CHANGEABLE, *OF_THE_CALL) or old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, where)
+        else:
+            found.append((where, _plain(old), _plain(new)))
+    return found
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "absent"
+
+
+_ABSENT = _Absent()
+
+
+def _plain(value: object) -> object:
+    """For messages: a node is called by the name of what it builds."""
+    return str(value["_target_"]).rpartition(".")[2] if isinstance(value, dict) and is_node(value) else value
+
+
+def _lookup(config: dict, key: str) -> object:
+    value: object = config
+    for part in key.split("."):
+        value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
+    return value

@@ -1,0 +1,29 @@
+"""The one error of a user's configuration, and how it comes to name the key that it is about."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class ConfigError(ValueError):
+    """The user's configuration cannot be run; the message names the key, the value and what would do."""
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Turn a refused value, or a file that cannot be used, into a ConfigError that names the key it came from."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+        raise ConfigError(f"{key}: {reason}") from error
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str:
+    """A hint at the candidate nearest to `word`, to end a message with; empty if none is near."""
+    found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
+    return f" (did you mean '{found[0]}'?)" if found else ""

@@ -1,0 +1,177 @@
+"""Configurations checked against what will consume them.
+
+A configuration is a tree of plain dicts. A node with `_target_` names a function or class, and its other keys are that
+target's arguments; with `_partial_: true` the target is not called yet, and its positional parameters are left to the
+program. A node's keys are therefore checked against the target's signature, which is read from its source: a typo is
+found without importing torch.
+"""
+
+import ast
+import json
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ddpm_cli.config.errors import ConfigError, nearest
+from ddpm_cli.config.shipped import shipped_targets
+from ddpm_cli.config.signatures import signature
+
+
+def check(config: dict, target: str) -> None:
+    """Check a whole configuration whose top-level keys are the arguments of `target`.
+
+    Raises:
+        ConfigError: for the first key that is unknown, missing or of a wrong type.
+    """
+    _check_arguments(config, target, path="", partial=False, trusted=None)
+
+
+def check_untrusted(group: str, node: Any, *, trust: Iterable[str] = ()) -> None:
+    """Check one group of a configuration that came with a checkpoint: it may name only what we ship for that group.
+
+    Args:
+        trust: further names that `_target_` may be, by the user's own word.
+
+    Raises:
+        ConfigError: as `check`, and for a `_target_` that is not on the list.
+    """
+    own = frozenset(trust)
+    trusted = {key: own.union(targets) for key, targets in shipped_targets().items()}
+    _check_value(node, ast.Name("dict"), key=group, path=group, trusted=trusted)
+
+
+def is_node(value: object) -> bool:
+    return isinstance(value, dict) and "_target_" in value
+
+
+def targets_in(config: object) -> Iterator[str]:
+    """The full name of everything that a configuration builds."""
+    if isinstance(config, dict):
+        if is_node(config):
+            yield str(config["_target_"])
+        for value in config.values():
+            yield from targets_in(value)
+
+
+# Checking ------------------------------------------------------------------------------------------------------------
+
+NODE_KEYS = ("_target_", "_partial_")
+
+
+Trusted = dict[str, frozenset[str]] | None
+
+
+@contextmanager
+def importing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(f"{path}._target_: {error}") from error
+
+
+def _check_arguments(node: dict, target: str, *, path: str, partial: bool, trusted: Trusted) -> None:
+    with importing(path):
+        parameters = signature(target)
+    if parameters is None:  # takes anything
+        return
+    settable = {p.name: p for p in parameters if not (partial and p.positional)}
+    for key, value in node.items():
+        if key in NODE_KEYS:
+            continue
+        where = f"{path}.{key}" if path else str(key)
+        if key not in settable:
+            options = ", ".join(settable) if settable else "no options"
+            raise ConfigError(
+                f"{where}: no such option{nearest(str(key), settable)}; {path or 'this command'} takes {options}"
+            )
+        _check_value(value, settable[key].annotation, key=str(key), path=where, trusted=trusted)
+    for name, parameter in settable.items():
+        if parameter.required and name not in node:
+            raise ConfigError(f"{path}.{name}: missing" if path else f"{name}: missing")
+
+
+def _check_value(value: Any, annotation: ast.expr | None, *, key: str, path: str, trusted: Trusted) -> None:
+    if is_node(value):
+        target = value["_target_"]
+        if not isinstance(target, str):
+            raise ConfigError(f"{path}._target_: expected the full name of a function or class, got {target!r}")
+        if trusted is not None and target not in trusted.get(key, ()):
+            raise ConfigError(f"{path}._target_: {target} is not on the list of what a checkpoint may ask for")
+        partial = value.get("_partial_", False)
+        if not isinstance(partial, bool) or partial != shipped_targets().get(key, {}).get(target, partial):
+            raise ConfigError(f"{path}._partial_: cannot be {_shown(partial)} for {target}")
+        _check_arguments(value, target, path=path, partial=partial, trusted=trusted)
+        return
+    expected = mismatch(value, annotation)
+    if expected is not None:
+        raise ConfigError(f"{path}: expected {expected}, got {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def mismatch(value: object, annotation: ast.expr | None) -> str | None:
+    """What a parameter annotated so would have expected, or None if the value fits or the annotation is not plain."""
+    alternatives = _alternatives(annotation)
+    descriptions = []
+    for alternative in alternatives:
+        fits, description = _fits(value, alternative)
+        if fits:
+            return None
+        descriptions.append(description)
+    return " or ".join(descriptions) or None
+
+
+def _alternatives(annotation: ast.expr | None) -> list[ast.expr]:
+    if annotation is None:
+        return []
+    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
+        return _alternatives(annotation.left) + _alternatives(annotation.right)
+    return [annotation]
+
+
+def _fits(value: object, annotation: ast.expr) -> tuple[bool, str]:
+    match annotation:
+        case ast.Constant(value=None):
+            return value is None, "null"
+        case ast.Name(id="bool"):
+            return isinstance(value, bool), "true or false"
+        case ast.Name(id="int"):
+            return isinstance(value, int) and not isinstance(value, bool), "a whole number"
+        case ast.Name(id="float"):
+            if isinstance(value, float) and not math.isfinite(value):
+                return False, "a finite number"
+            return isinstance(value, int | float) and not isinstance(value, bool), "a number"
+        case ast.Name(id="str"):
+            return isinstance(value, str), "text"
+        case ast.Name(id="dict"):
+            return is_node(value), "a group of options"
+        case ast.Subscript(value=ast.Name(id="Callable")):
+            return is_node(value) or value is None, "a group of options"  # None: filled in by the program
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
+            allowed = [ast.literal_eval(item) for item in _elements(choices)]
+            close = nearest(value, allowed) if isinstance(value, str) else ""
+            return value in allowed, f"one of {', '.join(map(str, allowed))}{close}"
+        case ast.Subscript(value=ast.Name(id="Sequence" | "list" | "tuple"), slice=items):
+            return _fits_list(value, _elements(items))
+    return True, ""
+
+
+_PLURALS = {"int": "whole numbers", "float": "numbers", "str": "texts"}
+
+
+def _fits_list(value: object, items: list[ast.expr]) -> tuple[bool, str]:
+    any_length = len(items) == 1 or (isinstance(items[-1], ast.Constant) and items[-1].value is ...)
+    what = _PLURALS.get(ast.unparse(items[0]), "values")
+    expected = f"a list of {what}" if any_length else f"a list of {len(items)} {what}"
+    if not isinstance(value, list | tuple) or (not any_length and len(value) != len(items)):
+        return False, expected
+    annotations = [items[0]] * len(value) if any_length else items
+    return all(mismatch(v, a) is None for v, a in zip(value, annotations, strict=True)), expected
+
+
+def _elements(node: ast.expr) -> list[ast.expr]:
+    return node.elts if isinstance(node, ast.Tuple) else [node]

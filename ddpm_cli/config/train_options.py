@@ -1,0 +1,29 @@
+"""What the top level of configs/train.yaml holds."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """The top-level keys of configs/train.yaml; the groups are nodes as `ddpm_cli.config.schema` describes them."""
+
+    name: str | None
+    seed: int
+    output_dir: str
+    resume: str | None
+    trust: list[str]
+    schedule: dict
+    model: dict
+    prediction: dict
+    variance: dict
+    weighting: dict
+    loss: dict
+    timestep_sampler: dict
+    sampler: dict
+    optimizer: dict
+    ema: dict
+    trainer: dict
+    data: dict
+
+
+OPTIONS = "ddpm_cli.config.train_options.TrainOptions"

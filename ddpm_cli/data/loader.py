@@ -1,0 +1,134 @@
+"""Which images make up training batch n, and how they get to the device.
+
+Batch n depends on (seed, n) alone, so a resumed run meets the batches it would have met, and no position is stored.
+"""
+
+import functools
+import itertools
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm_cli.data.image_set import ImageSet
+from ddpm_cli.data.shuffle import WindowedOrder
+from ddpm_cli.io.images import from_uint8
+from ddpm_cli.runtime.seeds import generator
+
+PREFETCHED = 2  # batches in preparation while one trains: one hides the gather, the second its hiccups
+
+
+class Batch(NamedTuple):
+    """One process's part of a training batch, on the CPU."""
+
+    indices: Tensor  # int64 [part]: which images of the set these are
+    pixels: Tensor | None  # uint8 [part, C, H, W]; None: whoever asked for the batch has all images anyway
+    flips: Tensor  # bool [part]: which images are to be mirrored
+    labels: Tensor | None  # int64 [part]; None: the set has none
+
+    def pin_memory(self) -> "Batch":
+        """The same in pinned memory, from where the copy to a GPU does not hold up the CPU."""
+        return Batch._make(None if tensor is None else tensor.pin_memory() for tensor in self)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on `device`; does not wait for it."""
+        return Batch._make(None if tensor is None else tensor.to(device, non_blocking=True) for tensor in self)
+
+
+class BatchLoader:
+    """The endless stream of training batches: epoch after epoch, each in an order of its own, cut every `batch_size`.
+
+    No image is dropped: a batch may begin in one epoch and end in the next (or several later, when the set is smaller
+    than a batch). Of `ranks` processes that train together, each loads its part of every batch.
+
+    Raises ValueError for a batch_size below 1, or one that `ranks` does not divide.
+    """
+
+    def __init__(self, images: ImageSet, batch_size: int, *, seed: int, rank: int = 0, ranks: int = 1):
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size % ranks != 0:
+            raise ValueError(f"batch_size {batch_size} cannot be divided among {ranks} processes")
+        self.images = images
+        self.batch_size = batch_size
+        self.seed = seed
+        size = batch_size // ranks
+        self.part = slice(rank * size, (rank + 1) * size)  # of every batch: what is loaded here
+        # Two are enough: steps come in order, and a batch seldom straddles more than two epochs.
+        self._order = functools.lru_cache(maxsize=2)(self._permutation)
+
+    def _permutation(self, epoch: int) -> np.ndarray | WindowedOrder:
+        if self.images.blocks is not None:
+            return WindowedOrder(self.images.blocks, self.seed, "order", epoch)
+        return torch.randperm(len(self.images), generator=generator(self.seed, "order", epoch)).numpy()
+
+    def indices(self, step: int) -> np.ndarray:
+        """int64 `[batch_size]`: which images batch `step` (from 0) holds."""
+        position = step * self.batch_size
+        parts = []
+        missing = self.batch_size
+        while missing > 0:
+            epoch, start = divmod(position, len(self.images))
+            part = self._order(epoch)[start : start + missing]
+            parts.append(part)
+            position += len(part)
+            missing -= len(part)
+        return np.concatenate(parts)
+
+    def flips(self, step: int) -> Tensor:
+        """bool `[batch_size]`: which images of batch `step` are mirrored; none unless the set says `flip`."""
+        if not self.images.flip:
+            return torch.zeros(self.batch_size, dtype=torch.bool)
+        return torch.rand(self.batch_size, generator=generator(self.seed, "flip", step)) < 0.5
+
+    def labels(self, step: int) -> Tensor | None:
+        """int64 `[batch_size]`: the classes of the images of batch `step`; None if the set has no labels."""
+        if self.images.labels is None:
+            return None
+        return torch.from_numpy(self.images.labels[self.indices(step)])
+
+    def load(self, step: int) -> Tensor:
+        """uint8 `[part, C, H, W]` on the CPU: the images of this process's part of batch `step`, as they are stored."""
+        return torch.from_numpy(np.asarray(self.images.pixels[self.indices(step)[self.part]]))
+
+    def batch(self, step: int, *, pixels: bool = True) -> Batch:
+        """This process's part of batch `step`, with the `pixels` or without."""
+        labels = self.labels(step)
+        return Batch(
+            indices=torch.from_numpy(self.indices(step)[self.part]),
+            pixels=self.load(step) if pixels else None,
+            flips=self.flips(step)[self.part],
+            labels=None if labels is None else labels[self.part],
+        )
+
+    def prefetch(
+        self, first_step: int, *, pixels: bool = True, pin_memory: bool = False
+    ) -> Generator[Batch, None, None]:
+        """This process's part of batch `first_step` and of every later one, prepared by a thread ahead of their use.
+
+        Closing the generator ends the thread. What goes wrong in the thread is raised here.
+        """
+
+        def prepare(step: int) -> Batch:
+            batch = self.batch(step, pixels=pixels)
+            return batch.pin_memory() if pin_memory else batch
+
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+            pending = deque(thread.submit(prepare, first_step + ahead) for ahead in range(PREFETCHED))
+            for step in itertools.count(first_step + PREFETCHED):
+                batch = pending.popleft().result()
+                pending.append(thread.submit(prepare, step))
+                yield batch
+
+
+def augment(pixels: Tensor, flips: Tensor) -> Tensor:
+    """float32 `[B, C, H, W]` in [-1, 1] from uint8 `pixels`, mirrored left to right where `flips` `[B]` is True.
+
+    Runs on the device of its arguments: a quarter of the bytes cross the bus.
+    """
+    pixels = torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)
+    return from_uint8(pixels)

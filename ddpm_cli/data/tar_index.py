@@ -1,0 +1,167 @@
+"""Which samples a tar file in the WebDataset layout holds, and where: told from its headers, nothing is unpacked.
+
+A sample is a run of files of one name that differ in what follows its first dot: `000017.jpg`, `000017.cls`. Worker
+processes import this module: it needs the standard library and NumPy.
+"""
+
+import itertools
+import operator
+import os
+import stat
+import tarfile
+from collections.abc import Iterator, Sequence
+from io import BufferedReader, FileIO
+from typing import NamedTuple
+
+import numpy as np
+
+from ddpm_cli.io.text import printable
+
+NO_LABEL = -1  # the sample has no .cls member
+BAD_LABEL = -2  # or one that is no whole number from 0 on
+
+_BLOCK = 512  # bytes; everything in a tar file begins at a multiple of this
+_MOST_HEADER = 2**16  # bytes of one header; a hostile one may claim any size
+_MOST_DIGITS = 18  # of a label: what fits int64
+_SHOWN = 100  # characters of a name in a message
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+class Shard(NamedTuple):
+    """A tar file, and what tells it from a later version of itself."""
+
+    path: str
+    size: int  # bytes
+    mtime_ns: int
+
+
+def shard_at(path: str) -> Shard:
+    """The shard that a path leads to. Raises OSError if there is none that can be read, ValueError if it is no file."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")
+    return Shard(path, status.st_size, status.st_mtime_ns)
+
+
+def open_shard(shard: Shard) -> FileIO:
+    """The file, unbuffered. Raises OSError if it cannot be opened or is not the one it was."""
+    file = FileIO(shard.path, opener=_without_waiting)
+    status = os.fstat(file.fileno())
+    if (status.st_size, status.st_mtime_ns) != shard[1:]:
+        file.close()
+        raise OSError(f"{printable(shard.path)} has changed since it was indexed: start again")
+    return file
+
+
+def index_shard(shard: Shard, extensions: Sequence[str]) -> np.ndarray:
+    """int64 `[N, 3]`: where the image of each sample begins in the file, its length in bytes, and the sample's label.
+
+    The image is the member with the first of `extensions` that the sample has; samples without one are left out. The
+    label is in the member `cls`, in decimal; see NO_LABEL and BAD_LABEL.
+
+    Raises ValueError saying what is wrong with a file that is no whole tar file, OSError if it cannot be read.
+    """
+    rows = []
+    with open_shard(shard) as raw, _Bounded(raw) as file:
+        for sample in _samples(file):
+            extension = next((extension for extension in extensions if extension in sample), None)
+            if extension is not None:
+                _, offset, size = sample[extension]
+                rows.append((offset, size, _label(file, sample.get("cls"))))
+    return np.array(rows, np.int64).reshape(-1, 3)
+
+
+def member_at(shard: Shard, offset: int) -> str:
+    """The name of the member whose content begins at `offset`, as it may be shown; for messages: it takes a search."""
+    try:
+        with open_shard(shard) as raw, _Bounded(raw) as file:
+            return printable(next(member.name[:_SHOWN] for member in _members(file) if member.offset == offset))
+    except (OSError, ValueError, StopIteration):
+        return f"the member at byte {offset}"
+
+
+class _Member(NamedTuple):
+    name: str
+    offset: int  # of its content
+    size: int
+
+
+class _Bounded(BufferedReader):
+    """A file out of which tarfile reads no more at a time than a header has."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _MOST_HEADER:
+            raise tarfile.ReadError("a header of an impossible size")
+        return super().read(size)
+
+
+def _samples(file: _Bounded) -> Iterator[dict[str, _Member]]:
+    """The members of each sample by their extension, in lower case."""
+    named = ((*_key_and_extension(member.name), member) for member in _members(file))
+    for key, run in itertools.groupby(named, key=operator.itemgetter(0)):
+        if key is not None:
+            yield {extension: member for _, extension, member in reversed(list(run))}  # of two alike the first
+
+
+def _key_and_extension(name: str) -> tuple[str | None, str]:
+    """What names the sample, folders included, and what comes after; no key for a hidden file, or one without a dot."""
+    folder, _, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    return f"{folder}/{stem}" if stem and extension else None, extension.lower()
+
+
+def _members(file: _Bounded) -> Iterator[_Member]:
+    """The plain files in a tar file; links, devices, folders and sparse files are passed over.
+
+    Raises ValueError unless it is whole.
+    """
+    start = file.read(max(map(len, _COMPRESSED)))
+    for magic, name in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise ValueError(f"compressed with {name}: members are read from where they are, so decompress it first")
+    end = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    try:
+        with tarfile.TarFile(fileobj=file) as tar:
+            place = -1
+            while (member := tar.next()) is not None:
+                if not place < tar.offset <= end:  # tarfile itself would go round for ever, and seeks anywhere
+                    raise tarfile.ReadError(f"cut short or damaged at {printable(member.name[:_SHOWN])}")
+                place = tar.offset
+                vars(tar)["members"].clear()  # which would grow by a kilobyte for each
+                if member.isreg() and not member.issparse():
+                    yield _Member(member.name, member.offset_data, member.size)
+            _check_end(file, tar.offset)
+    except (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        raise ValueError(f"no whole tar file: {error}") from error
+
+
+def _check_end(file: _Bounded, offset: int) -> None:
+    """Raise ReadError unless there is a block of zeros at `offset`.
+
+    tarfile does without, and takes anything that is no header for the end: half of a file would pass for a whole one.
+    """
+    file.seek(offset)
+    block = file.read(_BLOCK)
+    if len(block) < _BLOCK:
+        raise tarfile.ReadError(
+            "cut short, or not yet written to its end: the zeros are missing that end one "
+            "(if nothing else is, `truncate -s +1024 FILE` adds them)"
+        )
+    if block.strip(b"\0"):
+        raise tarfile.ReadError(f"damaged: what is at byte {offset} is neither a member nor the end")
+
+
+def _label(file: _Bounded, member: _Member | None) -> int:
+    if member is None:
+        return NO_LABEL
+    if member.size > _MOST_DIGITS + 2:  # and a line's end
+        return BAD_LABEL
+    file.seek(member.offset)
+    text = file.read(member.size).strip()
+    return int(text) if text.isdigit() and len(text) <= _MOST_DIGITS else BAD_LABEL
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens as `open` does, but not even a FIFO that nobody writes to keeps it waiting."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -1,0 +1,107 @@
+"""The directory of a run: its name, what lies where in it. One per run, never reused by accident."""
+
+import itertools
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ddpm_cli.io import durable
+
+CONFIG_FILE = "config.yaml"  # for reading; what a run goes on from is in its checkpoints
+LOG_FILE = "train.log"
+METRICS_FILE = "metrics.jsonl"
+SKIPPED_FILE = "skipped_images.txt"
+LOCK_FILE = ".lock"
+TENSORBOARD = "tensorboard"
+PREVIEWS = "previews"
+CHECKPOINTS = "checkpoints"
+AVERAGES = "averages"
+SAMPLES = "samples"
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError unless `name` is a plain part of a path; `=` and `,` would break `ckpt=...` on the shell."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise ValueError(f"may hold letters, digits, '_', '-' and '.', got {name!r}")
+    if len(name) > 200:
+        raise ValueError(f"may be at most 200 characters long, got {len(name)}")
+
+
+def plain_name(text: str) -> str:
+    """A name that `check_name` accepts, out of any text."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).lstrip(".-") or "run"
+
+
+def create(output_dir: str | Path, name: str) -> Path:
+    """Make and return a new directory `output_dir/name/<date>_<time>`, with `-2`, `-3`... added if that one exists.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    attempt = 1
+    while True:
+        directory = Path(output_dir) / name / (stamp if attempt == 1 else f"{stamp}-{attempt}")
+        try:
+            durable.make_directory(directory)
+        except FileExistsError:
+            if not directory.is_dir():
+                raise
+            attempt += 1
+        else:
+            return directory
+
+
+def newest(output_dir: str | Path, name: str) -> Path | None:
+    """The directory of the run that was begun last under `name`; None if there is none."""
+    found = [path for path in Path(output_dir, name).glob("*_*") if (path / CONFIG_FILE).is_file()]
+    return max(found, key=_begun, default=None)
+
+
+def _begun(directory: Path) -> tuple[str, int]:
+    """The time in a directory's name, and the number after it."""
+    stamp, number = directory.name[:19], directory.name[20:]
+    return stamp, int(number) if number.isdecimal() else 0
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Hold a run directory while inside: two trainers would mix their logs and remove each other's checkpoints.
+
+    The system lets go of it when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+        ValueError: if something in it is a link, or not the file or folder that it should be.
+    """
+    _check_entries(directory)
+    lock = FileLock(directory / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BlockingIOError(f"{directory}: another process is training there") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+_FOLDERS = (TENSORBOARD, PREVIEWS, CHECKPOINTS, AVERAGES)
+_FILES = (CONFIG_FILE, LOG_FILE, METRICS_FILE, SKIPPED_FILE, LOCK_FILE)
+_FILES += tuple(f".{name}.tmp" for name in _FILES)  # as they are while they are written
+
+
+def _check_entries(directory: Path) -> None:
+    """Raise ValueError for an entry through which a trainer would reach elsewhere (a link) or wait (a pipe)."""
+    inner = (path for name in _FOLDERS for path in (directory / name).glob("*"))
+    for path in itertools.chain(directory.iterdir(), inner):
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link; everything of a run lies in its directory")
+        if path.name in _FOLDERS and not path.is_dir():
+            raise ValueError(f"{path} is no folder")
+        if (path.name in _FILES or path.parent.name in (TENSORBOARD, PREVIEWS, AVERAGES)) and not path.is_file():
+            raise ValueError(f"{path} is no plain file")

@@ -1,0 +1,1 @@
+"""This process: device and precision, random streams, signals and exit codes, logging."""

@@ -1,0 +1,39 @@
+"""How a command ends: the statuses that the shell sees, and the exceptions that bring them about."""
+
+import os
+import sys
+
+FAILED = 1
+
+
+MISTAKE = 2  # the command cannot be run as it was given; nothing was started
+
+
+NON_FINITE = 3
+
+
+GO_ON_LATER = 75  # EX_TEMPFAIL of sysexits.h: saved; the same command goes on. What a scheduler requeues on.
+
+
+def leave(status: int) -> None:
+    """End this process now if it is one of several that are connected with each other; any other returns.
+
+    Their connections have threads of their own, and C++ aborts a process that is taken down around them, whatever its
+    exit status was to be.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+class RunError(Exception):
+    """A run that had begun came to an end it could not help; says why, and with which exit status."""
+
+    def __init__(self, message: str, status: int = FAILED):
+        super().__init__(message)
+        self.status = status
+
+
+class Stopped(BaseException):
+    """A run was asked to stop and did. Not an Exception: nothing that deals with errors may swallow it."""

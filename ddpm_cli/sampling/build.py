@@ -1,0 +1,206 @@
+"""The options of `ddpm-sample`, and what is made of them and of a checkpoint before anything is drawn.
+
+Heavy modules are imported inside the functions: a mistyped key is answered without torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ddpm_cli import __version__
+from ddpm_cli.config.build_ddpm import DDPM_GROUPS
+from ddpm_cli.config.errors import ConfigError, naming
+from ddpm_cli.config.instantiate import instantiate
+from ddpm_cli.config.sample_options import OF_MODES, SampleOptions, option_called
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddpm_cli.checkpoint.pretrained import Pretrained
+    from ddpm_cli.diffusion.denoiser import Denoiser
+    from ddpm_cli.runtime.device import Compute
+    from ddpm_cli.sampling.modes import Plan
+
+# Options that decide where images go and how they are shown, or are looked at only to find what does decide them.
+_NOT_IN_THE_IMAGES = ("out", "save", "trust", "weights", "ema_length", "ckpt_sha256")
+# Calls of the network from which on compile=auto has it translated, on CUDA: that takes about as long as it saves in
+# so many. By count, as what is compiled may round another way: images must not depend on how fast a machine is.
+COMPILE_FROM_CALLS = 2000
+
+
+class Prepared(NamedTuple):
+    """What there is to draw, all of it tried."""
+
+    plan: "Plan"
+    labels: list[int] | None  # of each of the plan's rows; None: there are none
+    denoiser: "Callable[[Tensor | None], Denoiser]"  # makes one of a batch's labels
+    compiled: bool  # whether the network is to be translated for batches of `batch_size`
+    identity: dict  # what decides the images, as JSON: two runs of the same identity draw the same
+
+
+def prepare(pretrained: "Pretrained", compute: "Compute", options: SampleOptions, changes: Iterable[str]) -> Prepared:
+    """What `options` ask of a model that has been placed on its device.
+
+    Args:
+        changes: the options that the command line sets.
+
+    Raises:
+        ConfigError: if that cannot be drawn; names the key.
+    """
+    plan = _plan(pretrained, compute, options)
+    if "seed" in changes and not plan.by_seed:
+        raise ConfigError(f"seed: has no effect with mode={option_called(options.mode)}, which draws nothing at random")
+    labels = _labels(pretrained, plan, options)
+    denoiser = _denoiser(pretrained, options)
+    compiled = _compiled(plan, compute, options)
+    return Prepared(plan, labels, denoiser, compiled, _identity(pretrained, plan, compute, compiled, options))
+
+
+def _plan(pretrained: "Pretrained", compute: "Compute", options: SampleOptions) -> "Plan":
+    """What is to be drawn, of which the sampler and the mode have been tried."""
+    from ddpm_cli.diffusion import samplers
+    from ddpm_cli.sampling.modes import SampleContext
+
+    schedule = pretrained.ddpm.schedule
+    with naming("sampler"):
+        sampler = instantiate(_sampler_node(options, pretrained), "sampler")
+        samplers.check_options(sampler, schedule)
+    mode = instantiate(options.mode, "mode")
+    setting = SampleContext(
+        schedule=schedule,
+        sampler=sampler,
+        image_shape=pretrained.image_shape,
+        n=options.n,
+        classes=len(_classes(pretrained, options)),
+        seed=options.seed,
+        device=compute.device,
+    )
+    with naming(f"mode={option_called(options.mode)}"):
+        return mode.plan(setting)
+
+
+def _classes(pretrained: "Pretrained", options: SampleOptions) -> list[int]:
+    """The classes that were asked for; none for images without labels."""
+    known = pretrained.ddpm.num_classes
+    if options.classes is None:
+        if known is not None and _label_dropout(pretrained) == 0:
+            raise ConfigError("classes: the network was trained with every label (label_dropout=0); choose classes=all")
+        return []
+    if options.classes == []:
+        raise ConfigError("classes: names none; leave it out, or choose classes=all")
+    if known is None:
+        raise ConfigError("classes: has no effect, the network was trained without labels (data.num_classes)")
+    if _label_dropout(pretrained) == 1:
+        raise ConfigError("classes: the network was trained with every label left out (label_dropout=1)")
+    if options.classes == "all":
+        return list(range(known))
+    for label in options.classes:
+        if not 0 <= label < known:
+            raise ConfigError(f"classes: the network knows 0 to {known - 1}, got {label}")
+    return options.classes
+
+
+def _labels(pretrained: "Pretrained", plan: "Plan", options: SampleOptions) -> list[int] | None:
+    """The label of each row; they take turns with the classes."""
+    classes = _classes(pretrained, options)
+    if not classes:
+        return None
+    if len(classes) > plan.rows:
+        raise ConfigError(f"classes: {len(classes)} are more than the {plan.rows} rows that take turns with them")
+    return [classes[row % len(classes)] for row in range(plan.rows)]
+
+
+def _denoiser(pretrained: "Pretrained", options: SampleOptions) -> "Callable[..., Denoiser]":
+    """What makes a denoiser of labels, with guidance and threshold as asked for."""
+    import torch
+
+    guidance = instantiate(options.guidance, "guidance")
+    if guidance.scale != 1:
+        if not _classes(pretrained, options):
+            raise ConfigError("guidance.scale: has no effect without classes=..., of a network trained on labels")
+        if _label_dropout(pretrained) == 0:
+            raise ConfigError(
+                "guidance.scale: the network was trained with every label (label_dropout=0), so it cannot do without"
+            )
+    timesteps = pretrained.ddpm.schedule.timesteps
+    if guidance.interval is not None and guidance.interval[1] >= timesteps:
+        raise ConfigError(f"guidance.interval: t is below the schedule's {timesteps}, got {list(guidance.interval)}")
+    bounds = instantiate(options.threshold, "threshold")
+    with naming("threshold"):
+        bounds(torch.zeros(1, 1, 1, 1))
+    return partial(pretrained.ddpm.denoiser, guidance=guidance, threshold=bounds)
+
+
+def _label_dropout(pretrained: "Pretrained") -> float | None:
+    trainer = pretrained.config.get("trainer")
+    return trainer.get("label_dropout") if isinstance(trainer, dict) else None
+
+
+def _sampler_node(options: SampleOptions, pretrained: "Pretrained") -> dict:
+    """The sampler's configuration; where it takes a variance, that of the checkpoint unless another was chosen."""
+    from ddpm_cli.diffusion.variance import is_learned
+
+    if "variance" not in options.sampler:
+        if options.variance is not None:
+            raise ConfigError(
+                f"variance: has no effect with sampler={option_called(options.sampler)}; it belongs to sampler=ddpm"
+            )
+        return options.sampler
+    if options.sampler["variance"] != options.variance:
+        raise ConfigError("sampler.variance: is chosen by variance=fixed_small or another option of that group")
+    if options.variance is None:
+        return options.sampler | {"variance": pretrained.config["variance"]}
+    if is_learned(instantiate(options.variance, "variance")) and not pretrained.ddpm.learns_variance:
+        raise ConfigError("variance: the network was not trained to say it; choose fixed_small or fixed_large")
+    return options.sampler | {"variance": options.variance}
+
+
+def _compiled(plan: "Plan", compute: "Compute", options: SampleOptions) -> bool:
+    if options.compile != "auto":
+        return options.compile
+    per_step = 1 if options.guidance.get("scale") in (0, 1) else 2
+    calls = plan.steps() * per_step * (plan.images // options.batch_size)
+    return compute.device.type == "cuda" and calls >= COMPILE_FROM_CALLS
+
+
+def _identity(
+    pretrained: "Pretrained", plan: "Plan", compute: "Compute", compiled: bool, options: SampleOptions
+) -> dict[str, object]:
+    """Everything that decides the images: of files not where they lie but what is in them."""
+    decisive = {key: value for key, value in asdict(options).items() if key not in _NOT_IN_THE_IMAGES}
+    mask = None if options.mask is None else Path(options.mask).expanduser().read_bytes()
+    given = {
+        "image": None if plan.shown is None else f"pictures {_digest([plan.shown])}",
+        "mask": None if mask is None else f"picture {_digest([], mask)}",
+    }
+    return (
+        decisive
+        | given
+        | {
+            "version": __version__,
+            "ckpt": f"step {pretrained.step:,}, {_digest_of_model(pretrained)}",
+            "device": compute.device.type,
+            "precision": compute.precision,
+            "compile": compiled,
+            "mode": {key: value for key, value in options.mode.items() if key not in OF_MODES},
+        }
+    )
+
+
+def _digest_of_model(pretrained: "Pretrained") -> str:
+    """Of the weights that are drawn with, whichever file or average they come from, and of their diffusion."""
+    described = json.dumps({group: pretrained.config[group] for group in DDPM_GROUPS}, sort_keys=True, default=str)
+    return _digest(pretrained.ddpm.model.state_dict().values(), described.encode())
+
+
+def _digest(tensors: "Iterable[Tensor]", more: bytes = b"") -> str:
+    import torch
+
+    digest = hashlib.sha256(more)
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,251 @@
+"""Images that are being drawn: on the disk as soon as they are, so that a run of many goes on where it was stopped.
+
+A hidden folder in the output directory holds
+
+    identity.json   what decides the images: only a run of the same identity goes on here
+    pixels          uint8 [N, H, W, C], image i at its own place
+    done            a byte for each batch, 1 once its images are on the disk
+    film_*.npy      the way there of the first images, by batch
+    lock            held by the process that began the run or goes on with it
+
+Several processes write to the same files, each its own batches. What is not marked as done is drawn again.
+"""
+
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from ddpm_cli.config.compare import differences
+from ddpm_cli.io import durable
+from ddpm_cli.sampling import files as files
+
+FOLDER = ".unfinished"
+IDENTITY_FILE = "identity.json"
+PIXELS_FILE = "pixels"
+DONE_FILE = "done"
+LOCK_FILE = "lock"
+FLUSH_SECONDS = 1.0  # what a killed process may have to draw again; more often, flushing would take time from drawing
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Hold an output directory while inside. Afterwards nothing is left of a run that has finished, or drawn nothing.
+
+    The system lets go of it when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+        ValueError: if something in its hidden folder is a link.
+    """
+    folder = directory / FOLDER
+    with suppress(FileExistsError):
+        os.mkdir(folder)
+    for path in (folder, *folder.iterdir()):
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link; what is being drawn lies in its own directory")
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BlockingIOError(f"{directory}: another process is drawing there") from error
+    try:
+        yield
+    finally:
+        if not (folder / IDENTITY_FILE).exists() or not any(_done(folder)):
+            _clear(folder)
+            with suppress(OSError):  # Windows removes no file that is open
+                (folder / LOCK_FILE).unlink()
+        lock.release()
+        with suppress(OSError):
+            os.rmdir(folder)
+
+
+def begin(directory: Path, identity: dict, *, batch_size: int, shape: Sequence[int], copies: int = 1) -> None:
+    """Make room for a new run in a directory that is held, or find that it can go on there.
+
+    Args:
+        batch_size: images of every batch but the last.
+        shape: `[N, H, W, C]` of all images.
+        copies: how many of all images there will be on the disk.
+
+    Raises:
+        ValueError: if what was begun there is of another identity, if its files are not whole, or if the directory
+            holds finished pictures.
+        OSError: if there is no room for the images.
+    """
+    folder = directory / FOLDER
+    sizes = {PIXELS_FILE: math.prod(shape), DONE_FILE: math.ceil(shape[0] / batch_size)}
+    kept = _identity_of(folder)
+    if kept is not None and any(_done(folder)):
+        changed = differences(kept, json.loads(json.dumps(identity)))
+        if changed:
+            listed = "".join(f"\n  {line}" for line in changed)
+            raise ValueError(
+                f"{directory} holds unfinished images of another configuration:{listed}\n"
+                f"  choose another directory, or remove {folder} to begin anew"
+            )
+        for name, size in sizes.items():
+            if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+                raise ValueError(f"{folder / name} is not whole; remove {folder} to begin anew")
+        return
+    _clear(folder)
+    for name in files.ALL:
+        if (directory / name).exists():
+            raise ValueError(f"{directory} already holds {name}; choose another directory")
+    durable.check_space(directory, copies * sizes[PIXELS_FILE])
+    for name, size in sizes.items():
+        with durable.naming(folder / name), open(folder / name, "xb") as file:
+            file.truncate(size)
+            os.fsync(file.fileno())
+    durable.replace(folder / IDENTITY_FILE, json.dumps(identity, indent=2).encode())
+    durable.sync(directory)
+
+
+class ImageStore:
+    """What of the images in a directory is there, for a process to read and add to.
+
+    Args:
+        directory: where a run has been begun.
+        batch_size: images of every batch but the last.
+        shape: `[N, H, W, C]` of all images.
+
+    Raises:
+        OSError: if it cannot be read and written.
+    """
+
+    def __init__(self, directory: Path, *, batch_size: int, shape: Sequence[int]):
+        self.directory = directory
+        self.folder = directory / FOLDER
+        self.batch_size = batch_size
+        self.shape = tuple(shape)
+        self._unmarked: list[int] = []  # batches that have been written, but may not be on the disk
+        self._flushed = time.monotonic()
+        self._pixels = open(self.folder / PIXELS_FILE, "r+b", buffering=0)  # noqa: SIM115 - closed in __exit__
+        self._done = open(self.folder / DONE_FILE, "r+b", buffering=0)  # noqa: SIM115
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.flush()
+        except OSError:
+            if error is None:
+                raise
+        finally:
+            self._pixels.close()
+            self._done.close()
+
+    @property
+    def missing(self) -> list[range]:
+        """The batches that are not done, as the indices of their images."""
+        return [self._batch(number) for number, done in enumerate(_done(self.folder)) if not done]
+
+    @property
+    def finished(self) -> int:
+        """How many images are done, in all processes."""
+        return sum(len(self._batch(number)) for number, done in enumerate(_done(self.folder)) if done)
+
+    def _batch(self, number: int) -> range:
+        first = number * self.batch_size
+        return range(first, min(first + self.batch_size, self.shape[0]))
+
+    def keep(self, indices: range, images: Tensor, film: Tensor | None = None) -> None:
+        """Write down a batch. It counts as done once flushed, at the latest when this is closed.
+
+        Args:
+            indices: of its images.
+            images: uint8 `[B, C, H, W]` on the CPU.
+            film: the states of the first of them, uint8 `[frames, k, C, H, W]`.
+        """
+        with durable.naming(self.folder / PIXELS_FILE):
+            pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+            _write(self._pixels, indices.start * math.prod(self.shape[1:]), pixels.data.cast("B"))
+        if film is not None:
+            content = io.BytesIO()
+            np.save(content, film.numpy())
+            durable.replace(self.folder / f"film_{indices.start:06d}.npy", content.getvalue())
+        self._unmarked.append(indices.start // self.batch_size)
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Mark what has been written as done, once it is on the disk."""
+        if not self._unmarked:
+            return
+        with durable.naming(self.folder / PIXELS_FILE):
+            os.fsync(self._pixels.fileno())
+        with durable.naming(self.folder / DONE_FILE):
+            for number in self._unmarked:
+                _write(self._done, number, memoryview(b"\1"))
+            os.fsync(self._done.fileno())
+        self._unmarked.clear()
+        self._flushed = time.monotonic()
+
+    def images(self, indices: range) -> Tensor:
+        """uint8 `[len(indices), C, H, W]`, of a range without gaps."""
+        size = math.prod(self.shape[1:])
+        pixels = np.empty((len(indices), *self.shape[1:]), np.uint8)
+        with durable.naming(self.folder / PIXELS_FILE):
+            self._pixels.seek(indices.start * size)
+            read = self._pixels.readinto(pixels.data.cast("B")) if len(indices) > 0 else 0
+        assert read == pixels.nbytes, (read, indices)
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    def film(self) -> Tensor | None:
+        """The states of the first images, uint8 `[frames, images, C, H, W]`; None: none were kept."""
+        parts = [torch.from_numpy(np.load(file)) for file in sorted(self.folder.glob("film_*.npy"))]
+        return torch.cat(parts, dim=1) if parts else None
+
+    def end(self) -> None:
+        """All that was to be made of the images has been: what is left is no longer a run to go on with."""
+        (self.folder / IDENTITY_FILE).unlink()
+        durable.sync(self.folder)
+
+
+def _write(file: io.FileIO, offset: int, content: memoryview) -> None:
+    file.seek(offset)
+    while len(content) > 0:
+        content = content[file.write(content) :]
+
+
+def _identity_of(folder: Path) -> dict | None:
+    try:
+        found = json.loads((folder / IDENTITY_FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{folder / IDENTITY_FILE} is not ours ({error}); remove {folder} to begin anew") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{folder / IDENTITY_FILE} is not ours; remove {folder} to begin anew")
+    return found
+
+
+def _done(folder: Path) -> bytes:
+    try:
+        return (folder / DONE_FILE).read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run that drew nothing, or has finished, left in its folder."""
+    for path in folder.iterdir():
+        if path.name == LOCK_FILE:
+            continue
+        if path.is_dir():
+            durable.remove_tree(path)
+        else:
+            path.unlink()

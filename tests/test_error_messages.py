@@ -1,0 +1,265 @@
+"""What a mistake gets: one message, exit status 2, nothing started."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import TINY, TINY_RUN, assert_one_message, run, sample, train
+from PIL import Image
+from safetensors.torch import load_file
+
+MISTAKES = {
+    "shedule=linear": r"shedule: no such option \(did you mean 'schedule'\?\)",
+    "+trainer.stepz=3": r"trainer.stepz: no such option \(did you mean 'steps'\?\)",
+    "optimizer.lrr=1": r"optimizer.lrr: no such option \(did you mean 'lr'\?\)",
+    "++foo.bar=1": "foo: no such option",
+    "schedule=cosin": r"schedule=cosin: no such option \(did you mean 'cosine'\?\); there are cosine, custom, linear",
+    "schedule=null": "schedule=null: no such option; there are cosine, custom, linear",
+    "trainer.steps=abc": 'trainer.steps: expected a whole number, got "abc"',
+    "trainer.steps=1.5": "trainer.steps: expected a whole number, got 1.5",
+    "trainer=5": "trainer=5: no such option; there are default",
+    "~trainer.steps": "trainer.steps: missing",
+    "trainer.steps=[": r"cannot read 'trainer.steps=\['",
+    "trainer.precision=fp8": "trainer.precision: expected one of auto, fp32, bf16, fp16",
+    "data=folder": "data.path: must be given",
+    "schedule=linear schedule.s=1": "schedule.s: no such option",
+    "hydra.run.dir=x": "hydra.run.dir: has no effect here; output_dir and name",
+    "model._target_=os.system": "model.image_size: no such option",
+    "hydra.output_subdir=x": "hydra.output_subdir: has no effect here",
+    "hydra.sweep.dir=x": "hydra.sweep.dir: has an effect only in a sweep, with -m",
+    "--fo": "unrecognized arguments: --fo; options are KEY=VALUE, without dashes",
+    "trainer.steps=1 --config-dir": "--config-dir: needs a value",
+    "--cfg x": "argument --cfg/-c: invalid choice: 'x'",
+    "--package x": "--package: has an effect only with --cfg",
+    "--mult schedule=linear,cosine": "unrecognized arguments: --mult",
+    "--experimental-rerun x": "--experimental-rerun: runs code out of a file; resume= goes on with a run",
+    "=5": "cannot read '=5': an override is KEY=VALUE",
+    "schedule=a\x1b": r"cannot read 'schedule=a\\x1b': an override is KEY=VALUE, or \"KEY='VALUE'\"",
+    "trainer.steps=int(x)": "cannot read 'trainer.steps=int.x.': invalid literal",
+    "schedule=linear,cosine": "schedule=linear,cosine: more than one value; -m runs one after another",
+    "schedule=[nope]": "schedule=nope: no such option; there are cosine, custom, linear",
+    "+schedule=linear": r"\+schedule: there is one already; without the \+ it is changed",
+    "+trainer.steps=5": r"\+trainer.steps: there is one already; without the \+ it is changed",
+    "~trainer.steps=7": "Could not delete .* value of 'trainer.steps' is 2000 and not 7",
+    "~name": "~name: there is nothing to delete",
+    "trainer.steps.x=1": r'trainer.steps: expected a whole number, got {"x": 1}',
+    "+trainer._partial_=5": "trainer._partial_: cannot be 5",
+    "trust.x=1": "trust.x: no such option; a list has none",
+    "trainer.steps=${nothing}": "trainer.steps: Interpolation key 'nothing' not found",
+    "trainer.steps=${trainer}": "trainer.steps: Interpolation to parent node detected",
+    "optimizer.weight_decay=inf": "optimizer.weight_decay: expected a finite number, got Infinity",
+    # found once torch is there
+    "schedule.timesteps=0": "schedule: timesteps must be at least 1, got 0",
+    "schedule=linear schedule.beta_end=1.5": r"schedule: beta_end must lie in \(0, 1\), got 1.5",
+    "data.image_size=15": "model: image_size 15 cannot be halved 2 times.*12 or 16 would do",
+    "model.in_channels=3": r"model: cannot take images of shape \[1, 16, 16\]",
+    "sampler.steps=5000": "sampler: steps must be between 1 and the schedule's 1000 timesteps, got 5000",
+    "data=folder data.path=nowhere": "data: no such folder of images: .*nowhere",
+    "data=folder data.path=empty": "data: no images in .*empty",
+    "data=folder data.path=broken": "data: 1 images in .* cannot be read:.*broken/bad.png",
+    "data=cifar10": r"data: .*data/cifar-10-python.tar.gz is missing: set data.download=true",
+    "output_dir=file": "output_dir: file/digits: Not a directory",
+    "trainer.device=tpu": "trainer: device must be auto, cpu, cuda, cuda:N or mps, got 'tpu'",
+    "resume=nowhere": "resume: there is no run directory 'nowhere'",
+    "resume=empty": "resume: empty holds no checkpoint",
+    "resume=''": "resume: there is no run directory ''",
+    "resume=auto": "resume=auto: finds a run by its name; add name=NAME",
+    "name='a=b'": "name: may hold letters",
+    "experimen=quickstart": r"experimen: no such option \(did you mean 'experiment'\?\)",
+    "++experimen=quickstart": r"experimen: no such option \(did you mean 'experiment'\?\)",
+    "schedule=": "schedule=: no such option; there are cosine, custom, linear",
+    "+prediction._partial_=true": "prediction._partial_: cannot be true",
+    "model.base_channels=100000000": "model: ",
+    "schedule.zero_terminal_snr=true": "prediction=eps cannot work .* choose prediction=v or prediction=x0",
+    "variance=learned_range": "loss=simple does not train the variance .* choose loss=hybrid or loss=vlb",
+    "loss=hybrid": "choose variance=learned_range, or loss=simple, or loss=vlb",
+    "loss=vlb weighting=min_snr": "weighting has no effect with loss=vlb",
+    "variance=learned_range loss=vlb model.learn_variance=false": "model: makes .* set learn_variance=true",
+    "model.learn_variance=true": "model: learn_variance has no effect with a fixed variance",
+    "schedule=custom": "schedule.betas: must be given",
+    "schedule=custom schedule.betas=[0.1,2] sampler=ddpm": r"schedule: every beta must lie in \(0, 1\), got 2",
+    f"schedule=custom schedule.betas=[{','.join(['0.001'] * 9000)}] sampler.steps=9": (
+        "schedule.betas: no checkpoint may hold this: 9000 entries"
+    ),
+    "prediction=v weighting=min_snr schedule.zero_terminal_snr=true": "weighting: gives t = 999 the weight 0",
+    "weighting=p2 weighting.gamma=1e6": "weighting: gives t = .* the weight 0, and sampling passes through it",
+    "sampler.steps=[500,100]": "sampler: steps must begin at 999, where the noise is, got 500",
+    "schedule=custom schedule.betas=[x]": r'schedule.betas: expected a list of numbers, got \["x"\]',
+    "weighting=min_snr weighting.gamma=0": "weighting: gamma must be positive, got 0",
+    "timestep_sampler=loss_second_moment timestep_sampler.history=0": "timesteps: history must be at least 1, got 0",
+    "data.num_classes=5": "data: num_classes is 5, but digits has 10 classes",
+    "model.num_classes=5": "model.num_classes: the network takes 5 classes, the data has labels of 0",
+    "trainer.label_dropout=0.1": "trainer.label_dropout: has no effect without labels",
+    "data.num_classes=10 trainer.label_dropout=2": r"trainer: label_dropout must lie in \[0, 1\] or be null, got 2",
+    "sampler.spacing=random": "sampler.spacing: expected one of leading, trailing, linspace, log_snr, got",
+    "ema.decays=[]": "ema: decays must hold at least one",
+    "model.image_size=32": "model: image_size is 32, but the data's images are 16 x 16 x 1",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_message_and_starts_nothing(mistake: str, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    done = train(*mistake.split(), cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path.parent / "cache"))
+    assert_one_message(done, "train", MISTAKES[mistake])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+@pytest.mark.parametrize("program", ["train", "sample"])
+def test_asking_for_a_gpu_where_there_is_none_says_so(program: str, tmp_path: Path, trained):
+    key = {"train": ["trainer.device=cuda"], "sample": [f"ckpt={trained[0]}", "device=cuda"]}[program]
+    says = "device cuda was asked for, but there is no usable CUDA device here; use auto or cpu"
+    assert_one_message(run(program, *key, cwd=tmp_path), program, says)
+
+
+SAMPLE_MISTAKES = {
+    "": "ckpt: must be given, as ckpt=...",
+    "ckpt=nowhere": "ckpt: nowhere does not exist",
+    "ckpt=file": "ckpt: file is neither a run directory nor a checkpoint nor an EMA file",
+    "ckpt=RUN ckpt_sha256=00ff": "ckpt: .*manifest.json is not the one asked for: its SHA-256 is",
+    "ckpt=RUN n=0": "n: must be at least 1, got 0",
+    "ckpt=RUN sampler=ddim variance=fixed_small": "variance: has no effect with sampler=ddim",
+    "ckpt=RUN sampler.steps=21": "sampler: steps must be between 1 and the schedule's 20 timesteps, got 21",
+    "ckpt=RUN save=npy": r"save: expected one of grid, images, npz \(did you mean 'npz'\?\)",
+    "ckpt=RUN out=file": "out: file: File exists",
+    "ckpt=RUN sampler.variance=fixed_large": "sampler.variance: ",
+    "ckpt=RUN sede=3": r"sede: no such option \(did you mean 'seed'\?\)",
+    "ckpt=RUN device=tpu": "device must be auto, cpu, cuda, cuda:N or mps, got 'tpu'",
+}
+
+
+@pytest.mark.parametrize("mistake", SAMPLE_MISTAKES)
+def test_a_mistake_in_sampling_gets_one_message(mistake: str, tmp_path: Path, trained):
+    (tmp_path / "file").touch()
+    done = sample(*mistake.replace("RUN", str(trained[0])).split(), cwd=tmp_path)
+    assert_one_message(done, "sample", SAMPLE_MISTAKES[mistake])
+
+
+def test_a_damaged_checkpoint_is_named(home: Path, tmp_path: Path):
+    done = train(
+        *TINY, "trainer.steps=1", "trainer.preview_every=0", f"output_dir={tmp_path}/damaged", "name=x", cwd=home
+    )
+    assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "damaged").rglob("ema.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    for done in (sample(f"ckpt={file.parent}", cwd=home), train(f"resume={file.parents[2]}", cwd=home)):
+        assert done.returncode == 2
+        assert "ema.safetensors is damaged: its SHA-256" in done.stderr
+
+
+def test_a_read_only_output_directory_is_named(tmp_path: Path):
+    """The system's answer is put in place of the system: containers run their tests as root, who may write anywhere."""
+    code = (
+        "import errno, os, sys\n"
+        "make = os.mkdir\n"
+        "def mkdir(path, *a, **k):\n"
+        "    if 'outputs' not in str(path): return make(path, *a, **k)\n"
+        "    raise OSError(errno.EROFS, 'Read-only file system', str(path))\n"
+        "from ddpm_cli.train import main; os.mkdir = mkdir; main()"
+    )
+    command = [sys.executable, "-c", code, *TINY_RUN]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert_one_message(done, "train", "output_dir: .*outputs: Read-only file system")
+    assert_one_message(train(*TINY_RUN, "output_dir=/proc/x", cwd=tmp_path), "train", "output_dir: /proc")
+
+
+def test_a_full_disk_is_named_before_the_run_and_in_it(tmp_path: Path):
+    """A limit on the size of files stands for a disk that fills up while a checkpoint is written."""
+    code = (
+        "import resource, shutil, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "if sys.argv.pop(1) == 'before':\n"
+        "    shutil.disk_usage = lambda path: shutil._ntuple_diskusage(0, 0, 1000)\n"
+        "else:\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
+        "from ddpm_cli.train import main; main()"
+    )
+    command = [sys.executable, "-c", code]
+    before, during = (
+        subprocess.run([*command, when, *TINY_RUN], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        for when in ("before", "during")
+    )
+    assert_one_message(before, "train", f"output_dir: {tmp_path} has 0 MB free, the run's checkpoints take")
+    assert during.returncode == 1
+    assert re.match(r"ddpm-train: step 2: .*safetensors.*; earlier checkpoints are untouched", during.stderr)
+    assert "Traceback" not in during.stderr
+    (directory,) = (tmp_path / "outputs" / "digits").iterdir()
+    assert list((directory / "checkpoints").iterdir()) == [], "nothing half written is left"
+
+
+@pytest.mark.parametrize("mistake", ["trainer.steps=abc", "shedule=linear"])
+def test_the_traceback_is_there_for_who_wants_it(mistake: str, tmp_path: Path):
+    done = train(mistake, cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_a_users_broken_yaml_gets_one_message(tmp_path: Path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "x.yaml").write_text("a: [1\nb: }")
+    done = train("trainer.steps=1", "--config-dir", "mine", "experiment=x", cwd=tmp_path)
+    assert_one_message(done, "train", "no valid YAML.*x.yaml")
+
+
+def test_an_option_that_ours_would_hide_is_refused(tmp_path: Path):
+    (tmp_path / "mine" / "schedule").mkdir(parents=True)
+    (tmp_path / "mine" / "schedule" / "cosine.yaml").write_text("_target_: ddpm_cli.diffusion.schedule.linear\n")
+    done = train("--config-dir", "mine", "schedule=cosine", cwd=tmp_path)
+    assert_one_message(done, "train", "mine/schedule/cosine.yaml: would be passed over for our own schedule=cosine")
+
+
+def test_a_folder_that_has_moved_can_be_resumed(tmp_path: Path):
+    (tmp_path / "pics=1,2").mkdir()
+    for i in range(9):
+        Image.new("RGB", (16, 16), (i * 20, 0, 0)).save(tmp_path / "pics=1,2" / f"{i}.png")
+    folder = [
+        "data=folder",
+        "data.path='pics=1,2'",
+        "data.image_size=16",
+        "model=unet_16",
+        *TINY,
+        "model.attention_resolutions=[8]",
+    ]
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = train(*folder, "trainer.steps=2", cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    (directory,) = (tmp_path / "outputs" / "pics_1_2").iterdir()
+    (tmp_path / "pics=1,2").rename(tmp_path / "elsewhere")
+    lost = train(f"resume={directory}", "trainer.steps=3", cwd=tmp_path, **environment)
+    assert_one_message(lost, "train", "data: no such folder of images: .*pics=1,2")
+    found = train(f"resume={directory}", "trainer.steps=3", "data.path=elsewhere", cwd=tmp_path, **environment)
+    assert found.returncode == 0, found.stderr
+    assert "resumed  at step 2" in found.stdout
+    (tmp_path / "elsewhere" / "0.png").unlink()
+    fewer = train(f"resume={directory}", "trainer.steps=4", "data.path=elsewhere", cwd=tmp_path, **environment)
+    assert_one_message(fewer, "train", "data: the run was trained on 9 images, there are now 8")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_runs_resumes_and_stops_when_it_diverges(precision: str, tmp_path: Path):
+    half = [*TINY, f"trainer.precision={precision}", "trainer.preview_every=0"]
+    done = train(*half, "trainer.steps=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (directory,) = (tmp_path / "outputs" / "digits").iterdir()
+    resumed = train(f"resume={directory}", "trainer.steps=4", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    diverged = train(*half, "trainer.steps=50", "optimizer.lr=1e10", "trainer.grad_clip=null", "name=x", cwd=tmp_path)
+    assert diverged.returncode == 3
+    assert re.match(r"ddpm-train: the (loss|gradient) at step \d+ is not finite", diverged.stderr)
+    (diverged_run,) = (tmp_path / "outputs" / "x").iterdir()
+    assert f"ddpm-train resume={diverged_run.relative_to(tmp_path)}" in diverged.stderr
+    replayed = train(f"resume={diverged_run}", cwd=tmp_path)
+    assert replayed.returncode == 3
+    assert replayed.stderr.partition(". ")[0] == diverged.stderr.partition(". ")[0], "exactly that step"
+    for file in diverged_run.glob("checkpoints/*/*.safetensors"):
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(file).values())
