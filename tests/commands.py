@@ -1,10 +1,19 @@
-"""The commands as a user runs them, in subprocesses, on a network of a second."""
+"""The commands as a user runs them, in processes of their own, on a network of a second.
 
+They are forked from one that has imported torch (`forkserver`), unless the environment asks for what only a fresh
+interpreter can do. A command that prints much while nobody reads would wait for ever: `communicate` reads all the time.
+"""
+
+import atexit
+import functools
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+
+from forkserver import Forked, ForkServer, heeds
 
 TINY = [
     "model.base_channels=8",
@@ -21,18 +30,42 @@ TINY = [
 TINY_RUN = [*TINY, "trainer.steps=4", "trainer.preview_every=2", "trainer.checkpoint_every=2"]
 
 
+@functools.cache
+def _server() -> ForkServer:
+    """One for each process that runs tests."""
+    server = ForkServer()
+    atexit.register(server.close)
+    return server
+
+
+def start(program: str, *arguments: str, cwd: Path, **environment: str) -> Forked | subprocess.Popen[str]:
+    """`ddpm-train` or `ddpm-sample` (`program`: train, sample) with its output in pipes, in a session of its own."""
+    whole = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    if heeds(environment):
+        return _server().start(f"ddpm_cli.{program}", arguments, cwd=cwd, environment=whole)
+    return subprocess.Popen(
+        [sys.executable, "-m", f"ddpm_cli.{program}", *arguments],
+        cwd=cwd,
+        env=whole,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def run(
     program: str, *arguments: str, cwd: Path, timeout: float = 120, **environment: str
 ) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", f"ddpm_cli.{program}", *arguments],
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        stdin=subprocess.DEVNULL,
-    )
+    """As `start`, waited for: what it said and how it ended."""
+    process = start(program, *arguments, cwd=cwd, **environment)
+    try:
+        out, err = process.communicate(timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def train(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
