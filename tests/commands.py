@@ -9,11 +9,12 @@ import functools
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
-from forkserver import Forked, ForkServer, heeds
+from forkserver import Forked, ForkServer, heeds, read_while
 
 TINY = [
     "model.base_channels=8",
@@ -53,6 +54,52 @@ def start(program: str, *arguments: str, cwd: Path, **environment: str) -> Forke
         text=True,
         start_new_session=True,
     )
+
+
+class Ranks:
+    """Processes that work together as torchrun starts them, their output in two pipes."""
+
+    def __init__(self, program: str, *arguments: str, cwd: Path, size: int = 2, **environment: str):
+        """`program` as for `start`, or a file that ends in .py; the launcher's own processes are left out."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        sizes = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "TORCHELASTIC_RUN_ID": "none"}
+        whole = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | address | sizes | environment
+        module = program if program.endswith(".py") else f"ddpm_cli.{program}"
+        (out, out_end), (error, error_end) = os.pipe(), os.pipe()
+        self.stdout, self.stderr = os.fdopen(out, encoding="utf-8"), os.fdopen(error, encoding="utf-8")
+        self.processes = [
+            _server().start(
+                module,
+                arguments,
+                cwd=cwd,
+                environment=whole | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                outputs=(out_end, error_end),
+            )
+            for rank in range(size)
+        ]
+        os.close(out_end)
+        os.close(error_end)
+
+    @property
+    def returncodes(self) -> list[int | None]:
+        """The exit status of each."""
+        return [process.poll() for process in self.processes]
+
+    def wait(self, timeout: float) -> list[int | None]:
+        """The exit status of each, once all have ended; after `timeout` seconds the others are killed."""
+        try:
+            for process in self.processes:
+                process.wait(timeout)
+        finally:
+            for process in self.processes:
+                process.kill()
+        return self.returncodes
+
+    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+        """What they say until all have ended."""
+        return read_while(lambda: self.wait(timeout), self.stdout, self.stderr)
 
 
 def run(

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -37,6 +37,23 @@ def heeds(environment: dict[str, str]) -> bool:
     """Whether a forked process can do what these variables say, beside those of this process."""
     changed = (name for name, value in environment.items() if os.environ.get(name) != value)
     return not any(name.startswith(TOO_LATE) and name not in HEEDED for name in changed)
+
+
+def read_while(wait: Callable[[], object], out: IO[str], error: IO[str]) -> tuple[str, str]:
+    """What comes out of two pipes until `wait` returns and they end; they are closed."""
+    read: dict[int, str] = {}
+
+    def drain(number: int, stream: IO[str]) -> None:
+        with stream:
+            read[number] = stream.read()
+
+    readers = [threading.Thread(target=drain, args=pair, daemon=True) for pair in enumerate((out, error))]
+    for reader in readers:
+        reader.start()
+    wait()
+    for reader in readers:
+        reader.join()
+    return read[0], read[1]
 
 
 class Forked:
@@ -69,19 +86,7 @@ class Forked:
         """All that is still to be read of its output, once it has ended."""
         assert self.stdout is not None
         assert self.stderr is not None
-        read: dict[int, str] = {}
-
-        def drain(number: int, stream: IO[str]) -> None:
-            with stream:
-                read[number] = stream.read()
-
-        readers = [threading.Thread(target=drain, args=pair) for pair in enumerate((self.stdout, self.stderr))]
-        for reader in readers:
-            reader.start()
-        self.wait(timeout)
-        for reader in readers:
-            reader.join(timeout)
-        return read[0], read[1]
+        return read_while(lambda: self.wait(timeout), self.stdout, self.stderr)
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the process alone, if it still runs."""
@@ -120,7 +125,7 @@ class ForkServer:
         environment: dict[str, str],
         outputs: tuple[int, int] | None = None,
     ) -> Forked:
-        """Fork a process that runs `module` as `python -m` does.
+        """Fork a process that runs `module` as `python -m` does, or a file that ends in .py.
 
         Args:
             environment: all of it.
@@ -222,7 +227,10 @@ def _become(outputs: list[int], module: str, arguments: list[str], cwd: str, env
         sys.stderr = _stream(2, "backslashreplace", line_buffering=True)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv = [module, *arguments]
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if module.endswith(".py"):
+            runpy.run_path(module, run_name="__main__")
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
