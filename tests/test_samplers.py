@@ -1,5 +1,6 @@
 """Samplers against diffusers' schedulers, and what every sampler promises."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from walks import (
     SHAPE,
     ddim_steps,
     ddim_walks,
+    denoiser,
     draw,
     heun_walks,
     multistep_walks,
@@ -219,3 +221,42 @@ def test_impossible_options_are_refused_before_a_network_is_needed(
 ):
     with pytest.raises(error, match=says):
         kind(**options).times(linear(10))
+
+
+def walked(sampler: Sampler, schedule: NoiseSchedule, times: Sequence[int]) -> list[Tensor]:
+    """Every state, of a network that answers by x and t."""
+    of_network = denoiser(schedule, "v_prediction")
+
+    def denoise(x: Tensor, t: int) -> Denoised:
+        return of_network(x, t)._replace(variance=torch.sin(x))
+
+    return list(sampler.solve(denoise, schedule, times, draw(0)(), draw(1)))
+
+
+def same(found: list[Tensor], expected: list[Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@every_sampler
+def test_a_solver_knows_only_the_times_that_it_is_given(sampler: Sampler):
+    """Whatever its own steps and spacing say; as `times` gives them, or as somebody lists them."""
+    for schedule in (linear(30), zero_terminal_snr(30)):
+        for times in ([29, 20, 11, 3, 0], [29], [17, 4], list(range(29, -1, -1))):
+            listed = replace(sampler, steps=times, spacing="leading")
+            assert listed.times(schedule, times[0]) == times
+            found = walked(replace(sampler, steps=7), schedule, times)
+            assert len(found) == len(times)
+            assert same(found, walked(listed, schedule, tuple(times)))
+        spaced = replace(sampler, steps=6, spacing="trailing")
+        times = spaced.times(schedule)
+        assert replace(spaced, steps=times).times(schedule) == times
+        assert same(walked(spaced, schedule, times), walked(sampler, schedule, times))
+
+
+@every_sampler
+def test_a_solver_leaves_the_noise_that_it_is_given_as_it_is(sampler: Sampler):
+    schedule, x = linear(30), draw(0)()
+    times = replace(sampler, steps=4).times(schedule)
+    states = list(sampler.solve(Constant(schedule), schedule, times, x, draw(1)))
+    assert torch.equal(x, draw(0)())
+    assert len({state.data_ptr() for state in [x, *states]}) == 5
