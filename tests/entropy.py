@@ -1,14 +1,13 @@
 """The variational bound where it is known: for Gaussian data, with the exact denoiser."""
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from gaussian import GaussianDenoiser
 from torch import Tensor
 
 from ddpm_cli.diffusion.ddpm import DDPM
-from ddpm_cli.diffusion.denoiser import Denoised
 from ddpm_cli.diffusion.schedule import NoiseSchedule, linear
 from ddpm_cli.diffusion.variance import Variance
 
@@ -21,13 +20,21 @@ def rounded(x: Tensor) -> Tensor:
     return ((x + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
 
 
-def exact(schedule: NoiseSchedule, t: Tensor, s: Tensor, denoised: Denoised) -> Tensor:
-    """Log variance of x_s given x_t for data N(0, STD^2): the posterior's, and what x_0 leaves open."""
-    shape = denoised.x_0.shape
-    alpha, sigma = schedule.alpha_sigma(t, shape)
-    posterior = schedule.posterior(t, s, shape)
-    of_x_0 = STD**2 * sigma**2 / (alpha**2 * STD**2 + sigma**2)
-    return (posterior.variance + posterior.x_0_factor**2 * of_x_0).log()
+class Exact:
+    """The variance of x_s given x_t for data N(0, STD^2): the posterior's, and what x_0 leaves open."""
+
+    learned: ClassVar[bool] = False
+
+    def log_variance(
+        self, schedule: NoiseSchedule, t: Tensor, s: Tensor, shape: torch.Size, output: Tensor | None
+    ) -> Tensor:
+        alpha, sigma = schedule.alpha_sigma(t, shape)
+        posterior = schedule.posterior(t, s, shape)
+        of_x_0 = STD**2 * sigma**2 / (alpha**2 * STD**2 + sigma**2)
+        return (posterior.variance + posterior.x_0_factor**2 * of_x_0).log()
+
+
+EXACT = Exact()
 
 
 class Measured(NamedTuple):
@@ -52,8 +59,8 @@ def measured(variance: Variance) -> Measured:
     found = ddpm.variational_bound(x_0, generator=generator)
     assert found.terms.shape == (IMAGES, TIMESTEPS)
     t = torch.arange(TIMESTEPS)
-    anything = Denoised(torch.zeros(TIMESTEPS, 1), torch.zeros(TIMESTEPS, 1))
-    log_ratio = exact(schedule, t, t - 1, anything) - variance(schedule, t, t - 1, anything)
+    step = schedule, t, t - 1, torch.Size([TIMESTEPS, 1]), None
+    log_ratio = EXACT.log_variance(*step) - variance.log_variance(*step)
     return Measured(
         found.total,
         error=found.total.std().item() / math.sqrt(IMAGES),

@@ -66,10 +66,10 @@ class Mixture:
 
 
 def _at(data: Gaussian | Mixture, schedule: NoiseSchedule) -> Denoiser:
-    """The exact denoiser as a sampler calls it, with one t for all images."""
+    """The exact denoiser as a sampler calls it."""
 
-    def denoise(x: Tensor, t: Tensor) -> Denoised:
-        [point] = schedule.points(t[:1].tolist())
+    def denoise(x: Tensor, t: int) -> Denoised:
+        [point] = schedule.points([t])
         return data.denoised(x, point.alpha, point.sigma)
 
     return denoise

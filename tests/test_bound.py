@@ -5,17 +5,16 @@ import math
 import mpmath
 import pytest
 import torch
-from entropy import exact, measured, rounded
+from entropy import EXACT, measured, rounded
 from torch import Tensor, nn
 
 from ddpm_cli.diffusion import bound
 from ddpm_cli.diffusion.ddpm import DDPM
-from ddpm_cli.diffusion.denoiser import Denoised
 from ddpm_cli.diffusion.loss import Hybrid, Simple, VariationalBound
 from ddpm_cli.diffusion.prediction import Velocity
 from ddpm_cli.diffusion.schedule import cosine, linear
-from ddpm_cli.diffusion.variance import Variance, fixed_large, fixed_small, learned_range
-from ddpm_cli.diffusion.weighting import min_snr
+from ddpm_cli.diffusion.variance import FixedLarge, FixedSmall, LearnedRange, Variance
+from ddpm_cli.diffusion.weighting import MinSNR
 from ddpm_cli.models.unet import UNet
 
 SHAPE = (4, 2, 6, 6)
@@ -32,10 +31,10 @@ def batch() -> dict[str, Tensor]:
 def test_the_terms_are_kl_divergences_of_torchs_own(batch):
     """Where t > 0, against torch.distributions."""
     schedule = cosine(1000)
-    for variance in (fixed_small, fixed_large, learned_range):
-        denoised = Denoised(batch["output"], batch["output"], batch["range"])
-        found = bound.term(schedule, variance, batch["x_0"], batch["x_t"], batch["t"], denoised)
+    for variance in (FixedSmall(), FixedLarge(), LearnedRange()):
         t = batch["t"]
+        seen = {"predicted_x_0": batch["output"], "variance_output": batch["range"]}
+        found = bound.term(schedule, variance, batch["x_0"], t, **seen)
         posterior = schedule.posterior(t, t - 1, SHAPE)
         true = torch.distributions.Normal(
             posterior.x_0_factor * batch["x_0"] + posterior.x_t_factor * batch["x_t"],
@@ -43,7 +42,7 @@ def test_the_terms_are_kl_divergences_of_torchs_own(batch):
         )
         model = torch.distributions.Normal(
             posterior.x_0_factor * batch["output"] + posterior.x_t_factor * batch["x_t"],
-            (0.5 * variance(schedule, t, t - 1, denoised)).exp(),
+            (0.5 * variance.log_variance(schedule, t, t - 1, torch.Size(SHAPE), batch["range"])).exp(),
         )
         expected = torch.distributions.kl_divergence(true, model).mean((1, 2, 3)) / math.log(2)
         torch.testing.assert_close(found[1:], expected[1:], rtol=1e-4, atol=1e-6)
@@ -86,10 +85,10 @@ def test_the_prior_term_is_a_kl_divergence(batch):
     torch.testing.assert_close(bound.prior(schedule, batch["x_0"]), expected)
 
 
-@pytest.mark.parametrize("variance", [exact, fixed_small, fixed_large])
+@pytest.mark.parametrize("variance", [EXACT, FixedSmall(), FixedLarge()], ids=["exact", "fixed_small", "fixed_large"])
 def test_with_the_exact_denoiser_the_bound_is_the_known_entropy(variance: Variance):
     bounds, error, entropy, gap = measured(variance)
-    assert (gap == 0) == (variance is exact)
+    assert (gap == 0) == (variance is EXACT)
     assert error < 0.02
     assert bounds.mean().item() == pytest.approx(entropy + gap, abs=4 * error)
 
@@ -110,18 +109,19 @@ def test_vlb_is_the_bound_and_its_mean_over_t_the_sum_of_its_terms(batch):
     total = 0.0
     for t in range(30):
         x_t, _ = ddpm.q_sample(x_0[:1], torch.tensor([t]), noise[t : t + 1])
-        seen = ddpm.denoise(x_t, torch.tensor([t]), clip_denoised=False)
-        total += bound.term(schedule, fixed_small, x_0[:1], x_t, torch.tensor([t]), seen).item()
+        predicted = ddpm.denoise(x_t, torch.tensor([t]), clip_denoised=False).x_0
+        options = {"predicted_x_0": predicted, "variance_output": None}
+        total += bound.term(schedule, FixedSmall(), x_0[:1], torch.tensor([t]), **options).item()
     assert losses.mean().item() == pytest.approx(total, rel=1e-4)
 
 
 def test_hybrid_is_the_simple_loss_and_a_thousandth_of_the_bound_that_moves_the_variance_alone(batch):
     unet = network(learn_variance=True)
     schedule = cosine(1000)
-    options = {"variance": learned_range}
+    options = {"variance": LearnedRange()}
     hybrid = DDPM(unet, schedule, **options, loss=Hybrid())
     both = DDPM(unet, schedule, **options, loss=VariationalBound())
-    simple = DDPM(unet, schedule, variance=fixed_small, loss=Simple())
+    simple = DDPM(unet, schedule, variance=FixedSmall(), loss=Simple())
     args = batch["x_0"], batch["t"], batch["x_t"]
     expected = simple.losses(*args) + 0.001 * both.losses(*args)
     torch.testing.assert_close(hybrid.losses(*args), expected)
@@ -140,9 +140,9 @@ def test_hybrid_is_the_simple_loss_and_a_thousandth_of_the_bound_that_moves_the_
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"variance": learned_range}, "choose loss=hybrid or loss=vlb"),
+        ({"variance": LearnedRange()}, "choose loss=hybrid or loss=vlb"),
         ({"loss": Hybrid()}, "choose variance=learned_range, or loss=simple, or loss=vlb"),
-        ({"loss": VariationalBound(), "weighting": min_snr}, "choose weighting=uniform"),
+        ({"loss": VariationalBound(), "weighting": MinSNR()}, "choose weighting=uniform"),
     ],
 )
 def test_losses_that_would_train_nothing_are_refused(options: dict, says: str):
@@ -151,10 +151,10 @@ def test_losses_that_would_train_nothing_are_refused(options: dict, says: str):
 
 
 def test_a_network_without_the_channels_for_its_variance_is_refused():
-    ddpm = DDPM(network(), cosine(10), variance=learned_range, loss=Hybrid())
+    ddpm = DDPM(network(), cosine(10), variance=LearnedRange(), loss=Hybrid())
     with pytest.raises(ValueError, match="set learn_variance=true"):
         ddpm.check_images((2, 6, 6))
-    DDPM(network(learn_variance=True), cosine(10), variance=learned_range, loss=Hybrid()).check_images((2, 6, 6))
+    DDPM(network(learn_variance=True), cosine(10), variance=LearnedRange(), loss=Hybrid()).check_images((2, 6, 6))
 
 
 @pytest.mark.parametrize("zero", [False, True])

@@ -1,7 +1,6 @@
 """The forward process, the loss and the reverse step, against diffusers and against Gaussian data's closed form."""
 
 import math
-from functools import partial
 
 import chains
 import pytest
@@ -11,11 +10,10 @@ from gaussian import Gaussian, GaussianDenoiser
 from torch import Tensor, nn
 from walks import PREDICTIONS, SCHEDULES, VARIANCES, ddpm_steps, worst
 
-from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.ddpm import DDPM
-from ddpm_cli.diffusion.samplers import Sampler
+from ddpm_cli.diffusion.samplers import DDIM, Ancestral, Sampler
 from ddpm_cli.diffusion.schedule import cosine, linear
-from ddpm_cli.diffusion.variance import fixed_large, fixed_small
+from ddpm_cli.diffusion.variance import FixedLarge, FixedSmall
 
 SHAPE = (6, 3, 4, 4)
 
@@ -118,10 +116,10 @@ def test_the_optimal_network_has_the_loss_theory_gives_it():
 @pytest.mark.parametrize(
     ("sampler", "rule"),
     [
-        (partial(samplers.ddpm, variance=fixed_small), chains.ddpm(0.0)),
-        (partial(samplers.ddpm, variance=fixed_large), chains.ddpm(1.0)),
-        (partial(samplers.ddim, steps=1000, eta=1.0), chains.ddim(1.0)),
-        (partial(samplers.ddim, steps=1000, eta=0.0), chains.ddim(0.0)),
+        (Ancestral(variance=FixedSmall()), chains.ddpm(0.0)),
+        (Ancestral(variance=FixedLarge()), chains.ddpm(1.0)),
+        (DDIM(steps=1000, eta=1.0), chains.ddim(1.0)),
+        (DDIM(steps=1000, eta=0.0), chains.ddim(0.0)),
     ],
     ids=["ddpm fixed_small", "ddpm fixed_large", "ddim eta 1", "ddim eta 0"],
 )

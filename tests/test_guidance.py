@@ -1,19 +1,18 @@
 """Guidance and thresholds: what is put around a denoiser."""
 
-from functools import partial
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ddpm_cli.diffusion import samplers, threshold
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.denoiser import Denoised
 from ddpm_cli.diffusion.guidance import Guidance, guided
 from ddpm_cli.diffusion.loss import Hybrid
 from ddpm_cli.diffusion.prediction import Velocity
+from ddpm_cli.diffusion.samplers import DDIM
 from ddpm_cli.diffusion.schedule import cosine, linear
-from ddpm_cli.diffusion.variance import learned_range
+from ddpm_cli.diffusion.threshold import Dynamic, Static, Unbounded, thresholded
+from ddpm_cli.diffusion.variance import LearnedRange
 from ddpm_cli.models.unet import UNet
 
 LABELS = torch.tensor([0, 2, 1])
@@ -47,37 +46,38 @@ def x_t() -> Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
 
 
-T = torch.tensor([7, 7, 7])
+T = 7
+TIMES = torch.tensor([T, T, T])
 
 
 @torch.no_grad()
 def test_scale_one_is_the_conditional_model_bit_for_bit_with_one_call(ddpm: DDPM, x_t: Tensor):
-    guided = ddpm.denoiser(LABELS, guidance=Guidance(scale=1.0), threshold=threshold.none)(x_t, T)
+    guided = ddpm.denoiser(LABELS, guidance=Guidance(scale=1.0), threshold=Unbounded())(x_t, T)
     assert len(ddpm.model.asked) == 1
-    output = ddpm.model.unet(x_t, T, LABELS)
-    alpha, sigma = ddpm.schedule.alpha_sigma(T, SHAPE)
+    output = ddpm.model.unet(x_t, TIMES, LABELS)
+    alpha, sigma = ddpm.schedule.alpha_sigma(TIMES, SHAPE)
     assert torch.equal(guided.x_0, ddpm.prediction.x_0(output, x_t, alpha, sigma))
     assert torch.equal(guided.eps, ddpm.prediction.eps(output, x_t, alpha, sigma))
 
 
 @torch.no_grad()
 def test_guidance_goes_from_the_unconditional_through_the_conditional(ddpm: DDPM, x_t: Tensor):
-    labelled = ddpm.denoiser(LABELS, threshold=threshold.none)(x_t, T)
-    without = ddpm.denoiser(threshold=threshold.none)(x_t, T)
+    labelled = ddpm.denoiser(LABELS, threshold=Unbounded())(x_t, T)
+    without = ddpm.denoiser(threshold=Unbounded())(x_t, T)
     assert not torch.allclose(labelled.eps, without.eps)
     ddpm.model.asked.clear()
-    guided = ddpm.denoiser(LABELS, guidance=Guidance(scale=3.0), threshold=threshold.none)(x_t, T)
+    guided = ddpm.denoiser(LABELS, guidance=Guidance(scale=3.0), threshold=Unbounded())(x_t, T)
     assert len(ddpm.model.asked) == 2
     # Ho & Salimans 2022, eq. 6 with w = scale - 1, on eps.
     torch.testing.assert_close(guided.eps, 3 * labelled.eps - 2 * without.eps)
-    alpha, sigma = ddpm.schedule.alpha_sigma(T, SHAPE)
+    alpha, sigma = ddpm.schedule.alpha_sigma(TIMES, SHAPE)
     torch.testing.assert_close(alpha * guided.x_0 + sigma * guided.eps, x_t, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
 def test_guidance_of_scale_zero_is_the_unconditional_model_bit_for_bit_with_one_call(x_t: Tensor):
     network = Counting(learn_variance=True)
-    ddpm = DDPM(network, linear(20), prediction=Velocity(), variance=learned_range, loss=Hybrid()).eval()
+    ddpm = DDPM(network, linear(20), prediction=Velocity(), variance=LearnedRange(), loss=Hybrid()).eval()
     zero = ddpm.denoiser(LABELS, guidance=Guidance(scale=0.0))(x_t, T)
     assert network.asked == [None]
     for one, other in zip(zero, ddpm.denoiser()(x_t, T), strict=True):
@@ -99,7 +99,7 @@ def test_outside_its_interval_guidance_costs_nothing_and_does_nothing(ddpm: DDPM
     found = ddpm.denoiser(LABELS, guidance=guidance)(x_t, T)
     assert torch.equal(found.x_0, plain.x_0)
     assert len(ddpm.model.asked) == 1
-    ddpm.denoiser(LABELS, guidance=guidance)(x_t, torch.full((3,), 6))
+    ddpm.denoiser(LABELS, guidance=guidance)(x_t, 6)
     assert len(ddpm.model.asked) == 3
 
 
@@ -107,12 +107,12 @@ def test_outside_its_interval_guidance_costs_nothing_and_does_nothing(ddpm: DDPM
 def test_rescaling_brings_back_the_contrast(ddpm: DDPM, x_t: Tensor):
     def contrast(rescale: float) -> Tensor:
         guidance = Guidance(scale=5.0, rescale=rescale)
-        denoised = ddpm.denoiser(LABELS, guidance=guidance, threshold=threshold.none)(x_t, T)
-        alpha, sigma = ddpm.schedule.alpha_sigma(T, SHAPE)
+        denoised = ddpm.denoiser(LABELS, guidance=guidance, threshold=Unbounded())(x_t, T)
+        alpha, sigma = ddpm.schedule.alpha_sigma(TIMES, SHAPE)
         torch.testing.assert_close(alpha * denoised.x_0 + sigma * denoised.eps, x_t, rtol=1e-5, atol=1e-5)
         return denoised.x_0.std((1, 2, 3))
 
-    plain = ddpm.denoiser(LABELS, threshold=threshold.none)(x_t, T).x_0.std((1, 2, 3))
+    plain = ddpm.denoiser(LABELS, threshold=Unbounded())(x_t, T).x_0.std((1, 2, 3))
     torch.testing.assert_close(contrast(1.0), plain)
     torch.testing.assert_close(contrast(0.5), 0.5 * (plain + contrast(0.0)))
     assert not torch.allclose(contrast(0.0), plain)
@@ -121,7 +121,7 @@ def test_rescaling_brings_back_the_contrast(ddpm: DDPM, x_t: Tensor):
 def test_a_sampler_calls_the_network_once_per_step_at_scale_one_and_twice_beyond(ddpm: DDPM):
     for scale, calls in ((1.0, 5), (2.0, 10)):
         ddpm.model.asked.clear()
-        sampler = partial(samplers.ddim, steps=5)
+        sampler = DDIM(steps=5)
         ddpm.sample(3, 8, 1, show_progress=False, sampler=sampler, labels=LABELS, guidance=Guidance(scale=scale))
         assert len(ddpm.model.asked) == calls
 
@@ -152,14 +152,14 @@ def test_the_network_without_labels_is_what_no_labels_compute(ddpm: DDPM, x_t: T
     plain = UNet(8, 1, 8, (1, 2), 1, (), 0.0, norm_groups=4).eval()
     plain.load_state_dict({k: v for k, v in unet.state_dict().items() if not k.startswith("label")})
     with torch.no_grad():
-        expected = plain(x_t, T)
-        assert torch.equal(unet(x_t, T), expected)
-        assert torch.equal(unet(x_t, T, torch.full((3,), -1)), expected)
-        mixed = unet(x_t, T, torch.tensor([-1, 2, -1]))
+        expected = plain(x_t, TIMES)
+        assert torch.equal(unet(x_t, TIMES), expected)
+        assert torch.equal(unet(x_t, TIMES, torch.full((3,), -1)), expected)
+        mixed = unet(x_t, TIMES, torch.tensor([-1, 2, -1]))
     torch.testing.assert_close(mixed[[0, 2]], expected[[0, 2]])
     assert not torch.allclose(mixed[1], expected[1])
     with pytest.raises(ValueError, match="takes no labels"):
-        plain(x_t, T, LABELS)
+        plain(x_t, TIMES, LABELS)
 
 
 # Thresholds ----------------------------------------------------------------------------------------------------------
@@ -167,26 +167,27 @@ def test_the_network_without_labels_is_what_no_labels_compute(ddpm: DDPM, x_t: T
 
 def test_static_clips_and_dynamic_scales_each_image_by_its_own_quantile():
     x_0 = torch.linspace(-3, 3, 1001).repeat(2, 1).view(2, 1, 1, 1001) * torch.tensor([1.0, 0.2]).view(2, 1, 1, 1)
-    assert torch.equal(threshold.static(x_0), x_0.clamp(-1, 1))
-    found = threshold.dynamic(x_0, quantile=0.9)
+    assert torch.equal(Static()(x_0), x_0.clamp(-1, 1))
+    found = Dynamic(quantile=0.9)(x_0)
     torch.testing.assert_close(found[0], (x_0[0] / 2.7).clamp(-1, 1), rtol=1e-5, atol=1e-5)
     assert torch.equal(found[1], x_0[1]), "an image within [-1, 1] stays as it is"
-    assert torch.equal(threshold.none(x_0), x_0)
+    assert torch.equal(Unbounded()(x_0), x_0)
     with pytest.raises(ValueError, match=r"quantile must lie in \(0, 1\], got 0"):
-        threshold.dynamic(x_0, quantile=0.0)
+        Dynamic(quantile=0.0)
 
 
-@pytest.mark.parametrize("bounds", [threshold.static, partial(threshold.dynamic, quantile=0.9)])
+@pytest.mark.parametrize("bounds", [Static(), Dynamic(quantile=0.9)], ids=["static", "dynamic"])
 def test_after_a_threshold_eps_belongs_to_the_new_x_0(bounds):
     schedule = cosine(20)
     x_t = 3 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
 
-    def denoise(x: Tensor, t: Tensor) -> Denoised:
+    def denoise(x: Tensor, t: int) -> Denoised:
         return Denoised(2 * x, -x, x + 1)
 
-    found = threshold.thresholded(denoise, schedule, bounds)(x_t, T)
-    alpha, sigma = schedule.alpha_sigma(T, SHAPE)
+    found = thresholded(denoise, schedule, bounds)(x_t, T)
+    alpha, sigma = schedule.alpha_sigma(TIMES, SHAPE)
     assert found.x_0.abs().max() <= 1
     torch.testing.assert_close(alpha * found.x_0 + sigma * found.eps, x_t)
     assert torch.equal(found.variance, x_t + 1)
-    assert threshold.thresholded(denoise, schedule, threshold.none) is denoise
+    seen = denoise(x_t, T)
+    assert thresholded(lambda x, t: seen, schedule, Unbounded())(x_t, T) is seen

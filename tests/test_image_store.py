@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpm_cli.sampling import image_store as unfinished
-from ddpm_cli.sampling.image_store import FOLDER, ImageStore, begin, held
+from ddpm_cli.sampling import image_store
+from ddpm_cli.sampling.image_store import FOLDER, ImageStore, begin, locked
 from ddpm_cli.sampling.modes import Plan
 from ddpm_cli.sampling.outputs import write
 
 SHAPE = (10, 5, 4, 3)  # [N, H, W, C]
 LAYOUT = {"batch_size": 4, "shape": SHAPE}
 IDENTITY = {"n": 10, "seed": 0, "sampler": {"_target_": "a.ddim", "steps": 3}}
-PLAN = Plan(1, SHAPE[0], None, lambda _, __: iter(()))
+PLAN = Plan(1, SHAPE[0], 0, lambda _, __: iter(()))
 
 
 @pytest.fixture
@@ -31,76 +31,76 @@ def all_of_it() -> Tensor:
     return torch.randint(0, 256, (10, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def keep(kept: ImageStore, pixels: Tensor, *batches: int) -> None:
+def keep(store: ImageStore, pixels: Tensor, *batches: int) -> None:
     for number in batches:
         indices = range(10)[4 * number : 4 * number + 4]
-        kept.keep(indices, pixels[indices.start : indices.stop])
+        store.keep(indices, pixels[indices.start : indices.stop])
 
 
 def test_a_batch_is_done_once_it_is_on_the_disk(tmp_path: Path, all_of_it: Tensor, monkeypatch):
     flushed = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}")))
-    with held(tmp_path):
+    with locked(tmp_path):
         begin(tmp_path, IDENTITY, **LAYOUT)
-        with ImageStore(tmp_path, **LAYOUT) as kept, ImageStore(tmp_path, **LAYOUT) as other:
-            assert kept.missing == [range(4), range(4, 8), range(8, 10)]
-            keep(kept, all_of_it, 2, 0)
-            assert other.missing == kept.missing == [range(4), range(4, 8), range(8, 10)]
+        with ImageStore(tmp_path, **LAYOUT) as store, ImageStore(tmp_path, **LAYOUT) as other:
+            assert store.missing == [range(4), range(4, 8), range(8, 10)]
+            keep(store, all_of_it, 2, 0)
+            assert other.missing == store.missing == [range(4), range(4, 8), range(8, 10)]
             flushed.clear()
-            kept.flush()
+            store.flush()
             assert [Path(file).name for file in flushed] == ["pixels", "done"]
             assert other.missing == [range(4, 8)]
-            assert (other.finished, kept.finished) == (6, 6)
+            assert (other.finished, store.finished) == (6, 6)
             keep(other, all_of_it, 1)
         assert torch.equal(kept_images(tmp_path), all_of_it)
 
 
 def kept_images(directory: Path) -> Tensor:
-    with ImageStore(directory, **LAYOUT) as kept:
-        assert kept.missing == []
-        return torch.cat([kept.images(range(3)), kept.images(range(3, 10))])
+    with ImageStore(directory, **LAYOUT) as store:
+        assert store.missing == []
+        return torch.cat([store.images(range(3)), store.images(range(3, 10))])
 
 
 def test_what_is_kept_is_flushed_every_so_often_and_at_the_end(tmp_path: Path, all_of_it: Tensor, monkeypatch):
-    with held(tmp_path):
+    with locked(tmp_path):
         begin(tmp_path, IDENTITY, **LAYOUT)
-        with ImageStore(tmp_path, **LAYOUT) as kept:
-            monkeypatch.setattr(unfinished, "FLUSH_SECONDS", 0.0)
-            keep(kept, all_of_it, 0)
-            assert kept.finished == 4
-            monkeypatch.setattr(unfinished, "FLUSH_SECONDS", 1e9)
-            keep(kept, all_of_it, 1)
-            assert kept.finished == 4
-        with ImageStore(tmp_path, **LAYOUT) as kept:
-            assert kept.finished == 8
+        with ImageStore(tmp_path, **LAYOUT) as store:
+            monkeypatch.setattr(image_store, "FLUSH_SECONDS", 0.0)
+            keep(store, all_of_it, 0)
+            assert store.finished == 4
+            monkeypatch.setattr(image_store, "FLUSH_SECONDS", 1e9)
+            keep(store, all_of_it, 1)
+            assert store.finished == 4
+        with ImageStore(tmp_path, **LAYOUT) as store:
+            assert store.finished == 8
 
 
 def test_a_run_of_the_same_identity_goes_on_and_another_is_refused(tmp_path: Path, all_of_it: Tensor):
-    with held(tmp_path):
+    with locked(tmp_path):
         begin(tmp_path, IDENTITY, **LAYOUT)
-        with ImageStore(tmp_path, **LAYOUT) as kept:
-            keep(kept, all_of_it, 1)
+        with ImageStore(tmp_path, **LAYOUT) as store:
+            keep(store, all_of_it, 1)
     assert (tmp_path / FOLDER).is_dir()
     for changes, says in [
         ({"seed": 1}, r"\n  seed: was 0, now 1\n  choose another directory"),
         ({"sampler": {"_target_": "a.ddim", "steps": 4}}, r"\n  sampler.steps: was 3, now 4\n"),
         ({"sampler": {"_target_": "a.ddpm"}}, r"\n  sampler: was 'ddim', now 'ddpm'\n"),
     ]:
-        with held(tmp_path), pytest.raises(ValueError, match=f"holds unfinished images of another config.*{says}"):
+        with locked(tmp_path), pytest.raises(ValueError, match=f"holds unfinished images of another config.*{says}"):
             begin(tmp_path, IDENTITY | changes, **LAYOUT)
-    with held(tmp_path):
+    with locked(tmp_path):
         begin(tmp_path, IDENTITY, **LAYOUT)
-        with ImageStore(tmp_path, **LAYOUT) as kept:
-            assert kept.missing == [range(4), range(8, 10)]
-            keep(kept, all_of_it, 0, 2)
-            kept.flush()
-            kept.end()
+        with ImageStore(tmp_path, **LAYOUT) as store:
+            assert store.missing == [range(4), range(8, 10)]
+            keep(store, all_of_it, 0, 2)
+            store.flush()
+            store.end()
         assert torch.equal(kept_images(tmp_path), all_of_it)
     assert not (tmp_path / FOLDER).exists()
 
 
 def test_a_run_that_drew_nothing_leaves_nothing_and_binds_nobody(tmp_path: Path):
-    with held(tmp_path):
+    with locked(tmp_path):
         begin(tmp_path, IDENTITY, **LAYOUT)
         (tmp_path / FOLDER / "new_images").mkdir()
     assert list(tmp_path.iterdir()) == []
@@ -109,15 +109,15 @@ def test_a_run_that_drew_nothing_leaves_nothing_and_binds_nobody(tmp_path: Path)
         (tmp_path / FOLDER).mkdir()
         for name in left:
             (tmp_path / FOLDER / name).write_bytes(b"{}" if name == "identity.json" else b"\0")
-        with held(tmp_path):
+        with locked(tmp_path):
             begin(tmp_path, IDENTITY | {"seed": 7}, **LAYOUT)
-            with ImageStore(tmp_path, **LAYOUT) as kept:
-                assert len(kept.missing) == 3
+            with ImageStore(tmp_path, **LAYOUT) as store:
+                assert len(store.missing) == 3
 
 
 def test_finished_pictures_are_left_alone(tmp_path: Path):
     (tmp_path / "images").mkdir()
-    with held(tmp_path), pytest.raises(ValueError, match="already holds images; choose another directory"):
+    with locked(tmp_path), pytest.raises(ValueError, match="already holds images; choose another directory"):
         begin(tmp_path, IDENTITY, **LAYOUT)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
@@ -125,16 +125,16 @@ def test_finished_pictures_are_left_alone(tmp_path: Path):
 def test_only_one_process_draws_in_a_directory(tmp_path: Path):
     code = f"""
 from pathlib import Path
-from ddpm_cli.sampling.image_store import held
+from ddpm_cli.sampling.image_store import locked
 try:
-    with held(Path({str(tmp_path)!r})): print("held")
+    with locked(Path({str(tmp_path)!r})): print("held")
 except BlockingIOError as error: print(error)
 """
 
     def another() -> str:
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
-    with held(tmp_path):
+    with locked(tmp_path):
         assert another() == f"{tmp_path}: another process is drawing there\n"
         assert (tmp_path / FOLDER / "lock").exists()
     assert another() == "held\n"
@@ -142,10 +142,10 @@ except BlockingIOError as error: print(error)
 
 @pytest.mark.parametrize("spoil", ["cut", "gone", "no JSON", "another JSON", "link", "linked folder"])
 def test_what_is_not_whole_or_not_ours_is_refused(spoil: str, tmp_path: Path, all_of_it: Tensor):
-    with held(tmp_path):
+    with locked(tmp_path):
         begin(tmp_path, IDENTITY, **LAYOUT)
-        with ImageStore(tmp_path, **LAYOUT) as kept:
-            keep(kept, all_of_it, 0)
+        with ImageStore(tmp_path, **LAYOUT) as store:
+            keep(store, all_of_it, 0)
     folder = tmp_path / FOLDER
     match spoil:
         case "cut":
@@ -162,13 +162,13 @@ def test_what_is_not_whole_or_not_ours_is_refused(spoil: str, tmp_path: Path, al
         case "linked folder":
             folder.rename(tmp_path / "elsewhere")
             folder.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"is not whole; remove|is not ours|is a link"), held(tmp_path):
+    with pytest.raises(ValueError, match=r"is not whole; remove|is not ours|is a link"), locked(tmp_path):
         begin(tmp_path, IDENTITY, **LAYOUT)
     assert folder.exists()
 
 
 def test_room_is_looked_for_before_anything_is_drawn(tmp_path: Path):
-    with held(tmp_path), pytest.raises(OSError, match="MB are needed"):
+    with locked(tmp_path), pytest.raises(OSError, match="MB are needed"):
         begin(tmp_path, IDENTITY, batch_size=500, shape=(10**12, 32, 32, 3))
     assert list(tmp_path.iterdir()) == []
 
@@ -178,15 +178,15 @@ def test_room_is_looked_for_before_anything_is_drawn(tmp_path: Path):
 
 @pytest.fixture
 def drawn(tmp_path: Path, all_of_it: Tensor):
-    with held(tmp_path):
+    with locked(tmp_path):
         begin(tmp_path, IDENTITY, **LAYOUT)
-        with ImageStore(tmp_path, **LAYOUT) as kept:
-            film = torch.stack([all_of_it // (2 - frame) for frame in (0, 1)])  # two frames, the last finished
+        with ImageStore(tmp_path, **LAYOUT) as store:
+            trajectory = torch.stack([all_of_it // (2 - frame) for frame in (0, 1)])  # two frames, the last finished
             for number, indices in enumerate([range(4), range(4, 8), range(8, 10)]):
-                part = film[:, indices.start : min(indices.stop, 6)] if number < 2 else None
-                kept.keep(indices, all_of_it[indices.start : indices.stop], part)
-            kept.flush()
-            yield kept
+                part = trajectory[:, indices.start : min(indices.stop, 6)] if number < 2 else None
+                store.keep(indices, all_of_it[indices.start : indices.stop], part)
+            store.flush()
+            yield store
 
 
 def test_the_array_is_what_numpy_would_have_written(drawn: ImageStore, tmp_path: Path, all_of_it: Tensor, monkeypatch):

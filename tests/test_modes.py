@@ -1,6 +1,6 @@
 """What `ddpm-sample` can draw, with denoisers whose answers are known."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,12 +11,11 @@ from gaussian import GaussianDenoiser
 from PIL import Image
 from torch import Tensor
 
-from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.ddpm import DDPM
-from ddpm_cli.diffusion.denoiser import Denoised
-from ddpm_cli.diffusion.samplers import Sampler
+from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
+from ddpm_cli.diffusion.samplers import DDIM, Ancestral, DPMSolverPP2M, DPMSolverPP2MSDE, Heun, Sampler, UniPC
 from ddpm_cli.diffusion.schedule import linear
-from ddpm_cli.diffusion.variance import fixed_small
+from ddpm_cli.diffusion.threshold import Unbounded
 from ddpm_cli.io.images import BETWEEN, from_uint8, grid, to_uint8
 from ddpm_cli.runtime.device import choose_compute
 from ddpm_cli.runtime.exit_codes import NON_FINITE, RunError
@@ -26,9 +25,10 @@ from ddpm_cli.sampling.modes import GREY, Edit, Generate, Inpaint, Interpolate, 
 from ddpm_cli.sampling.outputs import GRID_COLUMNS, GRID_IMAGES, picture
 
 SHAPE = (1, 8, 8)
-ANCESTRAL = partial(samplers.ddpm, steps=10, variance=fixed_small)
-DDIM = partial(samplers.ddim, steps=10)
+ANCESTRAL = Ancestral(steps=10)
+TEN_STEPS = DDIM(steps=10)
 GAUSSIAN = DDPM(GaussianDenoiser(linear(100), mean=0.1, std=0.4), linear(100))
+EXACT = partial(GAUSSIAN.denoiser, threshold=Unbounded())
 CPU = choose_compute("cpu", "fp32")
 
 
@@ -39,24 +39,24 @@ def setting(sampler: Sampler = ANCESTRAL, *, n: int = 2, classes: int = 0, seed:
 
 def drawn(plan: Plan, *, batch_size: int = 64) -> Tensor:
     """uint8, with the exact denoiser of Gaussian data."""
-    images, _ = draw(plan, partial(GAUSSIAN.denoiser, threshold=lambda x_0: x_0), batch_size=batch_size)
+    images, _ = draw(plan, EXACT, batch_size=batch_size)
     return images
 
 
 def draw(
-    plan: Plan, denoiser: Callable, *, batch_size: int, labels: Sequence[int] | None = None, filmed: int = 0
+    plan: Plan, denoiser: Callable[[Tensor | None], Denoiser], *, batch_size: int, followed: int = 0
 ) -> tuple[Tensor, Tensor | None]:
-    """All images of a plan, and the film."""
-    parts, films = [], []
+    """All images of a plan, and the trajectory of the first `followed`."""
+    parts, trajectories = [], []
 
-    def keep(indices: range, images: Tensor, film: Tensor | None) -> None:
+    def keep(indices: range, images: Tensor, trajectory: Tensor | None) -> None:
         assert len(indices) == len(images)
         parts.append(images)
-        films.extend([] if film is None else [film])
+        trajectories.extend([] if trajectory is None else [trajectory])
 
     batches = [range(plan.images)[first : first + batch_size] for first in range(0, plan.images, batch_size)]
-    SamplingLoop(GAUSSIAN, plan, denoiser, labels, CPU).draw(batches, keep, filmed=filmed)
-    return torch.cat(parts), torch.cat(films, dim=1) if films else None
+    SamplingLoop(GAUSSIAN, plan, CPU, denoiser=denoiser).draw(batches, keep, followed=followed)
+    return torch.cat(parts), torch.cat(trajectories, dim=1) if trajectories else None
 
 
 class Kept:
@@ -69,16 +69,14 @@ class Kept:
         return self.all[indices.start : indices.stop]
 
 
-def last(plan: Plan, denoise=None, indices: range | None = None) -> Tensor:
+@torch.no_grad()
+def last(plan: Plan, denoise: Denoiser | None = None) -> Tensor:
     """In floating point, in one batch."""
-    indices = range(plan.rows * plan.per_row) if indices is None else indices
-    denoise = GAUSSIAN.denoiser(threshold=lambda x_0: x_0) if denoise is None else denoise
-    with torch.no_grad():
-        *_, state = plan.states(denoise, indices)
-    return state.x
+    *_, x = plan.walk(EXACT() if denoise is None else denoise, range(plan.images))
+    return x
 
 
-def grey(x_t: Tensor, t: Tensor) -> Denoised:
+def grey(x_t: Tensor, t: int) -> Denoised:
     return Denoised(torch.zeros_like(x_t), x_t)
 
 
@@ -112,15 +110,15 @@ WHITE[:, :5, :3] = True
 
 
 def inpaint(folder: Path, mask: Path, **options) -> Inpaint:
-    return Inpaint(**({"image": str(folder), "mask": str(mask), "jump_length": 3, "jumps": 1} | options))
+    return Inpaint(**({"image": str(folder), "mask": str(mask), "jump_length": 3, "resamplings": 2} | options))
 
 
 MODES: dict[str, Callable[[Path, Path], Plan]] = {
     "generate": lambda _, __: Generate().plan(setting(classes=3)),
     "edit": lambda folder, _: Edit(image=str(folder), strength=0.5).plan(setting()),
     "inpaint": lambda folder, mask: inpaint(folder, mask).plan(setting()),
-    "interpolate": lambda _, __: Interpolate(seeds=[3, 4, 3]).plan(setting(DDIM, n=3)),
-    "reconstruct": lambda folder, _: Reconstruct(image=str(folder)).plan(setting(DDIM, n=1)),
+    "interpolate": lambda _, __: Interpolate(seeds=[3, 4, 3]).plan(setting(TEN_STEPS, n=3)),
+    "reconstruct": lambda folder, _: Reconstruct(image=str(folder)).plan(setting(TEN_STEPS, n=1)),
 }
 
 
@@ -151,12 +149,12 @@ def test_new_images_have_a_row_for_each_class():
 def test_strength_says_from_which_t_on_a_picture_is_drawn_anew(strength: float, first: int, pictures: Path):
     asked = []
 
-    def watching(x_t: Tensor, t: Tensor) -> Denoised:
-        asked.append((int(t[0]), x_t))
+    def watching(x_t: Tensor, t: int) -> Denoised:
+        asked.append((t, x_t))
         return grey(x_t, t)
 
     edit = Edit(image=str(pictures / "0.png"), strength=strength)
-    plan = edit.plan(setting(partial(samplers.ddim, steps=1)))
+    plan = edit.plan(setting(DDIM(steps=1)))
     last(plan, watching)
     ((t, x_t),) = asked
     assert t == first
@@ -170,7 +168,7 @@ def test_a_small_strength_stays_near_the_picture_and_rows_are_the_pictures(pictu
 
     def distances(strength: float) -> Tensor:
         """Of every image from every picture, `[6, 3]`."""
-        plan = Edit(image=str(pictures), strength=strength).plan(setting(partial(samplers.ddpm, variance=fixed_small)))
+        plan = Edit(image=str(pictures), strength=strength).plan(setting(Ancestral()))
         images = drawn(plan)
         return (images[:, None].float() - given[None].float()).square().mean((2, 3, 4)).sqrt()
 
@@ -181,7 +179,9 @@ def test_a_small_strength_stays_near_the_picture_and_rows_are_the_pictures(pictu
     assert far.argmin(1).tolist() != [0, 0, 1, 1, 2, 2], "of the picture nothing is left"
 
 
-@pytest.mark.parametrize("sampler", [partial(s, steps=3) for s in (samplers.heun, samplers.dpmpp_2m, samplers.unipc)])
+@pytest.mark.parametrize(
+    "sampler", [Heun(steps=3), DPMSolverPP2M(steps=3), UniPC(steps=3)], ids=["heun", "dpmpp_2m", "unipc"]
+)
 def test_every_solver_edits(sampler: Sampler, pictures: Path):
     x = last(Edit(image=str(pictures), strength=0.3).plan(setting(sampler)), grey)
     assert x.isfinite().all()
@@ -214,8 +214,8 @@ def test_a_mask_without_two_sides_is_refused(value: int, where: str, pictures: P
 def test_jumps_that_cannot_be_are_refused_before_anything_is_drawn(pictures: Path, mask: Path):
     with pytest.raises(ValueError, match="jump_length must be between 1 and 9, one less than the steps, got 10"):
         inpaint(pictures, mask, jump_length=10).plan(setting())
-    with pytest.raises(ValueError, match="jumps must not be negative, got -1"):
-        inpaint(pictures, mask, jumps=-1).plan(setting())
+    with pytest.raises(ValueError, match="resamplings must be at least 1, got 0"):
+        inpaint(pictures, mask, resamplings=0).plan(setting())
 
 
 # Interpolate ---------------------------------------------------------------------------------------------------------
@@ -223,8 +223,8 @@ def test_jumps_that_cannot_be_are_refused_before_anything_is_drawn(pictures: Pat
 
 def test_the_ends_are_the_images_of_their_seeds_to_the_bit():
     n, seeds = 5, [3, 4, 9]
-    images = last(Interpolate(seeds=seeds).plan(setting(DDIM, n=n))).view(2, n, *SHAPE)
-    alone = [last(Generate().plan(setting(DDIM, n=1, seed=seed)))[0] for seed in seeds]
+    images = last(Interpolate(seeds=seeds).plan(setting(TEN_STEPS, n=n))).view(2, n, *SHAPE)
+    alone = [last(Generate().plan(setting(TEN_STEPS, n=1, seed=seed)))[0] for seed in seeds]
     for row in (0, 1):
         assert torch.equal(images[row, 0], alone[row])
         assert torch.equal(images[row, -1], alone[row + 1])
@@ -235,11 +235,11 @@ def test_the_ends_are_the_images_of_their_seeds_to_the_bit():
 def test_what_lies_between_is_as_long_as_noise_and_turns_evenly():
     seen = []
 
-    def watching(x_t: Tensor, t: Tensor) -> Denoised:
+    def watching(x_t: Tensor, t: int) -> Denoised:
         seen.append(x_t)
         return grey(x_t, t)
 
-    last(Interpolate(seeds=[3, 4]).plan(setting(DDIM, n=9)), watching)
+    last(Interpolate(seeds=[3, 4]).plan(setting(TEN_STEPS, n=9)), watching)
     x = seen[0].flatten(1).double()
     a, b = x[0].norm(), x[-1].norm()
     assert x.norm(dim=1).min() > 0.97 * min(a, b)
@@ -256,11 +256,12 @@ def test_a_picture_comes_back_from_its_noise_and_the_nearer_the_more_steps(pictu
     given = from_uint8(pixels_of(pictures))
     errors = []
     for steps in (10, 30, 90):
-        plan = Reconstruct(image=str(pictures)).plan(setting(partial(samplers.ddim, steps=steps), n=1))
-        states = list(plan.states(GAUSSIAN.denoiser(threshold=lambda x_0: x_0), range(3)))
-        assert [(state.step, state.steps) for state in states] == [(i + 1, 2 * steps) for i in range(2 * steps)]
-        errors.append((states[-1].x - given).square().mean().sqrt().item())
-        noise = states[steps - 1].x
+        plan = Reconstruct(image=str(pictures)).plan(setting(DDIM(steps=steps), n=1))
+        with torch.no_grad():
+            states = list(plan.walk(EXACT(), range(3)))
+        assert len(states) == plan.steps == 2 * steps
+        errors.append((states[-1] - given).square().mean().sqrt().item())
+        noise = states[steps - 1]
         assert 0.2 < noise.std() < 5
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
     assert errors[2] < 0.05
@@ -280,22 +281,26 @@ def test_a_picture_comes_back_from_its_noise_and_the_nearer_the_more_steps(pictu
         (Edit(image="empty", strength=0.5), setting(), "there are no pictures in .*empty"),
         (Edit(image="bad", strength=0.5), setting(), "bad/no.png: not in a known image format"),
         (Edit(image="linked", strength=0.5), setting(), "linked/away.png: link to .*, outside the folder"),
-        (Inpaint(image="DIR", mask=None, jump_length=1, jumps=1), setting(), "mask must be given"),
-        (Inpaint(image="DIR", mask="bad/no.png", jump_length=1, jumps=1), setting(), "bad/no.png: not in a known im"),
-        (Inpaint(image="DIR", mask="x", jump_length=1, jumps=1), setting(DDIM), "choose sampler=ddpm"),
-        (Interpolate(seeds=[1]), setting(DDIM), r"seeds must be at least two, got \[1\]"),
-        (Interpolate(seeds=[1, 1]), setting(DDIM), r"seeds must change from one to the next, got \[1, 1\]"),
-        (Interpolate(seeds=[1, 2]), setting(DDIM, n=1), "n must be at least 2, the two ends, got 1"),
+        (Inpaint(image="DIR", mask=None, jump_length=1, resamplings=2), setting(), "mask must be given"),
+        (
+            Inpaint(image="DIR", mask="bad/no.png", jump_length=1, resamplings=2),
+            setting(),
+            "bad/no.png: not in a known im",
+        ),
+        (Inpaint(image="DIR", mask="x", jump_length=1, resamplings=2), setting(TEN_STEPS), "choose sampler=ddpm"),
+        (Interpolate(seeds=[1]), setting(TEN_STEPS), r"seeds must be at least two, got \[1\]"),
+        (Interpolate(seeds=[1, 1]), setting(TEN_STEPS), r"seeds must change from one to the next, got \[1, 1\]"),
+        (Interpolate(seeds=[1, 2]), setting(TEN_STEPS, n=1), "n must be at least 2, the two ends, got 1"),
         (Interpolate(seeds=[1, 2]), setting(ANCESTRAL), "interpolation takes a sampler without noise of its own"),
         (
             Interpolate(seeds=[1, 2]),
-            setting(partial(samplers.ddim, steps=3, eta=0.5)),
+            setting(DDIM(steps=3, eta=0.5)),
             "interpolation takes a sampler without noise of its own",
         ),
-        (Interpolate(seeds=[1, 2]), setting(partial(samplers.dpmpp_2m_sde, steps=3)), "without noise of its own"),
-        (Reconstruct(image="DIR"), setting(partial(DDIM, eta=0.5), n=1), "choose sampler=ddim sampler.eta=0"),
-        (Reconstruct(image="DIR"), setting(partial(samplers.heun, steps=3), n=1), "choose sampler=ddim"),
-        (Reconstruct(image="DIR"), setting(DDIM, n=2), "n must be 1, as nothing is drawn at random, got 2"),
+        (Interpolate(seeds=[1, 2]), setting(DPMSolverPP2MSDE(steps=3)), "without noise of its own"),
+        (Reconstruct(image="DIR"), setting(DDIM(steps=10, eta=0.5), n=1), "choose sampler=ddim sampler.eta=0"),
+        (Reconstruct(image="DIR"), setting(Heun(steps=3), n=1), "choose sampler=ddim"),
+        (Reconstruct(image="DIR"), setting(TEN_STEPS, n=2), "n must be 1, as nothing is drawn at random, got 2"),
     ],
 )
 def test_what_a_mode_cannot_do_is_refused(mode: Mode, of: SampleContext, says: str, pictures: Path, monkeypatch):
@@ -309,7 +314,7 @@ def test_what_a_mode_cannot_do_is_refused(mode: Mode, of: SampleContext, says: s
         mode.plan(of)
 
 
-@pytest.mark.parametrize("sampler", [DDIM, *(partial(s, steps=3) for s in (samplers.heun, samplers.unipc))])
+@pytest.mark.parametrize("sampler", [TEN_STEPS, Heun(steps=3), UniPC(steps=3)], ids=["ddim", "heun", "unipc"])
 def test_every_deterministic_sampler_interpolates(sampler: Sampler):
     assert last(Interpolate(seeds=[1, 2]).plan(setting(sampler)), grey).isfinite().all()
 
@@ -346,7 +351,7 @@ def test_a_row_begins_with_the_picture_that_it_is_made_of(mode: str, inputs: int
 
 def numbered(rows: int, per_row: int) -> tuple[Tensor, Plan]:
     images = (torch.arange(rows * per_row) % 251).byte().view(-1, 1, 1, 1).expand(-1, 1, 64, 64)
-    return images, Plan(rows, per_row, None, lambda _, __: iter(()))
+    return images, Plan(rows, per_row, 0, lambda _, __: iter(()))
 
 
 @pytest.mark.parametrize(
@@ -374,36 +379,35 @@ def test_images_without_rows_make_a_square():
     assert torch.equal(picture(Kept(images), plan), grid(images[:GRID_IMAGES], columns=20))
 
 
-# Films ---------------------------------------------------------------------------------------------------------------
+# Trajectories --------------------------------------------------------------------------------------------------------
 
 
 def test_a_film_shows_the_same_images_however_they_are_batched():
     plan = Generate().plan(setting(n=11))
-    denoiser = partial(GAUSSIAN.denoiser, threshold=lambda x_0: x_0)
-    films = []
+    trajectories = []
     for batch_size in (11, 3):
-        images, film = draw(plan, denoiser, batch_size=batch_size, filmed=8)
-        assert film is not None
-        assert film.shape == (10, 8, *SHAPE)
-        assert torch.equal(film[-1], images[:8])
-        films.append(film)
-    assert torch.equal(*films)
+        images, trajectory = draw(plan, EXACT, batch_size=batch_size, followed=8)
+        assert trajectory is not None
+        assert trajectory.shape == (10, 8, *SHAPE)
+        assert torch.equal(trajectory[-1], images[:8])
+        trajectories.append(trajectory)
+    assert torch.equal(*trajectories)
 
 
 def test_labels_reach_the_denoiser_in_the_images_order():
-    plan = Generate().plan(setting(classes=3, n=2))
+    plan = Generate().plan(setting(classes=3, n=2))._replace(labels=[4, 0, 7])
     seen = []
 
     def denoiser(labels: Tensor | None):
         seen.append(labels)
         return grey
 
-    draw(plan, denoiser, labels=[4, 0, 7], batch_size=4)
+    draw(plan, denoiser, batch_size=4)
     assert [labels.tolist() for labels in seen] == [[4, 4, 0, 0], [7, 7]]
 
 
 def test_images_that_are_not_finite_are_no_pictures():
-    def spoilt(x_t: Tensor, t: Tensor) -> Denoised:
+    def spoilt(x_t: Tensor, t: int) -> Denoised:
         return Denoised(torch.full_like(x_t, float("nan")), x_t)
 
     plan = Generate().plan(setting())

@@ -201,7 +201,7 @@ def test_a_folder_of_pictures_is_edited(given: Path, labelled: Path, sample_here
 
 def test_what_the_mask_keeps_is_in_the_file_to_the_bit(given: Path, labelled: Path, sample_here, tmp_path: Path):
     options = ["mode=inpaint", f"image={given}/a.png", f"mask={tmp_path}/mask.png", "n=3", "save=images"]
-    options += ["sampler.steps=20", "mode.jump_length=5", "mode.jumps=1", "save_trajectory=true"]
+    options += ["sampler.steps=20", "mode.jump_length=5", "mode.resamplings=2", "save_trajectory=true"]
     done = sample_here(f"ckpt={labelled}", *options, f"out={tmp_path}/out")
     assert done.returncode == 0, done.stderr
     white = np.zeros((16, 16), dtype=bool)

@@ -90,7 +90,7 @@ def test_one_that_dies_does_not_keep_the_other_and_one_goes_on_alone(labelled: P
     _, error = main.communicate(timeout=90)
     assert main.returncode == 1, error
     assert time.monotonic() - began < 60, "it has its own half to finish"
-    says = r"another process of this run has gone or does not answer.*\. (\d+) of 405 images are there\. To go on: "
+    says = r"another process of this run has gone or does not answer.*\. (\d+) of 405 images are there\. To resume: "
     says += rf"torchrun --nproc_per_node=2 -m ddpm_cli.sample ckpt={labelled} .* out=out$"
     found = re.search(says, error, re.DOTALL)
     assert found is not None, error
@@ -98,7 +98,7 @@ def test_one_that_dies_does_not_keep_the_other_and_one_goes_on_alone(labelled: P
     assert not all(done(tmp_path / "out")[1::2])
     alone = sample(f"ckpt={labelled}", *MANY, "out=out", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
-    assert f"goes on: {found[1]} of 405 images are there" in alone.stdout
+    assert f"resumes: {found[1]} of 405 images are there" in alone.stdout
     assert contents(tmp_path / "out") == whole
 
 

@@ -76,7 +76,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(labelled: Path, whol
         said, error = process.communicate(timeout=120)
         assert process.returncode == 0, error
         break
-    assert re.search(r"^goes on: [\d,]+ of 605 images are there$", said, re.MULTILINE)
+    assert re.search(r"^resumes: [\d,]+ of 605 images are there$", said, re.MULTILINE)
     assert contents(out) == whole
     assert sorted(whole) == ["samples.npz", "samples.png", "steps.gif", "steps.png"]
 
@@ -90,7 +90,7 @@ def test_asked_to_stop_it_says_what_is_there_and_the_command_that_goes_on(labell
     _, error = process.communicate(timeout=60)
     assert process.returncode == 75, error
     message = error.strip().splitlines()[-1]
-    says = r"ddpm-sample: SIGINT: stopped. ([\d,]+) of 605 images are there. To go on: (ddpm-sample .*)"
+    says = r"ddpm-sample: SIGINT: stopped. ([\d,]+) of 605 images are there. To resume: (ddpm-sample .*)"
     found = re.fullmatch(says, message)
     assert found is not None, message
     assert "Traceback" not in error
@@ -100,7 +100,7 @@ def test_asked_to_stop_it_says_what_is_there_and_the_command_that_goes_on(labell
     assert 10 * batches_done(out) == int(found[1].replace(",", "")), "all that was finished is kept"
     done = sample(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"goes on: {found[1]} of 605 images are there" in done.stdout
+    assert f"resumes: {found[1]} of 605 images are there" in done.stdout
     assert contents(out) == whole
 
 
@@ -185,7 +185,7 @@ def test_a_full_disk_ends_a_run_that_goes_on_later(labelled: Path, sample_here, 
     monkeypatch.setattr(ImageStore, "keep", until_full)
     done = sample_here(*arguments, "out=out")
     assert done.returncode == 1
-    says = "ddpm-sample: out/.unfinished/pixels: No space left on device. 4 of 7 images are there. To go on: "
+    says = "ddpm-sample: out/.unfinished/pixels: No space left on device. 4 of 7 images are there. To resume: "
     assert done.stderr == says + shlex.join(["ddpm-sample", *arguments, "out=out"]) + "\n"
     monkeypatch.setattr(ImageStore, "keep", keep)
     done = sample_here(*arguments, "out=out")
@@ -196,31 +196,30 @@ def test_a_full_disk_ends_a_run_that_goes_on_later(labelled: Path, sample_here, 
 # A process that draws and writes down `n` images of 12 kB, with the exact denoiser of Gaussian data for a network.
 DRAWING = """
 import resource, sys
-from functools import partial
 from pathlib import Path
 import torch
 from gaussian import GaussianDenoiser
 from ddpm_cli.runtime.device import choose_compute
-from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.ddpm import DDPM
+from ddpm_cli.diffusion.samplers import DDIM
 from ddpm_cli.diffusion.schedule import linear
-from ddpm_cli.sampling.loop import Drawing
+from ddpm_cli.sampling.loop import SamplingLoop
 from ddpm_cli.sampling.modes import Generate, SampleContext
 from ddpm_cli.sampling.outputs import write
-from ddpm_cli.sampling.image_store import Unfinished, begin, held
+from ddpm_cli.sampling.image_store import ImageStore, begin, locked
 
 torch.set_num_threads(1)
-n, shape, schedule, sampler = int(sys.argv[1]), (3, 64, 64), linear(100), partial(samplers.ddim, steps=1)
+n, shape, schedule, sampler = int(sys.argv[1]), (3, 64, 64), linear(100), DDIM(steps=1)
 plan = Generate().plan(SampleContext(schedule, sampler, shape, n=n, classes=0, seed=0, device=torch.device("cpu")))
 ddpm = DDPM(GaussianDenoiser(schedule, mean=0.1, std=0.4), schedule)
 directory, layout = Path(str(n)), {"batch_size": 50, "shape": (n, 64, 64, 3)}
 directory.mkdir()
-with held(directory):
+with locked(directory):
     begin(directory, {}, **layout)
-    with Unfinished(directory, **layout) as kept:
-        Drawing(ddpm, plan, ddpm.denoiser, None, choose_compute("cpu")).draw(kept.missing, kept.keep)
-        write(kept, plan, save="npz")
-        kept.end()
+    with ImageStore(directory, **layout) as store:
+        SamplingLoop(ddpm, plan, choose_compute("cpu")).draw(store.missing, store.keep)
+        write(store, plan, save="npz")
+        store.end()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 

@@ -12,15 +12,16 @@ from commands import run
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm_cli.diffusion import samplers, threshold, times
 from ddpm_cli.diffusion.ddpm import DDPM
+from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.guidance import Guidance
 from ddpm_cli.diffusion.inversion import invert
 from ddpm_cli.diffusion.loss import Hybrid
-from ddpm_cli.diffusion.repaint import repaint
-from ddpm_cli.diffusion.samplers import Sampler, State
-from ddpm_cli.diffusion.schedule import linear
-from ddpm_cli.diffusion.variance import fixed_small, learned_range
+from ddpm_cli.diffusion.repaint import RePaint
+from ddpm_cli.diffusion.samplers import DDIM, Ancestral, DPMSolverPP2M, DPMSolverPP2MSDE, Heun, Sampler, UniPC
+from ddpm_cli.diffusion.schedule import expand_t, linear
+from ddpm_cli.diffusion.threshold import Dynamic
+from ddpm_cli.diffusion.variance import FixedSmall, LearnedRange
 from ddpm_cli.models.unet import UNet
 from ddpm_cli.runtime.device import Compute, choose_compute
 from ddpm_cli.sampling.build import _compiled
@@ -29,11 +30,13 @@ from ddpm_cli.sampling.modes import Generate, Plan, SampleContext
 
 SHAPE = (1, 8, 8)
 SOLVERS: dict[str, Sampler] = {
-    "ddpm": partial(samplers.ddpm, steps=4, variance=learned_range),
-    "ddim": partial(samplers.ddim, steps=4),
-    "noisy ddim": partial(samplers.ddim, steps=4, eta=0.5),
-    **{s.__name__: partial(s, steps=4) for s in (samplers.heun, samplers.dpmpp_2m, samplers.dpmpp_2m_sde)},
-    "unipc": partial(samplers.unipc, steps=4),
+    "ddpm": Ancestral(steps=4, variance=LearnedRange()),
+    "ddim": DDIM(steps=4),
+    "noisy ddim": DDIM(steps=4, eta=0.5),
+    "heun": Heun(steps=4),
+    "dpmpp_2m": DPMSolverPP2M(steps=4),
+    "dpmpp_2m_sde": DPMSolverPP2MSDE(steps=4),
+    "unipc": UniPC(steps=4),
 }
 
 
@@ -42,12 +45,12 @@ def make_ddpm(device: str = "cpu") -> DDPM:
     network = UNet(8, 1, 8, (1, 2), 1, (4,), 0.0, norm_groups=4, num_classes=3, learn_variance=True)
     for parameter in network.parameters():  # some of them start at zero
         nn.init.normal_(parameter, std=0.1)
-    return DDPM(network, linear(20), variance=learned_range, loss=Hybrid()).to(device).eval()
+    return DDPM(network, linear(20), variance=LearnedRange(), loss=Hybrid()).to(device).eval()
 
 
 def make_plan(sampler: Sampler, ddpm: DDPM, *, n: int) -> Plan:
-    setting = SampleContext(ddpm.schedule, sampler, SHAPE, n=n, classes=3, seed=0, device=ddpm.device)
-    return Generate().plan(setting)
+    context = SampleContext(ddpm.schedule, sampler, SHAPE, n=n, classes=3, seed=0, device=ddpm.device)
+    return Generate().plan(context)._replace(labels=[0, 1, 2])
 
 
 # Waiting for the device ----------------------------------------------------------------------------------------------
@@ -65,21 +68,28 @@ class Watching(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def guided(ddpm: DDPM, labels: Tensor):
+def guided(ddpm: DDPM, labels: Tensor | None) -> Denoiser:
     """Every way to decide something by t or by x_0."""
-    bounds = partial(threshold.dynamic, quantile=0.9)
-    return ddpm.denoiser(labels, guidance=Guidance(scale=2, interval=(3, 15), rescale=0.5), threshold=bounds)
+    guidance = Guidance(scale=2, interval=(3, 15), rescale=0.5)
+    return ddpm.denoiser(labels, guidance=guidance, threshold=Dynamic(quantile=0.9))
 
 
-def ways(ddpm: DDPM) -> dict[str, Iterator[State]]:
-    x = torch.randn(2, *SHAPE, device=ddpm.device)
+def ways(ddpm: DDPM) -> dict[str, Iterator[Tensor]]:
+    x, schedule = torch.randn(2, *SHAPE, device=ddpm.device), ddpm.schedule
     denoise = guided(ddpm, torch.tensor([0, 2], device=ddpm.device))
-    mask = (x[:1] > 0).float()
-    painting = {"image": x, "mask": mask, "steps": 8, "jump_length": 2, "jumps": 1, "variance": fixed_small}
+
+    def noise() -> Tensor:
+        return torch.randn_like(x)
+
+    repaint = RePaint(variance=FixedSmall(), jump_length=2, resamplings=2)
+    eight = Ancestral(steps=8).times(schedule)
     return {
-        **{name: sampler(denoise, ddpm.schedule, x, lambda: torch.randn_like(x)) for name, sampler in SOLVERS.items()},
-        "repaint": repaint(denoise, ddpm.schedule, x, lambda: torch.randn_like(x), **painting),
-        "invert": invert(denoise, ddpm.schedule, x, steps=5),
+        **{
+            name: sampler.solve(denoise, schedule, sampler.times(schedule), x, noise)
+            for name, sampler in SOLVERS.items()
+        },
+        "repaint": repaint.paint(denoise, schedule, eight, noise, image=x, mask=x[:1] > 0),
+        "invert": invert(denoise, schedule, DDIM(steps=5).times(schedule), x),
     }
 
 
@@ -113,27 +123,18 @@ def test_the_images_of_a_gpu_are_those_of_a_cpu_nearly():
     found = []
     for device in ("cpu", "cuda"):
         ddpm = make_ddpm(device)
-        found.append(
-            drawn(
-                SamplingLoop(
-                    ddpm, make_plan(SOLVERS["ddpm"], ddpm, n=3), partial(guided, ddpm), [0, 1, 2], compute(device)
-                )
-            )
-        )
+        plan = make_plan(SOLVERS["ddpm"], ddpm, n=3)
+        found.append(drawn(SamplingLoop(ddpm, plan, compute(device), denoiser=partial(guided, ddpm))))
     assert (found[0].int() - found[1].int()).abs().max() <= 2
 
 
-def test_a_time_is_known_without_its_tensor_and_forgotten_with_it():
+def test_a_time_is_told_to_the_network_without_reading_one():
     x = torch.zeros(3, *SHAPE)
-    t = times.fill(x, 7)
-    assert t.tolist() == [7, 7, 7]
     with Watching() as watching:
-        assert times.number(t) == 7
-        assert watching.read == 0
-        assert times.number(torch.tensor([5, 5])) == 5, "of a tensor from elsewhere too"
-    before = len(times._NUMBERS)
-    del t
-    assert len(times._NUMBERS) == before - 1
+        t = expand_t(7, x)
+    assert watching.read == 0
+    assert t.tolist() == [7, 7, 7]
+    assert (t.dtype, t.device) == (torch.int64, x.device)
 
 
 # Compiled ------------------------------------------------------------------------------------------------------------
@@ -143,12 +144,12 @@ def compute(device: str = "cpu") -> Compute:
     return choose_compute(device, "fp32")
 
 
-def drawn(drawing: SamplingLoop, *, batch_size: int = 4) -> Tensor:
+def drawn(loop: SamplingLoop, *, batch_size: int = 4) -> Tensor:
     """uint8 `[N, C, H, W]`"""
     parts = []
-    count = drawing.plan.images
+    count = loop.plan.images
     batches = [range(count)[first : first + batch_size] for first in range(0, count, batch_size)]
-    drawing.draw(batches, lambda indices, images, film: parts.append(images))
+    loop.draw(batches, lambda indices, images, trajectory: parts.append(images))
     return torch.cat(parts)
 
 
@@ -171,29 +172,16 @@ def test_a_compiled_network_is_one_graph_for_every_step_of_every_whole_batch(sol
     )
     torch.compiler.reset()
     ddpm = make_ddpm()
-    make = partial(
-        SamplingLoop, ddpm, make_plan(SOLVERS[solver], ddpm, n=3), partial(guided, ddpm), [0, 1, 2], compute()
-    )
+    sampler = SOLVERS[solver]
+    make = partial(SamplingLoop, ddpm, make_plan(sampler, ddpm, n=3), compute(), denoiser=partial(guided, ddpm))
     as_written = drawn(make())
-    drawing = make(compiled=4)
-    drawing.translate(SHAPE)
+    loop = make(compiled=4)
+    loop.compile(SHAPE)
     assert len(calls) == 1, "t = 0 is not guided"
-    assert torch.equal(drawn(drawing), as_written)
+    assert torch.equal(drawn(loop), as_written)
     assert len(graphs) == 2
-    guided_steps = sum(3 <= t <= 15 for t in samplers_times(solver))
+    guided_steps = sum(3 <= t <= 15 for t in sampler.times(ddpm.schedule))
     assert len(calls) == 1 + 2 * (4 + guided_steps), "two batches of four, and one image that is left"
-
-
-def samplers_times(solver: str) -> list[int]:
-    seen = []
-
-    def denoise(x_t: Tensor, t: Tensor):
-        seen.append(times.number(t))
-        return samplers.Denoised(x_t, x_t, x_t)
-
-    x = torch.zeros(1, *SHAPE)
-    list(SOLVERS[solver](denoise, linear(20), x, lambda: x))
-    return seen
 
 
 def test_compiled_by_the_command_the_images_are_the_same(labelled: Path, tmp_path: Path):
@@ -238,5 +226,5 @@ def test_auto_compiles_by_the_number_of_calls(device: str, n: int, scale: float,
     options = SimpleNamespace(compile="auto", guidance={"scale": scale}, batch_size=12)
     ddpm = make_ddpm()
     plan = make_plan(SOLVERS["ddim"], ddpm, n=n)  # three classes of them, four steps
-    assert plan.steps() == 4
+    assert plan.steps == 4
     assert _compiled(plan, Compute(torch.device(device), "fp32"), options) is compiled

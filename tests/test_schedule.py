@@ -1,11 +1,15 @@
 """The schedules against diffusers, closed forms and the limits of float32."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
 from oracles import two_schedules
+from torch import nn
 
+from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.schedule import NoiseSchedule, cosine, custom, linear, scaled_linear, sigmoid
 
 MAKERS = [linear, cosine, sigmoid, scaled_linear]
@@ -258,3 +262,108 @@ def test_points_are_the_tables_in_double_precision():
 def test_impossible_schedules_of_the_family_are_refused(call, says: str):
     with pytest.raises(ValueError, match=says):
         call()
+
+
+# As a module ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ddpm() -> DDPM:
+    return DDPM(nn.Conv2d(1, 1, 1), cosine(50))
+
+
+def assert_exact(schedule: NoiseSchedule) -> None:
+    """To the bit what it is made as, in double precision."""
+    assert schedule.log_alpha_bar.dtype == torch.float64
+    assert torch.equal(schedule.log_alpha_bar.cpu(), cosine(50).log_alpha_bar)
+
+
+def test_a_schedule_is_listed_as_a_buffer_of_its_model_and_stands_in_no_state_dict(ddpm: DDPM):
+    ((name, buffer),) = ddpm.named_buffers()
+    assert name.startswith("schedule.")
+    assert buffer.shape == (51,)
+    assert [name for name, _ in ddpm.named_parameters()] == ["model.weight", "model.bias"]
+    assert list(ddpm.state_dict()) == ["model.weight", "model.bias"]
+    assert ddpm.schedule.state_dict() == {}
+    other = DDPM(nn.Conv2d(1, 1, 1), cosine(50))
+    assert str(other.load_state_dict(ddpm.state_dict())) == "<All keys matched successfully>"
+    assert_exact(other.schedule)
+
+
+@pytest.mark.parametrize(
+    ("convert", "dtype"),
+    [
+        (lambda module: module.half(), torch.float16),
+        (lambda module: module.bfloat16(), torch.bfloat16),
+        (lambda module: module.float(), torch.float32),
+        (lambda module: module.double(), torch.float64),
+        (lambda module: module.to(torch.bfloat16), torch.bfloat16),
+        (lambda module: module.to("cpu", torch.float16), torch.float16),
+        (lambda module: module.type(torch.float16), torch.float16),
+        (lambda module: module.half().float(), torch.float32),
+    ],
+    ids=["half", "bfloat16", "float", "double", "to dtype", "to device and dtype", "type", "there and back"],
+)
+def test_a_schedule_stays_exact_in_whatever_precision_its_model_is(ddpm: DDPM, convert, dtype: torch.dtype):
+    assert convert(ddpm) is ddpm
+    assert {parameter.dtype for parameter in ddpm.parameters()} == {dtype}
+    assert [buffer.dtype for buffer in ddpm.buffers()] == [torch.float64]
+    assert_exact(ddpm.schedule)
+    assert convert(ddpm.schedule) is ddpm.schedule, "alone, too"
+    assert_exact(ddpm.schedule)
+
+
+def test_a_model_that_moves_takes_its_schedule_along(ddpm: DDPM):
+    ddpm.to("meta")
+    assert ddpm.device == ddpm.schedule.device == torch.device("meta")
+    t = torch.zeros(3, dtype=torch.int64, device="meta")
+    assert all(factor.device.type == "meta" for factor in ddpm.schedule.alpha_sigma(t, (3, 1, 1, 1)))
+    assert ddpm.schedule.log_alpha_bar.dtype == torch.float64
+    alone = cosine(50)
+    assert alone.to("meta") is alone
+    assert alone.device.type == "meta"
+
+
+def test_memory_that_is_made_anew_does_not_cost_a_model_its_schedule(ddpm: DDPM):
+    ddpm.to_empty(device="cpu")
+    assert_exact(ddpm.schedule)
+    ddpm.to_empty(device="meta")
+    assert ddpm.schedule.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))], ids=["copy", "pickle"]
+)
+def test_copies_of_a_schedule_are_exact_and_go_their_own_ways(ddpm: DDPM, copied):
+    other = copied(ddpm)
+    assert_exact(other.schedule)
+    assert other.half().state_dict().keys() == ddpm.state_dict().keys()
+    assert_exact(other.schedule)
+    other.to("meta")
+    assert_exact(ddpm.schedule)
+    assert ddpm.schedule.device.type == "cpu"
+    alone = copied(ddpm.schedule)
+    assert isinstance(alone, NoiseSchedule)
+    assert alone is not ddpm.schedule
+    assert_exact(alone)
+
+
+def test_the_same_diffusion_around_another_network_has_the_same_schedule(ddpm: DDPM):
+    other = ddpm.with_model(nn.Conv2d(1, 1, 1))
+    assert other.schedule is ddpm.schedule
+    other.to("meta")
+    assert ddpm.schedule.device.type == "meta"
+    assert ddpm.device.type == "cpu", "the network stays where it was"
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_the_coefficients_are_those_of_a_cpu_nearly(ddpm: DDPM):
+    t = torch.arange(50)
+    expected = [*ddpm.schedule.alpha_sigma(t, (50, 1)), *ddpm.schedule.posterior(t, t - 1, (50, 1))]
+    ddpm.to("cuda", torch.bfloat16)
+    assert_exact(ddpm.schedule)
+    t = t.cuda()
+    found = [*ddpm.schedule.alpha_sigma(t, (50, 1)), *ddpm.schedule.posterior(t, t - 1, (50, 1))]
+    for one, other in zip(expected, found, strict=True):
+        assert other.device.type == "cuda"
+        torch.testing.assert_close(one, other.cpu(), rtol=1e-6, atol=1e-8)

@@ -1,8 +1,6 @@
 """Solvers against closed forms: their order of convergence, and the distribution that the noisy ones draw from."""
 
 import math
-from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 
 import chains
@@ -22,12 +20,20 @@ from convergence import (
 from gaussian import Gaussian, Mixture
 from torch import Tensor
 
-from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.denoiser import Denoised
-from ddpm_cli.diffusion.samplers import Noise, Sampler
+from ddpm_cli.diffusion.samplers import (
+    DDIM,
+    Ancestral,
+    DPMSolverPP2M,
+    DPMSolverPP2MSDE,
+    Heun,
+    Noise,
+    Sampler,
+    UniPC,
+)
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.diffusion.spacing import visited
-from ddpm_cli.diffusion.variance import fixed_large, fixed_small, learned_range
+from ddpm_cli.diffusion.variance import FixedLarge, FixedSmall, LearnedRange
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +53,13 @@ def test_the_reference_integrator_finds_the_closed_form():
 @pytest.mark.parametrize(
     ("sampler", "lowest", "highest"),
     [
-        (samplers.ddim, 0.8, 1.2),
-        (samplers.heun, 1.8, 2.2),
-        (samplers.dpmpp_2m, 1.8, 2.2),
+        (DDIM(), 0.8, 1.2),
+        (Heun(), 1.8, 2.2),
+        (DPMSolverPP2M(), 1.8, 2.2),
         # The corrector is of third order, and all but the last step are built on what it corrected.
-        (samplers.unipc, 1.8, 3.5),
+        (UniPC(), 1.8, 3.5),
     ],
+    ids=["ddim", "heun", "dpmpp_2m", "unipc"],
 )
 def test_solvers_have_their_order(sampler: Sampler, lowest: float, highest: float, data: str, exact: dict[str, Tensor]):
     errors = errors_of(sampler, DATA[data], exact[data])
@@ -73,29 +80,29 @@ EVERY, STRIDED = list(range(99, -1, -1)), list(range(99, -1, -4))
 UNEVEN = visited(NoiseSchedule(BETAS), 30, "log_snr")
 # The sampler, its step as papers have it, and the timesteps visited.
 CHAINS = {
-    "ddpm fixed_small": (partial(samplers.ddpm, variance=fixed_small), chains.ddpm(0.0), EVERY),
-    "ddpm fixed_large": (partial(samplers.ddpm, variance=fixed_large), chains.ddpm(1.0), EVERY),
-    "ddpm learned_range": (partial(samplers.ddpm, variance=learned_range), chains.ddpm(0.65), EVERY),
-    "ddpm strided": (partial(samplers.ddpm, variance=fixed_large), chains.ddpm(1.0), STRIDED),
-    "ddim eta 1": (partial(samplers.ddim, eta=1.0), chains.ddim(1.0), EVERY),
-    "ddim eta 0.5 strided": (partial(samplers.ddim, eta=0.5), chains.ddim(0.5), STRIDED),
-    "dpmpp_2m_sde": (samplers.dpmpp_2m_sde, chains.dpmpp_2m_sde, EVERY),
-    "dpmpp_2m_sde uneven": (samplers.dpmpp_2m_sde, chains.dpmpp_2m_sde, UNEVEN),
+    "ddpm fixed_small": (Ancestral(variance=FixedSmall()), chains.ddpm(0.0), EVERY),
+    "ddpm fixed_large": (Ancestral(variance=FixedLarge()), chains.ddpm(1.0), EVERY),
+    "ddpm learned_range": (Ancestral(variance=LearnedRange()), chains.ddpm(0.65), EVERY),
+    "ddpm strided": (Ancestral(variance=FixedLarge()), chains.ddpm(1.0), STRIDED),
+    "ddim eta 1": (DDIM(eta=1.0), chains.ddim(1.0), EVERY),
+    "ddim eta 0.5 strided": (DDIM(eta=0.5), chains.ddim(0.5), STRIDED),
+    "dpmpp_2m_sde": (DPMSolverPP2MSDE(), chains.dpmpp_2m_sde, EVERY),
+    "dpmpp_2m_sde uneven": (DPMSolverPP2MSDE(), chains.dpmpp_2m_sde, UNEVEN),
 }
 SCALE = CORRELATED.covariance.diagonal().sqrt()
 
 
-def drawn(sampler: Callable, times: list[int], x: Tensor, noise: Noise) -> Tensor:
+def drawn(sampler: Sampler, times: list[int], x: Tensor, noise: Noise) -> Tensor:
     """What `sampler` makes of x with CORRELATED's exact denoiser, `[B, 3]`."""
     schedule = NoiseSchedule(BETAS)
     exact = CORRELATED.denoiser(schedule)
     fraction = torch.full_like(x, 0.3)  # of which learned_range makes (0.3 + 1) / 2 = 0.65
 
-    def denoise(x: Tensor, t: Tensor) -> Denoised:
+    def denoise(x: Tensor, t: int) -> Denoised:
         return exact(x, t)._replace(variance=fraction)
 
-    *_, last = sampler(denoise, schedule, x, noise, steps=times)
-    return last.x[:, 0, 0]
+    *_, last = sampler.solve(denoise, schedule, times, x, noise)
+    return last[:, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +124,7 @@ def test_the_exact_chains_approach_the_data(rule: chains.Rule, lowest: float, hi
 
 
 @pytest.mark.parametrize(("sampler", "rule", "times"), CHAINS.values(), ids=CHAINS)
-def test_noisy_samplers_are_the_papers_chains(sampler: Callable, rule: chains.Rule, times: list[int]):
+def test_noisy_samplers_are_the_papers_chains(sampler: Sampler, rule: chains.Rule, times: list[int]):
     """Without chance: what each number of x_{T-1} and of each step's noise does to the result, one number an image."""
     d = len(SCALE)
     sources = torch.eye(d * (1 + len(times)), dtype=torch.float64).view(-1, 1 + len(times), 1, 1, d)
@@ -131,7 +138,7 @@ def test_noisy_samplers_are_the_papers_chains(sampler: Callable, rule: chains.Ru
 
 
 @pytest.mark.parametrize(("sampler", "rule", "times"), CHAINS.values(), ids=CHAINS)
-def test_noisy_samplers_draw_correlated_data(sampler: Callable, rule: chains.Rule, times: list[int]):
+def test_noisy_samplers_draw_correlated_data(sampler: Sampler, rule: chains.Rule, times: list[int]):
     n, generator = 50_000, torch.Generator().manual_seed(0)
 
     def noise() -> Tensor:
@@ -163,8 +170,8 @@ def test_noisy_samplers_draw_a_mixture(name: str):
     def noise() -> Tensor:
         return torch.randn((n, 1, 1, 3), generator=generator, dtype=torch.float64)
 
-    *_, last = sampler(MIXED.denoiser(schedule), schedule, noise(), noise, steps=times)
-    x = last.x[:, 0, 0]
+    *_, last = sampler.solve(MIXED.denoiser(schedule), schedule, times, noise(), noise)
+    x = last[:, 0, 0]
     nearest = torch.cdist(x, MIXED.means).argmin(1)
     for k, (weight, centre) in enumerate(zip(MIXED.weights.tolist(), MIXED.means, strict=True)):
         of_cluster = x[nearest == k]

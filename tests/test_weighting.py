@@ -1,21 +1,19 @@
 """Weights against their papers' formulas, and against themselves under another prediction."""
 
-from functools import partial
-
 import pytest
 import torch
 from ids import named
 from torch import Tensor
 
-from ddpm_cli.diffusion import weighting
 from ddpm_cli.diffusion.prediction import X0, Epsilon, Velocity
 from ddpm_cli.diffusion.schedule import cosine, linear
+from ddpm_cli.diffusion.weighting import P2, MinSNR, TruncatedSNR, Uniform, Weighting
 
 LOG_SNR = torch.cat([linear().log_snr, cosine().log_snr])
 SNR = LOG_SNR.exp()
 
 
-def found(function: weighting.Weighting, prediction: Epsilon | X0 | Velocity) -> Tensor:
+def found(function: Weighting, prediction: Epsilon | X0 | Velocity) -> Tensor:
     return function(LOG_SNR, prediction.log_scale(LOG_SNR))
 
 
@@ -23,22 +21,22 @@ def found(function: weighting.Weighting, prediction: Epsilon | X0 | Velocity) ->
     ("function", "prediction", "expected"),
     [
         # Hang et al. 2023, section 3.4: for x_0, eps and v.
-        (partial(weighting.min_snr, gamma=5.0), X0(), SNR.clamp(max=5)),
-        (partial(weighting.min_snr, gamma=5.0), Epsilon(), (5 / SNR).clamp(max=1)),
-        (partial(weighting.min_snr, gamma=5.0), Velocity(), SNR.clamp(max=5) / (SNR + 1)),
+        (MinSNR(gamma=5.0), X0(), SNR.clamp(max=5)),
+        (MinSNR(gamma=5.0), Epsilon(), (5 / SNR).clamp(max=1)),
+        (MinSNR(gamma=5.0), Velocity(), SNR.clamp(max=5) / (SNR + 1)),
         # Choi et al. 2022, eq. 8, for eps.
-        (partial(weighting.p2, gamma=1.0, k=1.0), Epsilon(), 1 / (1 + SNR)),
-        (partial(weighting.p2, gamma=0.5, k=2.0), Epsilon(), (2 + SNR) ** -0.5),
+        (P2(gamma=1.0, k=1.0), Epsilon(), 1 / (1 + SNR)),
+        (P2(gamma=0.5, k=2.0), Epsilon(), (2 + SNR) ** -0.5),
         # Salimans & Ho 2022, section 4: max(||x_0 error||^2, ||eps error||^2).
-        (weighting.truncated_snr, X0(), SNR.clamp(min=1)),
-        (weighting.truncated_snr, Epsilon(), (1 / SNR).clamp(min=1)),
+        (TruncatedSNR(), X0(), SNR.clamp(min=1)),
+        (TruncatedSNR(), Epsilon(), (1 / SNR).clamp(min=1)),
     ],
 )
 def test_weights_are_the_papers(function, prediction, expected: Tensor):
     torch.testing.assert_close(found(function, prediction), expected, rtol=1e-9, atol=0.0)
 
 
-@pytest.mark.parametrize("function", [weighting.min_snr, weighting.p2, weighting.truncated_snr])
+@pytest.mark.parametrize("function", [MinSNR(), P2(), TruncatedSNR()], ids=["min_snr", "p2", "truncated_snr"])
 def test_a_weight_means_the_same_error_for_every_prediction(function):
     """weight * error(output) is one number: weight * scale * error(x_0)."""
     of_x_0 = found(function, X0())
@@ -48,11 +46,11 @@ def test_a_weight_means_the_same_error_for_every_prediction(function):
 
 def test_simple_is_one_for_every_prediction():
     for prediction in (Epsilon(), X0(), Velocity()):
-        assert torch.equal(found(weighting.uniform, prediction), torch.ones_like(SNR))
+        assert torch.equal(found(Uniform(), prediction), torch.ones_like(SNR))
 
 
 @pytest.mark.parametrize(
-    "function", [weighting.uniform, weighting.min_snr, weighting.p2, weighting.truncated_snr], ids=named
+    "function", [Uniform(), MinSNR(), P2(), TruncatedSNR()], ids=["uniform", "min_snr", "p2", "truncated_snr"]
 )
 @pytest.mark.parametrize("prediction", [X0(), Velocity()], ids=named)
 def test_weights_are_finite_in_pure_noise(function, prediction):
@@ -65,11 +63,11 @@ def test_weights_are_finite_in_pure_noise(function, prediction):
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (partial(weighting.min_snr, gamma=0.0), "gamma must be positive, got 0"),
-        (partial(weighting.p2, gamma=-1.0), "gamma must not be negative, got -1"),
-        (partial(weighting.p2, k=0.0), "k must be positive, got 0"),
+        (lambda: MinSNR(gamma=0.0), "gamma must be positive, got 0"),
+        (lambda: P2(gamma=-1.0), "gamma must not be negative, got -1"),
+        (lambda: P2(k=0.0), "k must be positive, got 0"),
     ],
 )
 def test_impossible_values_are_refused(call, says: str):
     with pytest.raises(ValueError, match=says):
-        call(LOG_SNR, LOG_SNR)
+        call()

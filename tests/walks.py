@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,20 +20,28 @@ from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
 from ddpm_cli.diffusion.loss import Hybrid, Simple
 from ddpm_cli.diffusion.prediction import X0, Epsilon, Prediction, Velocity
-from ddpm_cli.diffusion.schedule import NoiseSchedule
-from ddpm_cli.diffusion.spacing import visited
-from ddpm_cli.diffusion.variance import fixed_large, fixed_small, learned_range
+from ddpm_cli.diffusion.samplers import DDIM, DPMSolverPP2M, DPMSolverPP2MSDE, Heun, UniPC
+from ddpm_cli.diffusion.schedule import CLEAN, NoiseSchedule
+from ddpm_cli.diffusion.variance import FixedLarge, FixedSmall, LearnedRange, Variance
 
 SHAPE = (4, 3, 8, 8)
 SCHEDULES = ("linear", "squaredcos_cap_v2")
 PREDICTIONS: dict[str, Prediction] = {"epsilon": Epsilon(), "v_prediction": Velocity(), "sample": X0()}
 ETAS = (0.0, 0.5, 1.0)
-VARIANCES = {"fixed_small": fixed_small, "fixed_large": fixed_large, "learned_range": learned_range}
+VARIANCES: dict[str, Variance] = {
+    "fixed_small": FixedSmall(),
+    "fixed_large": FixedLarge(),
+    "learned_range": LearnedRange(),
+}
 MULTISTEP = {
     # Both end on clean data in a step of first order, as ours do, if told to end at sigma = 0.
-    "dpmpp_2m": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}),
-    "dpmpp_2m_sde": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
-    "unipc": (UniPCMultistepScheduler, {"solver_type": "bh2", "predict_x0": True}),
+    "dpmpp_2m": (
+        DPMSolverPP2M,
+        DPMSolverMultistepScheduler,
+        {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"},
+    ),
+    "dpmpp_2m_sde": (DPMSolverPP2MSDE, DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": (UniPC, UniPCMultistepScheduler, {"solver_type": "bh2", "predict_x0": True}),
 }
 
 
@@ -112,7 +119,10 @@ def ddim_steps(schedule: str, eta: float, prediction: str, *, clip: bool) -> Ite
         ddpm = DDPM(Fixed(output), same_schedule(schedule), prediction=PREDICTIONS[prediction])
         t_batch, s_batch = torch.full((4,), t), torch.full((4,), max(t - 20, -1))
         denoised = ddpm.denoise(x_t, t_batch, clip_denoised=clip)
-        found = samplers.ddim_step(ddpm.schedule, t_batch, s_batch, denoised, noise if eta > 0 else None, eta=eta)
+        if eta > 0:
+            found = samplers.ddim_step(ddpm.schedule, t_batch, s_batch, denoised, noise, eta=eta)
+        else:
+            found = samplers.ddim_mean(ddpm.schedule, s_batch, denoised)
         yield found, expected
 
 
@@ -129,10 +139,10 @@ def denoiser(schedule: NoiseSchedule, prediction: str) -> Denoiser:
     """What our samplers make of the same network, in float64 (a DDPM asks in float32)."""
     asked = PREDICTIONS[prediction]
 
-    def denoise(x: Tensor, t: Tensor) -> Denoised:
-        [(alpha, sigma, _)] = schedule.points(t[:1].tolist())
+    def denoise(x: Tensor, t: int) -> Denoised:
+        [(alpha, sigma, _)] = schedule.points([t])
         factors = (torch.tensor(factor, dtype=torch.float64) for factor in (alpha, sigma))
-        seen = network(x, t[0].item(), prediction), x, *factors
+        seen = network(x, t, prediction), x, *factors
         return Denoised(asked.x_0(*seen), asked.eps(*seen))
 
     return denoise
@@ -145,7 +155,7 @@ def of_diffusers(scheduler, schedule: str, prediction: str, **options):
 
 def multistep_walks(name: str, schedule: str, prediction: str) -> Iterator[Walk]:
     """Their linspace stops short of t = 0, so our solver is given their timesteps."""
-    ours, sampler, (scheduler, options) = same_schedule(schedule), getattr(samplers, name), MULTISTEP[name]
+    ours, (sampler, scheduler, options) = same_schedule(schedule), MULTISTEP[name]
     for steps, spacing in ((1, "trailing"), (2, "linspace"), (7, "linspace"), (20, "leading"), (33, "trailing")):
         theirs = of_diffusers(scheduler, schedule, prediction, timestep_spacing=spacing, solver_order=2, **options)
         times = timesteps_in_float64(theirs, steps)
@@ -154,8 +164,8 @@ def multistep_walks(name: str, schedule: str, prediction: str) -> Iterator[Walk]
             extra = {"variance_noise": noise()} if name == "dpmpp_2m_sde" else {}
             x = theirs.step(network(x, t, prediction), t, x, **extra).prev_sample
             expected.append(x)
-        states = sampler(denoiser(ours, prediction), ours, draw(0)(), draw(1), times[0], steps=times)
-        yield Walk(steps, spacing, [state.x for state in states], expected)
+        found = sampler().solve(denoiser(ours, prediction), ours, times, draw(0)(), draw(1))
+        yield Walk(steps, spacing, list(found), expected)
 
 
 def heun_walks(schedule: str, prediction: str) -> Iterator[Walk]:
@@ -164,16 +174,17 @@ def heun_walks(schedule: str, prediction: str) -> Iterator[Walk]:
     for steps, spacing in ((1, "trailing"), (4, "linspace"), (10, "linspace"), (25, "leading"), (33, "trailing")):
         theirs = of_diffusers(HeunDiscreteScheduler, schedule, prediction, timestep_spacing=spacing)
         times = timesteps_in_float64(theirs, steps)
-        assert times == visited(ours, steps, spacing)
-        alphas = [point.alpha for point in ours.points([*times, -1])]
+        heun = Heun(steps=steps, spacing=spacing)
+        assert times == heun.times(ours)
+        alphas = [point.alpha for point in ours.points([*times, CLEAN])]
         x, expected = draw(0)() / alphas[0], []
         for i, t in enumerate(theirs.timesteps):
             output = network(theirs.scale_model_input(x, t), t.item(), prediction)
             x = theirs.step(output, t, x).prev_sample
             if i % 2 == 1 or i == 2 * steps - 2:  # a second call, which ends the step; the last step has but one
                 expected.append(x * alphas[i // 2 + 1])
-        states = samplers.heun(denoiser(ours, prediction), ours, draw(0)(), draw(1), times[0], steps=times)
-        yield Walk(steps, spacing, [state.x for state in states], expected)
+        found = heun.solve(denoiser(ours, prediction), ours, times, draw(0)(), draw(1))
+        yield Walk(steps, spacing, list(found), expected)
 
 
 def ddim_walks(schedule: str, eta: float, prediction: str) -> Iterator[Walk]:
@@ -189,6 +200,6 @@ def ddim_walks(schedule: str, eta: float, prediction: str) -> Iterator[Walk]:
             extra = {"variance_noise": noise()} if eta > 0 else {}
             x = theirs.step(network(x, t, prediction), t, x, eta=eta, **extra).prev_sample
             expected.append(x)
-        sampler = partial(samplers.ddim, steps=steps, spacing=spacing, eta=eta)
-        states = sampler(denoiser(ours, prediction), ours, draw(0)(), draw(1))
-        yield Walk(steps, spacing, [state.x for state in states], expected)
+        ddim = DDIM(steps=steps, spacing=spacing, eta=eta)
+        found = ddim.solve(denoiser(ours, prediction), ours, ddim.times(ours), draw(0)(), draw(1))
+        yield Walk(steps, spacing, list(found), expected)

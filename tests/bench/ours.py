@@ -14,7 +14,6 @@ from bench.clock import Contestant, Turn
 from ddpm_cli.config.build_ddpm import build_ddpm
 from ddpm_cli.config.instantiate import instantiate
 from ddpm_cli.config.train_options import TrainOptions
-from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.distributed.process_group import World
 from ddpm_cli.io.images import to_uint8
@@ -163,7 +162,6 @@ def _forward(place: Place, way: str) -> Turn:
 def _sampling(place: Place, images: int, calls: int, way: str) -> Turn:
     ddpm, compute = _model(place, way)
     sampler = instantiate(place.config["sampler"] | {"steps": calls}, "sampler")
-    samplers.check_options(sampler, ddpm.schedule)
     channels, height, width = network.shape(place)
 
     def turn(repetitions: int) -> None:

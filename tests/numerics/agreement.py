@@ -22,7 +22,7 @@ from walks import (
     worst,
 )
 
-from ddpm_cli.diffusion.variance import fixed_large, fixed_small
+from ddpm_cli.diffusion.variance import FixedLarge, FixedSmall, Variance
 
 LARGEST = "largest number of the state, or 1"
 
@@ -109,7 +109,12 @@ def _row(compared: str, comparisons: str, deviation: float, relative_to: str) ->
 def _bounds() -> list[str]:
     """The variational bound with the exact denoiser of Gaussian data, for three variances of the reverse steps."""
     rows = []
-    for name, variance in (("exact", entropy.exact), ("fixed_small", fixed_small), ("fixed_large", fixed_large)):
+    variances: dict[str, Variance] = {
+        "exact": entropy.EXACT,
+        "fixed_small": FixedSmall(),
+        "fixed_large": FixedLarge(),
+    }
+    for name, variance in variances.items():
         bounds, error, known, gap = entropy.measured(variance)
         expected = known + gap
         bound = bounds.mean().item()

@@ -1,28 +1,30 @@
 """Solver x network calls for one network trained on digits: which is as good as 1000 steps in how few calls."""
 
-from functools import partial
-
 import torch
 
-from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.prediction import Velocity
-from ddpm_cli.diffusion.samplers import Sampler
+from ddpm_cli.diffusion.samplers import DDIM, Ancestral, DPMSolverPP2M, DPMSolverPP2MSDE, Heun, Sampler, UniPC
 from ddpm_cli.diffusion.schedule import cosine
-from ddpm_cli.diffusion.variance import fixed_small
 from numerics.frechet import distances
 from numerics.training import SAMPLES, sampled, trained
 
+SOLVERS: dict[str, type[Sampler]] = {
+    "ddpm": Ancestral,
+    "ddim": DDIM,
+    "heun": Heun,
+    "dpmpp_2m": DPMSolverPP2M,
+    "dpmpp_2m_sde": DPMSolverPP2MSDE,
+    "unipc": UniPC,
+}
 STEPS = (5, 10, 15, 20, 50, 100)
 SEEDS = range(5)  # of the noise, for the spread
 
 
 def solver(name: str, steps: int) -> tuple[Sampler, int]:
     """A sampler that takes about `steps` calls of the network, and how many it takes."""
-    if name == "ddpm":
-        return partial(samplers.ddpm, steps=steps, variance=fixed_small), steps
     if name == "heun":  # calls it twice in every step but the last
-        return partial(samplers.heun, steps=(steps + 1) // 2), 2 * ((steps + 1) // 2) - 1
-    return partial(getattr(samplers, name), steps=steps), steps
+        return Heun(steps=(steps + 1) // 2), 2 * ((steps + 1) // 2) - 1
+    return SOLVERS[name](steps=steps), steps
 
 
 def table(*, jobs: int, steps: int) -> list[str]:
@@ -42,7 +44,7 @@ def table(*, jobs: int, steps: int) -> list[str]:
         f"| solver | {' | '.join(f'{calls} calls' for calls in STEPS)} | calls to {enough:.2f} |",
         f"| --- |{' --- |' * (len(STEPS) + 1)}",
     ]
-    for name in ("ddpm", "ddim", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc"):
+    for name in SOLVERS:
         chosen = [solver(name, wanted) for wanted in STEPS]
         found = [(distances(sampled(ddpm, sampler))[1], calls) for sampler, calls in chosen]
         reached = next((str(calls) for distance, calls in found if distance <= enough), "more")

@@ -1,16 +1,14 @@
 """A network for 8 x 8 digits, trained for a minute: what the tables of variants and of solvers stand on."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from ddpm_cli.data.datasets import digits
 from ddpm_cli.data.loader import BatchLoader
-from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.ddpm import DDPM
-from ddpm_cli.diffusion.samplers import Sampler
+from ddpm_cli.diffusion.samplers import DPMSolverPP2M, Sampler
 from ddpm_cli.ema.ema import EMA
 from ddpm_cli.io.images import from_uint8, to_uint8
 from ddpm_cli.models.unet import UNet
@@ -48,6 +46,7 @@ def trained(marks: Sequence[int], **options) -> Iterator[DDPM]:
 
 def sampled(ddpm: DDPM, sampler: Sampler | None = None, *, seed: int = 0) -> Tensor:
     """`SAMPLES` images `[N, 1, 8, 8]` in [-1, 1], rounded as pictures are, from noise that the seed alone decides."""
-    sampler = partial(samplers.dpmpp_2m, steps=20) if sampler is None else sampler
-    *_, last = ddpm.sample_states(ImageNoise(seed, range(SAMPLES), (1, 8, 8)), sampler)
-    return from_uint8(to_uint8(last.x))
+    sampler = DPMSolverPP2M(steps=20) if sampler is None else sampler
+    noise, times = ImageNoise(seed, range(SAMPLES), (1, 8, 8)), sampler.times(ddpm.schedule)
+    *_, last = ddpm.reverse_process(sampler.solve(ddpm.denoiser(), ddpm.schedule, times, noise(), noise))
+    return from_uint8(to_uint8(last))

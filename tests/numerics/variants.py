@@ -6,12 +6,13 @@ from multiprocessing import get_context
 
 import torch
 
-from ddpm_cli.diffusion import prediction, schedule, weighting
+from ddpm_cli.diffusion import prediction, schedule
+from ddpm_cli.diffusion.weighting import P2, MinSNR, TruncatedSNR, Uniform
 from numerics.frechet import distances, frechet, reference
 from numerics.training import SAMPLES, sampled, trained
 
 PREDICTIONS = {"eps": prediction.Epsilon, "x0": prediction.X0, "v": prediction.Velocity}
-WEIGHTINGS = ("uniform", "min_snr", "p2", "truncated_snr")
+WEIGHTINGS = {"uniform": Uniform(), "min_snr": MinSNR(), "p2": P2(), "truncated_snr": TruncatedSNR()}
 SCHEDULES = ("linear", "cosine", "sigmoid", "scaled_linear")
 BASE = ("eps", "uniform", "linear")  # Ho et al. 2020: what the others' steps are measured against
 
@@ -46,7 +47,7 @@ def scored(variant: Variant, marks: list[int]) -> Scores:
     named, weighted, scheduled = variant
     options = {
         "prediction": PREDICTIONS[named](),
-        "weighting": getattr(weighting, weighted),
+        "weighting": WEIGHTINGS[weighted],
         "schedule": getattr(schedule, scheduled)(),
     }
     return [(mark, *distances(sampled(ddpm))) for mark, ddpm in zip(marks, trained(marks, **options), strict=True)]

@@ -27,8 +27,8 @@ UNET |= {"attention_resolutions": [], "dropout": 0.0, "norm_groups": 4}
 CONFIG = {
     "schedule": {"_target_": "ddpm_cli.diffusion.schedule.linear", "timesteps": 10},
     "prediction": {"_target_": "ddpm_cli.diffusion.prediction.Epsilon"},
-    "weighting": {"_target_": "ddpm_cli.diffusion.weighting.uniform", "_partial_": True},
-    "variance": {"_target_": "ddpm_cli.diffusion.variance.fixed_small", "_partial_": True},
+    "weighting": {"_target_": "ddpm_cli.diffusion.weighting.Uniform"},
+    "variance": {"_target_": "ddpm_cli.diffusion.variance.FixedSmall"},
 }
 
 
