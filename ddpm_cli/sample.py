@@ -29,7 +29,7 @@ from ddpm_cli.sampling.build import prepare
 from ddpm_cli.training.build import pixels
 
 if TYPE_CHECKING:
-    from ddpm_cli.checkpoint.pretrained import Pretrained
+    from ddpm_cli.checkpoint.pretrained import Pretrained, Selection
     from ddpm_cli.distributed.process_group import World
     from ddpm_cli.runtime.device import Compute
     from ddpm_cli.sampling.build import Prepared
@@ -70,7 +70,8 @@ def _start(options: SampleOptions, call: Invocation, stop: Stop, world: "World",
     from ddpm_cli.sampling.loop import FILM_IMAGES, SamplingLoop
     from ddpm_cli.sampling.outputs import write
 
-    compute, pretrained, prepared = _agreed(world, lambda: _prepare(options, call, world))
+    selection = _selected(options, world)
+    compute, pretrained, prepared = _agreed(world, lambda: _prepare(options, call, world, selection))
     differing = world.first("; ".join(differences(world.broadcast(prepared.identity), prepared.identity)) or None)
     if differing is not None:
         raise ConfigError(f"not every process would draw what the first does: {differing}")
@@ -103,20 +104,31 @@ def _start(options: SampleOptions, call: Invocation, stop: Stop, world: "World",
     return directory / files.GRID_FILE
 
 
-def _prepare(options: SampleOptions, call: Invocation, world: "World") -> "tuple[Compute, Pretrained, Prepared]":
-    from ddpm_cli.checkpoint.pretrained import load
+def _selected(options: SampleOptions, world: "World") -> "Selection":
+    from ddpm_cli.checkpoint.pretrained import select
+
+    with naming("ckpt"):
+        return world.on_main(
+            lambda: select(
+                options.ckpt,
+                weights=options.weights,
+                ema_length=options.ema_length,
+                trust=options.trust,
+                sha256=options.ckpt_sha256,
+            )
+        )
+
+
+def _prepare(
+    options: SampleOptions, call: Invocation, world: "World", selection: "Selection"
+) -> "tuple[Compute, Pretrained, Prepared]":
+    from ddpm_cli.checkpoint.pretrained import rebuild
     from ddpm_cli.runtime.device import choose_compute
 
     with naming("device"):
         compute = choose_compute(options.device, options.precision, local_rank=world.local_rank)
     with naming("ckpt"):
-        pretrained = load(
-            options.ckpt,
-            weights=options.weights,
-            ema_length=options.ema_length,
-            trust=options.trust,
-            sha256=options.ckpt_sha256,
-        )
+        pretrained = rebuild(selection, trust=options.trust)
     compute.place(pretrained.ddpm)
     return compute, pretrained, prepare(pretrained, compute, options, call.changes)
 
