@@ -1,38 +1,143 @@
-"""A checkpoint written by version 0.1.0 is kept here: every later version must sample from it and go on with it."""
+"""Checkpoints of earlier formats are kept here: every later version must compute with them what theirs computed.
 
+What is expected was computed by the last version that wrote the format; for format 1 by the last that wrote format 2.
+Both were saved at step 3 of 4, and between two entries of the log.
+"""
+
+import json
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import sample, train
+from digests import hashing, recorded
 
 from ddpm_cli.checkpoint.pretrained import load
 
-EXPECTED = [-0.0064537986, -0.0024505276, 0.0020317566, 0.0041775648]
-KEPT = Path(__file__).parent / "kept" / "format_1"
+ENVIRONMENT = {"torch": "2.14.1+cu130", "numpy": "2.4.6", "pillow": "13.0.0", "cpu": "AVX2"}  # that made the digests
 
 
-def test_it_is_small():
-    assert sum(file.stat().st_size for file in KEPT.rglob("*") if file.is_file()) < 50_000
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A checkpoint, and what is expected of it.
+
+    Args:
+        size: bytes that it may take at most.
+        t, label: asked of its network, with a ramp from -1 to 1 as the image.
+        answers: some numbers of the answer, by the options of `load`.
+        classes: arguments that draw four images of it.
+        pixels: four of the first image.
+        loss: of the last two steps, of which one is still to be done.
+        digests: of everything after the last step, and of the images.
+    """
+
+    format: int
+    size: int
+    t: int
+    label: int | None
+    answers: dict[str, list[float]]
+    classes: tuple[str, ...]
+    pixels: list[int]
+    loss: float
+    digests: dict[str, str] = field(repr=False)
+
+    @property
+    def directory(self) -> Path:
+        return Path(__file__).parent / "kept" / f"format_{self.format}"
 
 
-def test_it_computes_what_it_computed():
+KEPT = [
+    Kept(
+        format=1,
+        size=50_000,
+        t=5,
+        label=None,
+        answers={"": [-0.0064537986, -0.0024505276, 0.0020317566, 0.0041775648]},
+        classes=("n=4",),
+        pixels=[172, 172, 97, 219],
+        loss=0.98923141,
+        digests={
+            "ema": "f9609b4c9d94e9effc7839099cca956b18f7e6dfd42977e003c5fc26847881d9",
+            "images": "a029c5a3eef8be1aae4036c04ab980c09371ecf611275ef8d63270c0ec712050",
+            "metrics": "6546d96459a91536351810c8832b7fad95050932dd361ee12a5a8ca09e983083",
+            "picture": "56e42c1292cffda936c850658c1eab0fbba5b762e1bf011c49d45a07691bcb32",
+            "training/counter": "254b8ee2cbf3f9760ae95e0021b32e02f6a3ad6fc5752f37181358d407955008",
+            "training/model": "2036fe3f942789c7d8a69f16e0d2f57ae370ed2bf422baa8a6299f9481a7dc1d",
+            "training/optimizer": "fdb9db099098335c48e88b3553d0a45c63750fdc0238643f16419100991c2b5a",
+            "training/unlogged": "3a50ab87792db8773fe4dce49857bfeea8b52bbb38112aa6fd65da7fc7acc7b7",
+        },
+    ),
+    Kept(
+        format=2,
+        size=80_000,  # most of it are the names of 366 tensors
+        t=2,
+        label=7,
+        answers={
+            "": [-0.0119501501, -0.0134324357, 0.0673895031, 0.0392806754],
+            "weights=model": [-0.0150823910, -0.0131061766, 0.0734204724, 0.0412226282],
+            "ema_length=0.1": [-0.0146132335, -0.0130918593, 0.0726133958, 0.0409242809],
+        },
+        classes=("n=2", "classes=[3,5]"),
+        pixels=[76, 230, 138, 186],
+        loss=2.69407201,
+        digests={
+            "averages": "615ddd424e75004ddbd1ab807a559a85a0721d14297fbf599fd7a52a6d1168af",
+            "ema": "6298db6a7ee7acb03c5e35d36aeeb254bc577e8a46a31cfae604afceac405eff",
+            "images": "109e0563a7e9210a57d045b5fcc43a0c9c7595f31938d62d545eadb9f249ee0a",
+            "metrics": "3c8d800beeb749a8574d174a446de547ff4b8b75d9a39e03cc1e8618c450ae5d",
+            "picture": "bb33c7f32222dfda127770d636882a00193fbe07aa91433cc74f643df44027e2",
+            "training/counter": "254b8ee2cbf3f9760ae95e0021b32e02f6a3ad6fc5752f37181358d407955008",
+            "training/model": "64763e11c7c6e4228b73035152e9ef3bacbf976f3b4ea9abda4ea98b708ccaaf",
+            "training/optimizer": "ff061ea4ac79356cd5131383b6a795b7dfce80a75422597c287b9c286da22674",
+            "training/posthoc": "ee14ac115f0bc75dc6620b058bc05f2c411c329ba18e0d04ff4aee27197e5f9a",
+            "training/timesteps": "1f730af64c96928a7aad3afbb261cafd20466c0c2b2f040e258adf7251cd2c1c",
+            "training/unlogged": "a612d5d80f68147ecdb415464c05e3523f5d61674cf0901c7208c39c603b309a",
+        },
+    ),
+]
+BY_FORMAT = pytest.mark.parametrize("kept", KEPT, ids=lambda kept: f"format {kept.format}")
+
+
+@BY_FORMAT
+def test_it_is_small(kept: Kept):
+    assert sum(file.stat().st_size for file in kept.directory.rglob("*") if file.is_file()) < kept.size
+
+
+@BY_FORMAT
+def test_it_computes_what_it_computed(kept: Kept):
     """The answer for one image, as the version that wrote the checkpoint gave it."""
-    found = load(KEPT)
-    assert found.step == 3
-    assert found.image_shape == (1, 8, 8)
     x = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
-    with torch.no_grad():
-        out = found.ddpm.model(x, torch.tensor([5])).flatten()
-    assert out[[0, 9, 33, 63]].tolist() == pytest.approx(EXPECTED, abs=1e-6)
+    label = () if kept.label is None else (torch.tensor([kept.label]),)
+    for option, expected in kept.answers.items():
+        key, _, value = option.partition("=")
+        options = {} if not key else {key: float(value) if key == "ema_length" else value}
+        found = load(kept.directory, **options)
+        assert found.step == 3
+        assert found.image_shape == (1, 8, 8)
+        with torch.no_grad():
+            out = found.ddpm.model(x, torch.tensor([kept.t]), *label).flatten()
+        places = [0, 9, 33, 63] if len(out) == 64 else [0, 33, 64, 127]
+        assert out[places].tolist() == pytest.approx(expected, abs=1e-6), option
 
 
-def test_it_is_sampled_from_and_gone_on_with(tmp_path: Path):
-    run = shutil.copytree(KEPT, tmp_path / "run")
-    drawn = sample(f"ckpt={run}", "n=4", cwd=tmp_path)
+@BY_FORMAT
+def test_it_is_sampled_from_and_gone_on_with(kept: Kept, tmp_path: Path):
+    run = shutil.copytree(kept.directory, tmp_path / "run")
+    drawn = sample(f"ckpt={run}", *kept.classes, "device=cpu", "save=npz", "out=drawn", cwd=tmp_path)
     assert drawn.returncode == 0, drawn.stderr
-    resumed = train(f"resume={run}", cwd=tmp_path)
+    resumed = train(f"resume={run}", "trainer.device=cpu", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed  at step 3" in resumed.stdout
     assert "step 4/4" in resumed.stdout
+
+    with np.load(tmp_path / "drawn" / "samples.npz") as archive:
+        images = archive["arr_0"]
+    assert images.shape == (4, 8, 8, 1)
+    assert images[0].flatten()[[2, 13, 25, 42]].tolist() == pytest.approx(kept.pixels, abs=1)
+    logged = json.loads((run / "metrics.jsonl").read_text())
+    assert logged["loss/mean"] == pytest.approx(kept.loss, rel=1e-4)
+    if recorded.environment() == ENVIRONMENT:  # others may round otherwise
+        assert hashing.of_run(run) | hashing.of_samples(tmp_path / "drawn") == kept.digests

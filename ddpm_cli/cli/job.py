@@ -173,8 +173,8 @@ def register_resolvers() -> None:
     """What our YAML files call by `${name:...}`."""
     OmegaConf.register_new_resolver("options", _options, replace=True)
     OmegaConf.register_new_resolver("prefix", lambda name: "" if name is None else f"{name}_", replace=True)
-    # Whether a network has to have channels for a variance, by the name of its function, which is not imported here.
-    OmegaConf.register_new_resolver("learned", lambda name: name.rpartition(".")[2].startswith("learned"), replace=True)
+    # Whether a network has to have channels for a variance, by the name of its class, which is not imported here.
+    OmegaConf.register_new_resolver("learned", lambda name: name.rpartition(".")[2].startswith("Learned"), replace=True)
 
 
 def _options(group: str) -> str:

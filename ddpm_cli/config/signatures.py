@@ -41,7 +41,15 @@ def signature(target: str) -> list[Parameter] | None:
                 if isinstance(item, ast.FunctionDef) and item.name == "__init__":
                     return _parameters(item.args, aliases, skip_self=True)
             if any("dataclass" in ast.unparse(decorator) for decorator in definition.decorator_list):
-                return _fields(definition, aliases)
+                bases = [
+                    definitions[base.id]
+                    for base in definition.bases
+                    if isinstance(base, ast.Name) and base.id in definitions
+                ]
+                found = {
+                    f.name: f for d in (*bases, definition) if isinstance(d, ast.ClassDef) for f in _fields(d, aliases)
+                }
+                return list(found.values())
             if not definition.bases:
                 return []
     # Defined elsewhere and imported there, inherited, or not in Python: the object itself is asked.
@@ -63,7 +71,9 @@ def _fields(definition: ast.ClassDef, aliases: dict[str, ast.expr]) -> list[Para
     return [
         Parameter(item.target.id, _plain(item.annotation, aliases), required=item.value is None, positional=False)
         for item in definition.body
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+        if isinstance(item, ast.AnnAssign)
+        and isinstance(item.target, ast.Name)
+        and "ClassVar" not in ast.unparse(item.annotation)
     ]
 
 

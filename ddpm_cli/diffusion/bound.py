@@ -8,8 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from ddpm_cli.diffusion.denoiser import Denoised
-from ddpm_cli.diffusion.schedule import NoiseSchedule
+from ddpm_cli.diffusion.schedule import NoiseSchedule, append_dims
 from ddpm_cli.diffusion.variance import Variance
 
 _HALF_BIN = 1 / 255  # half the distance between two neighbouring levels
@@ -17,28 +16,36 @@ _FAR = 1e4  # standard deviations: beyond, float32 cannot tell a bin's two edges
 
 
 def term(
-    schedule: NoiseSchedule, variance: Variance, x_0: Tensor, x_t: Tensor, t: Tensor, denoised: Denoised
+    schedule: NoiseSchedule,
+    variance: Variance,
+    x_0: Tensor,
+    t: Tensor,
+    *,
+    predicted_x_0: Tensor,
+    variance_output: Tensor | None,
 ) -> Tensor:
     """L_t of each image, `[B]` bits per dimension.
 
-    It is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 the decoder's -log p(x_0 | x_t).
+    It is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 the decoder's -log p(x_0 | x_t). The means of the
+    two differ by what x_0 has in them: x_t's share is the same in both.
 
     Args:
-        x_0, x_t: `[B, C, H, W]`.
+        x_0: `[B, C, H, W]`.
         t: `[B]` int64 in `{0 .. T-1}`.
-        denoised: what the model makes of x_t.
+        predicted_x_0: the x_0 that the model sees in x_t, `[B, C, H, W]`.
+        variance_output: what it says of a learned variance, of the same shape.
     """
-    posterior = schedule.posterior(t, t - 1, x_t.shape)
-    log_variance = variance(schedule, t, t - 1, denoised)
-    true_log_variance = schedule.log_posterior_variance(t, t - 1, x_t.shape)
-    distance = posterior.x_0_factor * (x_0 - denoised.x_0)  # of the means: x_t's share in them is the same
+    posterior = schedule.posterior(t, t - 1, x_0.shape)
+    log_variance = variance.log_variance(schedule, t, t - 1, x_0.shape, variance_output)
+    true_log_variance = schedule.log_posterior_variance(t, t - 1, x_0.shape)
+    distance = posterior.x_0_factor * (x_0 - predicted_x_0)
     kl = 0.5 * (
         log_variance - true_log_variance - 1
         + (true_log_variance - log_variance).exp()
         + distance.square() * (-log_variance).exp()
     )  # fmt: skip
-    first = (t == 0).view(-1, *[1] * (x_0.ndim - 1))
-    decoder = -log_likelihood(x_0, torch.where(first, denoised.x_0, x_0), log_variance)
+    first = append_dims(t == 0, x_0.ndim)
+    decoder = -log_likelihood(x_0, torch.where(first, predicted_x_0, x_0), log_variance)
     return _bits(torch.where(first, decoder, kl))
 
 

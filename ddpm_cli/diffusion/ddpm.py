@@ -1,9 +1,8 @@
 """Denoising diffusion probabilistic models (Ho et al. 2020): the forward process, the loss, the reverse process."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +11,13 @@ from tqdm import tqdm
 from ddpm_cli.diffusion import bound, samplers
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
 from ddpm_cli.diffusion.guidance import UNGUIDED, Guidance, guided
-from ddpm_cli.diffusion.loss import Hybrid, Loss, Simple, Terms
+from ddpm_cli.diffusion.loss import Loss, Simple, Terms
 from ddpm_cli.diffusion.prediction import Epsilon, Prediction
-from ddpm_cli.diffusion.samplers import Noise, Sampler, State
-from ddpm_cli.diffusion.schedule import NoiseSchedule
-from ddpm_cli.diffusion.threshold import Threshold, none, static, thresholded
-from ddpm_cli.diffusion.variance import Variance, fixed_small, is_learned
-from ddpm_cli.diffusion.weighting import Weighting, uniform
+from ddpm_cli.diffusion.samplers import Ancestral, Sampler
+from ddpm_cli.diffusion.schedule import NoiseSchedule, expand_t
+from ddpm_cli.diffusion.threshold import Static, Threshold, Unbounded, bounded, thresholded
+from ddpm_cli.diffusion.variance import FixedSmall, Variance
+from ddpm_cli.diffusion.weighting import Uniform, Weighting
 
 
 class Bound(NamedTuple):
@@ -39,7 +38,7 @@ class DDPM(nn.Module):
     Args:
         model: network called as `model(x_t, t)`, or `model(x_t, t, labels)` where there are labels, with t and labels
             `[B]` int64 (label -1: none); returns x_t's shape, or twice its channels: the second half is for `variance`.
-        schedule: the forward process; moves with the module.
+        schedule: the forward process.
         prediction: what the network is asked for.
         weighting: of the squared error, see `ddpm_cli.diffusion.weighting`.
         variance: of the reverse steps.
@@ -54,27 +53,21 @@ class DDPM(nn.Module):
         model: nn.Module,
         schedule: NoiseSchedule,
         *,
-        prediction: Prediction | None = None,
-        weighting: Weighting = uniform,
-        variance: Variance = fixed_small,
-        loss: Loss | None = None,
+        prediction: Prediction = Epsilon(),
+        weighting: Weighting = Uniform(),
+        variance: Variance = FixedSmall(),
+        loss: Loss = Simple(),
     ):
         super().__init__()
         self.model = model
         self.schedule = schedule
-        self.prediction = Epsilon() if prediction is None else prediction
+        self.prediction = prediction
         self.weighting = weighting
         self.variance = variance
-        self.loss = Simple() if loss is None else loss
-        self.learns_variance = is_learned(variance)
+        self.loss = loss
+        self.learns_variance = variance.learned
         self.prediction.check(schedule)
-        _check_loss(self.loss, weighting, learns_variance=self.learns_variance)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # nn.Module moves parameters and buffers only. The schedule follows by device alone: `.half()` leaves it exact.
-        super()._apply(fn, recurse)
-        self.schedule.to(self.device)
-        return self
+        _check_loss(loss, weighting, learns_variance=self.learns_variance)
 
     @property
     def device(self) -> torch.device:
@@ -146,7 +139,9 @@ class DDPM(nn.Module):
         Args:
             labels: `[B]` int64, -1 for none; None: the network is asked without.
         """
-        x_t, noise = self.q_sample(x_0, t, noise)
+        noise = torch.randn_like(x_0) if noise is None else noise
+        alpha, sigma = self.schedule.alpha_sigma(t, x_0.shape)
+        x_t = alpha * x_0 + sigma * noise
         output, variance_output = self._ask(x_t, t, labels)
         return self.loss(
             Terms(
@@ -157,6 +152,8 @@ class DDPM(nn.Module):
                 x_0=x_0,
                 x_t=x_t,
                 t=t,
+                alpha=alpha,
+                sigma=sigma,
                 noise=noise,
                 output=output,
                 variance_output=variance_output,
@@ -175,15 +172,25 @@ class DDPM(nn.Module):
                 noise = torch.randn(x_0.shape, generator=generator, device=x_0.device)
                 x_t, _ = self.q_sample(x_0, t, noise)
                 denoised = self.denoise(x_t, t, labels=labels)
-                terms.append(bound.term(self.schedule, self.variance, x_0, x_t, t, denoised))
+                said = {"predicted_x_0": denoised.x_0, "variance_output": denoised.variance}
+                terms.append(bound.term(self.schedule, self.variance, x_0, t, **said))
         return Bound(torch.stack(terms, dim=1), bound.prior(self.schedule, x_0))
 
     def denoise(self, x_t: Tensor, t: Tensor, *, clip_denoised: bool = True, labels: Tensor | None = None) -> Denoised:
-        """The x_0 and eps that the network sees in x_t; eps is derived again after x_0 was clipped to [-1, 1]."""
-        return self.denoiser(labels, threshold=static if clip_denoised else none)(x_t, t)
+        """The x_0 and eps that the network sees in x_t; eps is derived again after x_0 was clipped to [-1, 1].
+
+        Args:
+            t: `[B]` int64 in `{0 .. T-1}`.
+        """
+        threshold = Static() if clip_denoised else Unbounded()
+        return bounded(self._see(x_t, t, labels), x_t, t, self.schedule, threshold)
 
     def denoiser(
-        self, labels: Tensor | None = None, *, guidance: Guidance = UNGUIDED, threshold: Threshold = static
+        self,
+        labels: Tensor | None = None,
+        *,
+        guidance: Guidance = UNGUIDED,
+        threshold: Threshold = Static(),
     ) -> Denoiser:
         """What samplers are given: the network asked for images of `labels` `[B]`, guided, its x_0 kept in bounds.
 
@@ -195,16 +202,20 @@ class DDPM(nn.Module):
         """
         if guidance.scale != 1 and (labels is None or self.num_classes is None):
             raise ValueError(f"scale {guidance.scale:g} has no effect without labels to be guided by")
-        with_labels, without = partial(self._see, labels=labels), partial(self._see, labels=None)
-        denoise = guided(with_labels, without, self.schedule, guidance)
-        return thresholded(denoise, self.schedule, threshold)
 
-    def _see(self, x_t: Tensor, t: Tensor, *, labels: Tensor | None) -> Denoised:
+        def conditional(x_t: Tensor, t: int) -> Denoised:
+            return self._see(x_t, expand_t(t, x_t), labels)
+
+        def unconditional(x_t: Tensor, t: int) -> Denoised:
+            return self._see(x_t, expand_t(t, x_t), None)
+
+        return thresholded(guided(conditional, unconditional, self.schedule, guidance), self.schedule, threshold)
+
+    def _see(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Denoised:
         output, variance = self._ask(x_t, t, labels)
         alpha, sigma = self.schedule.alpha_sigma(t, x_t.shape)
-        prediction = self.prediction
-        x_0, eps = (way(output, x_t, alpha, sigma) for way in (prediction.x_0, prediction.eps))
-        return Denoised(x_0, eps, variance)
+        x_0 = self.prediction.x_0(output, x_t, alpha, sigma)
+        return Denoised(x_0, self.prediction.eps(output, x_t, alpha, sigma), variance)
 
     def _ask(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The network's answer in float32, and what it says of the variance, if it does."""
@@ -234,7 +245,7 @@ class DDPM(nn.Module):
         generator: torch.Generator | None = None,
         labels: Tensor | None = None,
         guidance: Guidance = UNGUIDED,
-        threshold: Threshold = static,
+        threshold: Threshold = Static(),
     ) -> Tensor:
         """Draw images from the model.
 
@@ -256,31 +267,27 @@ class DDPM(nn.Module):
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         shape = (batch_size, channels, height, width)
 
-        def draw() -> Tensor:
+        def noise() -> Tensor:
             return torch.randn(shape, generator=generator, device=self.device)
 
+        sampler = Ancestral(variance=self.variance) if sampler is None else sampler
+        times = sampler.times(self.schedule)
         denoise = self.denoiser(labels, guidance=guidance, threshold=threshold)
-        states = self.sample_states(draw, sampler, denoise=denoise)
         x = torch.empty(0)
-        with tqdm(desc="sampling", unit="step", disable=not show_progress, leave=False) as bar:
-            for state in states:
-                bar.total = state.steps
+        with tqdm(total=len(times), desc="sampling", unit="step", disable=not show_progress, leave=False) as bar:
+            for x in self.reverse_process(sampler.solve(denoise, self.schedule, times, noise(), noise)):  # noqa: B007
                 bar.update()
-                x = state.x
         return x.clamp(-1, 1)
 
     @torch.no_grad()
-    def sample_states(
-        self, noise: Noise, sampler: Sampler | None = None, *, denoise: Denoiser | None = None
-    ) -> Iterator[State]:
-        """The whole reverse process from `noise()` `[B, C, H, W]` on, state by state, with dropout off.
+    def reverse_process(self, steps: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Go through `steps`, the x after each step of a reverse process, as all sampling does: dropout off, no graph.
 
         Args:
-            denoise: from `denoiser`; None: `denoiser()`.
+            steps: from `Sampler.solve` or a walk like it, with a denoiser of this model.
         """
-        sampler = partial(samplers.ddpm, variance=self.variance) if sampler is None else sampler
         with self.evaluating():
-            yield from sampler(self.denoiser() if denoise is None else denoise, self.schedule, noise(), noise)
+            yield from steps
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -298,10 +305,10 @@ def _check_loss(loss: Loss, weighting: Weighting, *, learns_variance: bool) -> N
         raise ValueError(
             "loss=simple does not train the variance that variance=learned_range learns; choose loss=hybrid or loss=vlb"
         )
-    if not learns_variance and isinstance(loss, Hybrid):
+    if loss.needs_learned_variance and not learns_variance:
         raise ValueError(
             "loss=hybrid trains a learned variance, and this one is fixed; choose variance=learned_range, "
             "or loss=simple, or loss=vlb"
         )
-    if not loss.weighted and getattr(weighting, "func", weighting) is not uniform:
+    if not loss.weighted and not isinstance(weighting, Uniform):
         raise ValueError("weighting has no effect with loss=vlb, which has its own; choose weighting=uniform")

@@ -1,4 +1,4 @@
-"""The one contract that joins networks to samplers: `denoise(x_t, t) -> Denoised`.
+"""The one contract that joins networks to samplers: `denoise(x_t, t) -> Denoised`, a whole batch at one t.
 
 A sampler knows nothing else of a network. Labels are bound into a denoiser, and guidance and thresholds are put around
 one, before it is handed to a sampler.
@@ -19,4 +19,4 @@ class Denoised(NamedTuple):
     variance: Tensor | None = None
 
 
-Denoiser = Callable[[Tensor, Tensor], Denoised]  # x_t [B, C, H, W] and t [B] int64
+Denoiser = Callable[[Tensor, int], Denoised]  # x_t [B, C, H, W], and the t in {0 .. T-1} that all of it is at

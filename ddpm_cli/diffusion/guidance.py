@@ -6,8 +6,7 @@ from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
 from ddpm_cli.diffusion.prediction import noise_of
-from ddpm_cli.diffusion.schedule import NoiseSchedule
-from ddpm_cli.diffusion.times import number
+from ddpm_cli.diffusion.schedule import NoiseSchedule, expand_t
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +39,9 @@ class Guidance:
         if self.scale == 1 and (self.interval is not None or self.rescale > 0):
             raise ValueError("interval and rescale have no effect with scale 1: there is no guidance")
 
-    def guides(self, t: Tensor) -> bool:
-        """Whether to guide at t `[B]`; a sampler's batch is all at one t."""
-        return self.interval is None or self.interval[0] <= number(t) <= self.interval[1]
+    def guides(self, t: int) -> bool:
+        """Whether to guide at t."""
+        return self.interval is None or self.interval[0] <= t <= self.interval[1]
 
 
 UNGUIDED = Guidance()
@@ -53,7 +52,7 @@ def guided(conditional: Denoiser, unconditional: Denoiser, schedule: NoiseSchedu
     if guidance.scale == 1:
         return conditional
 
-    def denoise(x_t: Tensor, t: Tensor) -> Denoised:
+    def denoise(x_t: Tensor, t: int) -> Denoised:
         if not guidance.guides(t):
             return conditional(x_t, t)
         without = unconditional(x_t, t)
@@ -65,7 +64,7 @@ def guided(conditional: Denoiser, unconditional: Denoiser, schedule: NoiseSchedu
         if guidance.rescale > 0:
             contrast = _contrast(with_labels.x_0) / _contrast(x_0)
             x_0 = x_0 * (guidance.rescale * contrast + 1 - guidance.rescale)
-            eps = noise_of(x_0, x_t, *schedule.alpha_sigma(t, x_t.shape))
+            eps = noise_of(x_0, x_t, *schedule.alpha_sigma(expand_t(t, x_t), x_t.shape))
         return Denoised(x_0, eps, with_labels.variance)
 
     return denoise

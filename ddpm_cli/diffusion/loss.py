@@ -4,11 +4,11 @@ Each gets the `Terms` of a batch and returns the loss of each image, `[B]` in fl
 """
 
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
 from ddpm_cli.diffusion import bound
-from ddpm_cli.diffusion.denoiser import Denoised
 from ddpm_cli.diffusion.prediction import Prediction
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.diffusion.variance import Variance
@@ -22,6 +22,7 @@ class Terms:
     Args:
         x_0, x_t, noise, output: `[B, C, H, W]` in float32; output is in the prediction's own terms.
         t: `[B]` int64.
+        alpha, sigma: `[B, 1, 1, 1]`, with x_t = alpha x_0 + sigma noise.
         variance_output: what a learned variance makes of the network's further channels, or None.
     """
 
@@ -32,14 +33,15 @@ class Terms:
     x_0: Tensor
     x_t: Tensor
     t: Tensor
+    alpha: Tensor
+    sigma: Tensor
     noise: Tensor
     output: Tensor
     variance_output: Tensor | None
 
     def squared_error(self) -> Tensor:
         """Weighted squared error of the output, averaged over pixels, `[B]`."""
-        alpha, sigma = self.schedule.alpha_sigma(self.t, self.x_0.shape)
-        target = self.prediction.target(self.x_0, self.noise, alpha, sigma)
+        target = self.prediction.target(self.x_0, self.noise, self.alpha, self.sigma)
         error = (self.output - target).square().flatten(1).mean(1)
         log_snr = self.schedule.log_snr.gather(0, self.t)
         return self.weighting(log_snr, self.prediction.log_scale(log_snr)).float() * error
@@ -50,24 +52,44 @@ class Terms:
         Args:
             of_variance_only: let it move the variance and not the mean.
         """
-        alpha, sigma = self.schedule.alpha_sigma(self.t, self.x_0.shape)
         output = self.output.detach() if of_variance_only else self.output
-        x_0 = self.prediction.x_0(output, self.x_t, alpha, sigma)
-        denoised = Denoised(x_0, x_0, self.variance_output)  # eps has no part in it
-        term = bound.term(self.schedule, self.variance, self.x_0, self.x_t, self.t, denoised)
+        predicted_x_0 = self.prediction.x_0(output, self.x_t, self.alpha, self.sigma)
+        term = bound.term(
+            self.schedule,
+            self.variance,
+            self.x_0,
+            self.t,
+            predicted_x_0=predicted_x_0,
+            variance_output=self.variance_output,
+        )
         return self.schedule.timesteps * term
 
 
+class Loss(Protocol):
+    """What `DDPM` asks of a loss."""
+
+    weighted: ClassVar[bool]  # whether the weighting counts
+    trains_variance: ClassVar[bool]  # whether a learned variance gets a gradient
+    needs_learned_variance: ClassVar[bool]
+
+    def __call__(self, terms: Terms, /) -> Tensor:
+        """The loss of each image, `[B]` in float32."""
+        ...
+
+
+@dataclass(frozen=True)
 class Simple:
     """The weighted squared error alone: L_simple (DDPM eq. 14) where the weight is 1."""
 
-    weighted = True  # the weighting counts
-    trains_variance = False
+    weighted: ClassVar[bool] = True
+    trains_variance: ClassVar[bool] = False
+    needs_learned_variance: ClassVar[bool] = False
 
     def __call__(self, terms: Terms) -> Tensor:
         return terms.squared_error()
 
 
+@dataclass(frozen=True, kw_only=True)
 class Hybrid:
     """L_simple + `bound_weight` L_vlb, the bound moving the learned variance alone (Improved DDPM, eq. 16).
 
@@ -75,26 +97,27 @@ class Hybrid:
         ValueError: if `bound_weight` is not positive.
     """
 
-    weighted = True
-    trains_variance = True
+    weighted: ClassVar[bool] = True
+    trains_variance: ClassVar[bool] = True
+    needs_learned_variance: ClassVar[bool] = True
 
-    def __init__(self, *, bound_weight: float = 0.001):
-        if not bound_weight > 0:
-            raise ValueError(f"bound_weight must be positive, got {bound_weight:g}")
-        self.bound_weight = bound_weight
+    bound_weight: float = 0.001
+
+    def __post_init__(self) -> None:
+        if not self.bound_weight > 0:
+            raise ValueError(f"bound_weight must be positive, got {self.bound_weight:g}")
 
     def __call__(self, terms: Terms) -> Tensor:
         return terms.squared_error() + self.bound_weight * terms.bound(of_variance_only=True)
 
 
+@dataclass(frozen=True)
 class VariationalBound:
     """L_vlb in bits per dimension (DDPM eq. 5), of which each image shows one term, times T."""
 
-    weighted = False
-    trains_variance = True
+    weighted: ClassVar[bool] = False
+    trains_variance: ClassVar[bool] = True
+    needs_learned_variance: ClassVar[bool] = False
 
     def __call__(self, terms: Terms) -> Tensor:
         return terms.bound()
-
-
-Loss = Simple | Hybrid | VariationalBound

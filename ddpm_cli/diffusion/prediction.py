@@ -3,6 +3,8 @@
 All with x_t = alpha x_0 + sigma eps; images `[B, C, H, W]`, factors `[B, 1, 1, 1]`.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 
 
+@dataclass(frozen=True)
 class Epsilon:
     """The network predicts the noise eps (DDPM, section 3.2)."""
 
@@ -38,6 +41,7 @@ class Epsilon:
             )
 
 
+@dataclass(frozen=True)
 class X0:
     """The network predicts the clean image x_0, where the process started (DDPM, section 3.2)."""
 
@@ -61,6 +65,7 @@ class X0:
         """As `Epsilon.check`: any schedule will do."""
 
 
+@dataclass(frozen=True)
 class Velocity:
     """The network predicts v = alpha eps - sigma x_0 (Salimans & Ho 2022, appendix D)."""
 

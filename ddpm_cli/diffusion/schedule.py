@@ -9,11 +9,13 @@ loses all its digits near t = 0 in low precision.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+CLEAN = -1  # the t of clean data
 
 
 class Posterior(NamedTuple):
@@ -50,8 +52,10 @@ class Point(NamedTuple):
     half_log_snr: float  # log(alpha / sigma): lambda_t of DPM-Solver; inf for clean data, -inf for pure noise
 
 
-class NoiseSchedule:
+class NoiseSchedule(nn.Module):
     """The forward process q: tables over t in `{0 .. T-1}` and the coefficients derived from them.
+
+    A module whose one table is a buffer: it moves with whatever it is part of, and is in no state dict.
 
     Args:
         betas: `[T]`, the variances of the forward steps, each in (0, 1); the last may be 1, which leaves pure noise.
@@ -62,7 +66,10 @@ class NoiseSchedule:
         ValueError: if there is no step, or a beta lies outside (0, 1).
     """
 
+    _log_alpha_bar: Tensor
+
     def __init__(self, betas: Tensor, *, zero_terminal_snr: bool = False):
+        super().__init__()
         betas = betas.detach().to("cpu", torch.float64)
         if betas.ndim != 1 or len(betas) < 1:
             raise ValueError(f"betas must be one number per step, at least one; got shape {list(betas.shape)}")
@@ -74,7 +81,16 @@ class NoiseSchedule:
         if zero_terminal_snr:
             log_alpha_bar = _with_zero_terminal_snr(log_alpha_bar)
         # [T + 1]; entry t + 1 belongs to t, so that the clean data at t = -1 needs no special case anywhere.
-        self._log_alpha_bar = torch.cat([torch.zeros(1, dtype=torch.float64), log_alpha_bar])
+        table = torch.cat([torch.zeros(1, dtype=torch.float64), log_alpha_bar])
+        self.register_buffer("_log_alpha_bar", table, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Where the table goes is for `fn` to say, in which precision is not: `.half()` leaves the schedule exact.
+        device = fn(self._log_alpha_bar.float()).device
+        # Apple's GPUs have no float64; in the log domain float32 keeps its relative accuracy.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._log_alpha_bar = self._log_alpha_bar.to(device, dtype)
+        return self
 
     @property
     def timesteps(self) -> int:
@@ -84,14 +100,6 @@ class NoiseSchedule:
     @property
     def device(self) -> torch.device:
         return self._log_alpha_bar.device
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move the tables to `device`, in place, and return the schedule."""
-        device = torch.device(device)
-        # Apple's GPUs have no float64; in the log domain float32 keeps its relative accuracy.
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        self._log_alpha_bar = self._log_alpha_bar.to(device, dtype)
-        return self
 
     @property
     def ends_in_noise(self) -> bool:
@@ -221,8 +229,18 @@ class NoiseSchedule:
         return [Point(*row) for row in torch.stack(columns, dim=1).tolist()]
 
 
+def expand_t(t: int, x: Tensor) -> Tensor:
+    """t for each image of x, `[B]` int64 on x's device, without a copy that the host would wait for."""
+    return torch.full((len(x),), t, dtype=torch.int64, device=x.device)
+
+
+def append_dims(values: Tensor, ndim: int) -> Tensor:
+    """`[B]` as `[B, 1, ..., 1]` of `ndim` dimensions, to broadcast against images."""
+    return values.reshape(-1, *[1] * (ndim - 1))
+
+
 def _broadcast(values: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-    return values.float().view(-1, *[1] * (len(shape) - 1))
+    return append_dims(values.float(), len(shape))
 
 
 def _with_zero_terminal_snr(log_alpha_bar: Tensor) -> Tensor:

@@ -1,51 +1,71 @@
 """Keeping the x_0 that a denoiser sees among possible images, `[B, C, H, W]` in [-1, 1]."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
 from ddpm_cli.diffusion.prediction import noise_of
-from ddpm_cli.diffusion.schedule import NoiseSchedule
+from ddpm_cli.diffusion.schedule import NoiseSchedule, append_dims, expand_t
 
 Threshold = Callable[[Tensor], Tensor]
 
 
-def static(x_0: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Static:
     """Clipped to [-1, 1], as DDPM did."""
-    return x_0.clamp(-1, 1)
+
+    def __call__(self, x_0: Tensor) -> Tensor:
+        return x_0.clamp(-1, 1)
 
 
-def dynamic(x_0: Tensor, *, quantile: float = 0.995) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Dynamic:
     """Each image clipped to [-s, s] and divided by s, its `quantile` of |x_0|, at least 1 (Saharia et al. 2022, 2.3).
 
     Raises:
         ValueError: if `quantile` lies outside (0, 1].
     """
-    if not 0 < quantile <= 1:
-        raise ValueError(f"quantile must lie in (0, 1], got {quantile:g}")
-    s = x_0.abs().flatten(1).float().quantile(quantile, dim=1).clamp(min=1)
-    s = s.to(x_0.dtype).view(-1, *[1] * (x_0.ndim - 1))
-    return x_0.clamp(-s, s) / s
+
+    quantile: float = 0.995
+
+    def __post_init__(self) -> None:
+        if not 0 < self.quantile <= 1:
+            raise ValueError(f"quantile must lie in (0, 1], got {self.quantile:g}")
+
+    def __call__(self, x_0: Tensor) -> Tensor:
+        s = x_0.abs().flatten(1).float().quantile(self.quantile, dim=1).clamp(min=1)
+        s = append_dims(s.to(x_0.dtype), x_0.ndim)
+        return x_0.clamp(-s, s) / s
 
 
-def none(x_0: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Unbounded:
     """As the network says."""
-    return x_0
+
+    def __call__(self, x_0: Tensor) -> Tensor:
+        return x_0
+
+
+def bounded(denoised: Denoised, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, threshold: Threshold) -> Denoised:
+    """`denoised` with its x_0 put through `threshold`, and eps derived again from that x_0: they belong together.
+
+    Args:
+        x_t: `[B, C, H, W]`, what was denoised.
+        t: `[B]` int64.
+    """
+    if isinstance(threshold, Unbounded):
+        return denoised
+    x_0 = threshold(denoised.x_0)
+    alpha, sigma = schedule.alpha_sigma(t, x_t.shape)
+    return Denoised(x_0, noise_of(x_0, x_t, alpha, sigma), denoised.variance)
 
 
 def thresholded(denoise: Denoiser, schedule: NoiseSchedule, threshold: Threshold) -> Denoiser:
-    """`denoise` with its x_0 put through `threshold`, and eps derived again from that x_0 so that they belong together.
+    """`denoise` with its x_0 kept in bounds: before a sampler forms the posterior mean, and after guidance."""
 
-    Here and nowhere else: before a sampler forms the posterior mean, and after guidance.
-    """
-    if getattr(threshold, "func", threshold) is none:
-        return denoise
-
-    def clipped(x_t: Tensor, t: Tensor) -> Denoised:
-        denoised = denoise(x_t, t)
-        x_0 = threshold(denoised.x_0)
-        alpha, sigma = schedule.alpha_sigma(t, x_t.shape)
-        return Denoised(x_0, noise_of(x_0, x_t, alpha, sigma), denoised.variance)
+    def clipped(x_t: Tensor, t: int) -> Denoised:
+        return bounded(denoise(x_t, t), x_t, expand_t(t, x_t), schedule, threshold)
 
     return clipped

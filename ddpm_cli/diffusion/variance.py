@@ -1,59 +1,74 @@
-"""The variance of the reverse step from x_t to x_s, p(x_s | x_t): fixed in one of DDPM's two ways, or learned.
+"""The variance of the reverse step from x_t to x_s, p(x_s | x_t): fixed in one of DDPM's two ways, or learned."""
 
-Each takes the schedule, t and s as `[B]` int64 with s < t, and what the denoiser made of x_t; each returns the
-logarithm of the variance, finite at every t, as something that broadcasts to `[B, C, H, W]`.
-"""
-
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from ddpm_cli.diffusion.denoiser import Denoised
-from ddpm_cli.diffusion.schedule import NoiseSchedule
-
-Variance = Callable[[NoiseSchedule, Tensor, Tensor, Denoised], Tensor]
+from ddpm_cli.diffusion.schedule import NoiseSchedule, append_dims
 
 
-class UntrainedError(ValueError):
-    """A variance that the network is to say is asked of a network that has no channels for it."""
+class Variance(Protocol):
+    """What the reverse process asks of a variance."""
+
+    learned: ClassVar[bool]  # whether the network has to have channels for it
+
+    def log_variance(
+        self, schedule: NoiseSchedule, t: Tensor, s: Tensor, shape: torch.Size, output: Tensor | None
+    ) -> Tensor:
+        """Logarithm of the variance, finite at every t; broadcasts to `shape`.
+
+        Args:
+            t, s: `[B]` int64 with s < t.
+            shape: `[B, C, H, W]`, of the images.
+            output: what the network says of it, of that shape; None from a network that says nothing.
+        """
+        ...
 
 
-def fixed_small(schedule: NoiseSchedule, t: Tensor, s: Tensor, denoised: Denoised) -> Tensor:
+@dataclass(frozen=True)
+class FixedSmall:
     """The posterior's own variance, beta_tilde_t (DDPM eq. 7): right if the data were a single point."""
-    return schedule.log_posterior_variance(t, s, denoised.x_0.shape)
+
+    learned: ClassVar[bool] = False
+
+    def log_variance(
+        self, schedule: NoiseSchedule, t: Tensor, s: Tensor, shape: torch.Size, output: Tensor | None = None
+    ) -> Tensor:
+        """As `Variance.log_variance`."""
+        return schedule.log_posterior_variance(t, s, shape)
 
 
-def fixed_large(schedule: NoiseSchedule, t: Tensor, s: Tensor, denoised: Denoised) -> Tensor:
+@dataclass(frozen=True)
+class FixedLarge:
     """The forward step's variance, beta_t: right if the data were standard normal.
 
-    The step to clean data has `fixed_small`'s, for the decoder of L_0, as in DDPM's code.
+    The step to clean data has `FixedSmall`'s, for the decoder of L_0, as in DDPM's code.
     """
-    shape = denoised.x_0.shape
-    to_data = (s < 0).view(-1, *[1] * (len(shape) - 1))
-    return torch.where(to_data, fixed_small(schedule, t, s, denoised), schedule.log_step_variance(t, s, shape))
+
+    learned: ClassVar[bool] = False
+
+    def log_variance(
+        self, schedule: NoiseSchedule, t: Tensor, s: Tensor, shape: torch.Size, output: Tensor | None = None
+    ) -> Tensor:
+        """As `Variance.log_variance`."""
+        smallest, largest = schedule.log_posterior_variance(t, s, shape), schedule.log_step_variance(t, s, shape)
+        return torch.where(append_dims(s < 0, len(shape)), smallest, largest)
 
 
-def learned_range(schedule: NoiseSchedule, t: Tensor, s: Tensor, denoised: Denoised) -> Tensor:
-    """The network's choice between the two, pixel by pixel in log space (Improved DDPM, eq. 15).
+@dataclass(frozen=True)
+class LearnedRange:
+    """The network's choice between the two, pixel by pixel in log space (Improved DDPM, eq. 15)."""
 
-    Raises:
-        UntrainedError: if the network has no channels for it.
-    """
-    if denoised.variance is None:
-        raise UntrainedError("learned_range needs a network that was trained with it (model.learn_variance)")
-    smallest = fixed_small(schedule, t, s, denoised)
-    largest = schedule.log_step_variance(t, s, denoised.x_0.shape)
-    fraction = (denoised.variance + 1) / 2
-    return fraction * largest + (1 - fraction) * smallest
+    learned: ClassVar[bool] = True
 
-
-def is_learned(variance: Variance) -> bool:
-    """Whether a network has to have channels for it."""
-    x = torch.zeros(1, 1, 1, 1)
-    t = torch.zeros(1, dtype=torch.int64)
-    try:
-        variance(NoiseSchedule(torch.tensor([0.5, 0.5])), t, t - 1, Denoised(x, x))
-    except UntrainedError:
-        return True
-    return False
+    def log_variance(
+        self, schedule: NoiseSchedule, t: Tensor, s: Tensor, shape: torch.Size, output: Tensor | None
+    ) -> Tensor:
+        """As `Variance.log_variance`; raises ValueError for a network that says nothing of it."""
+        if output is None:
+            raise ValueError("learned_range needs a network that was trained with it (model.learn_variance)")
+        smallest, largest = schedule.log_posterior_variance(t, s, shape), schedule.log_step_variance(t, s, shape)
+        fraction = (output + 1) / 2
+        return fraction * largest + (1 - fraction) * smallest

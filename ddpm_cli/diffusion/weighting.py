@@ -7,45 +7,66 @@ one prediction; through `log_scale` it means the same for every other.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Weighting = Callable[[Tensor, Tensor], Tensor]
 
-def uniform(log_snr: Tensor, log_scale: Tensor) -> Tensor:
+
+@dataclass(frozen=True)
+class Uniform:
     """Weight 1 at every noise level, whatever is predicted: L_simple (DDPM eq. 14)."""
-    return torch.ones_like(log_snr)
+
+    def __call__(self, log_snr: Tensor, log_scale: Tensor) -> Tensor:
+        return torch.ones_like(log_snr)
 
 
-def min_snr(log_snr: Tensor, log_scale: Tensor, *, gamma: float = 5.0) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class MinSNR:
     """min(SNR, gamma) on the error of x_0 (Hang et al. 2023, section 3.4): 5 is the paper's gamma.
 
     Raises:
         ValueError: if `gamma` is not positive.
     """
-    if not gamma > 0:
-        raise ValueError(f"gamma must be positive, got {gamma:g}")
-    return (log_snr.clamp(max=math.log(gamma)) - log_scale).exp()
+
+    gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not self.gamma > 0:
+            raise ValueError(f"gamma must be positive, got {self.gamma:g}")
+
+    def __call__(self, log_snr: Tensor, log_scale: Tensor) -> Tensor:
+        return (log_snr.clamp(max=math.log(self.gamma)) - log_scale).exp()
 
 
-def p2(log_snr: Tensor, log_scale: Tensor, *, gamma: float = 1.0, k: float = 1.0) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class P2:
     """1 / (k + SNR)^gamma on the error of eps (Choi et al. 2022, eq. 8): gamma 0.5 or 1 and k 1 in the paper.
 
     Raises:
         ValueError: if `gamma` is negative or `k` is not positive.
     """
-    if gamma < 0:
-        raise ValueError(f"gamma must not be negative, got {gamma:g}")
-    if not k > 0:
-        raise ValueError(f"k must be positive, got {k:g}")
-    log_weight = -gamma * (math.log(k) + F.softplus(log_snr - math.log(k)))
-    return (log_weight + log_snr - log_scale).exp()
+
+    gamma: float = 1.0
+    k: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.gamma < 0:
+            raise ValueError(f"gamma must not be negative, got {self.gamma:g}")
+        if not self.k > 0:
+            raise ValueError(f"k must be positive, got {self.k:g}")
+
+    def __call__(self, log_snr: Tensor, log_scale: Tensor) -> Tensor:
+        log_weight = -self.gamma * (math.log(self.k) + F.softplus(log_snr - math.log(self.k)))
+        return (log_weight + log_snr - log_scale).exp()
 
 
-def truncated_snr(log_snr: Tensor, log_scale: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class TruncatedSNR:
     """max(SNR, 1) on the error of x_0: the worse of the errors of eps and x_0 (Salimans & Ho 2022, section 4)."""
-    return (log_snr.clamp(min=0) - log_scale).exp()
 
-
-Weighting = Callable[[Tensor, Tensor], Tensor]
+    def __call__(self, log_snr: Tensor, log_scale: Tensor) -> Tensor:
+        return (log_snr.clamp(min=0) - log_scale).exp()

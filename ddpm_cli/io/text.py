@@ -10,3 +10,9 @@ def _printable(character: str) -> str:
     if "\udc80" <= character <= "\udcff":  # how Python holds a byte of a file name that it could not decode (PEP 383)
         return f"\\x{ord(character) & 0xFF:02x}"
     return character if character.isprintable() else repr(character)[1:-1]
+
+
+def size_text(shape: tuple[int, int, int]) -> str:
+    """The size of an image of `shape` (C, H, W), as people write it: height x width x channels."""
+    channels, height, width = shape
+    return f"{height} x {width} x {channels}"

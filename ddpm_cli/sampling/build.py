@@ -1,4 +1,4 @@
-"""The options of `ddpm-sample`, and what is made of them and of a checkpoint before anything is drawn.
+"""From the options of `ddpm-sample` and a model to the loop that draws; every choice is tried before anything is drawn.
 
 Heavy modules are imported inside the functions: a mistyped key is answered without torch.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ddpm_cli import __version__
 from ddpm_cli.config.build_ddpm import DDPM_GROUPS
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ddpm_cli.checkpoint.pretrained import Pretrained
     from ddpm_cli.diffusion.denoiser import Denoiser
     from ddpm_cli.runtime.device import Compute
+    from ddpm_cli.sampling.loop import SamplingLoop
     from ddpm_cli.sampling.modes import Plan
 
 # Options that decide where images go and how they are shown, or are looked at only to find what does decide them.
@@ -32,17 +33,9 @@ _NOT_IN_THE_IMAGES = ("out", "save", "trust", "weights", "ema_length", "ckpt_sha
 COMPILE_FROM_CALLS = 2000
 
 
-class Prepared(NamedTuple):
-    """What there is to draw, all of it tried."""
-
-    plan: "Plan"
-    labels: list[int] | None  # of each of the plan's rows; None: there are none
-    denoiser: "Callable[[Tensor | None], Denoiser]"  # makes one of a batch's labels
-    compiled: bool  # whether the network is to be translated for batches of `batch_size`
-    identity: dict  # what decides the images, as JSON: two runs of the same identity draw the same
-
-
-def prepare(pretrained: "Pretrained", compute: "Compute", options: SampleOptions, changes: Iterable[str]) -> Prepared:
+def build_loop(
+    pretrained: "Pretrained", compute: "Compute", options: SampleOptions, changes: Iterable[str]
+) -> "SamplingLoop":
     """What `options` ask of a model that has been placed on its device.
 
     Args:
@@ -51,26 +44,27 @@ def prepare(pretrained: "Pretrained", compute: "Compute", options: SampleOptions
     Raises:
         ConfigError: if that cannot be drawn; names the key.
     """
+    from ddpm_cli.sampling.loop import SamplingLoop
+
     plan = _plan(pretrained, compute, options)
     if "seed" in changes and not plan.by_seed:
         raise ConfigError(f"seed: has no effect with mode={option_called(options.mode)}, which draws nothing at random")
-    labels = _labels(pretrained, plan, options)
-    denoiser = _denoiser(pretrained, options)
-    compiled = _compiled(plan, compute, options)
-    return Prepared(plan, labels, denoiser, compiled, _identity(pretrained, plan, compute, compiled, options))
+    plan = plan._replace(labels=_labels(pretrained, plan, options))
+    batch = min(options.batch_size, plan.images)
+    compiled = batch if _compiled(plan, compute, options) else None
+    return SamplingLoop(pretrained.ddpm, plan, compute, denoiser=_denoiser(pretrained, options), compiled=compiled)
 
 
 def _plan(pretrained: "Pretrained", compute: "Compute", options: SampleOptions) -> "Plan":
     """What is to be drawn, of which the sampler and the mode have been tried."""
-    from ddpm_cli.diffusion import samplers
     from ddpm_cli.sampling.modes import SampleContext
 
     schedule = pretrained.ddpm.schedule
+    sampler = instantiate(_sampler_node(options, pretrained), "sampler")
     with naming("sampler"):
-        sampler = instantiate(_sampler_node(options, pretrained), "sampler")
-        samplers.check_options(sampler, schedule)
+        sampler.times(schedule)
     mode = instantiate(options.mode, "mode")
-    setting = SampleContext(
+    context = SampleContext(
         schedule=schedule,
         sampler=sampler,
         image_shape=pretrained.image_shape,
@@ -80,7 +74,7 @@ def _plan(pretrained: "Pretrained", compute: "Compute", options: SampleOptions) 
         device=compute.device,
     )
     with naming(f"mode={option_called(options.mode)}"):
-        return mode.plan(setting)
+        return mode.plan(context)
 
 
 def _classes(pretrained: "Pretrained", options: SampleOptions) -> list[int]:
@@ -116,8 +110,6 @@ def _labels(pretrained: "Pretrained", plan: "Plan", options: SampleOptions) -> l
 
 def _denoiser(pretrained: "Pretrained", options: SampleOptions) -> "Callable[..., Denoiser]":
     """What makes a denoiser of labels, with guidance and threshold as asked for."""
-    import torch
-
     guidance = instantiate(options.guidance, "guidance")
     if guidance.scale != 1:
         if not _classes(pretrained, options):
@@ -129,10 +121,8 @@ def _denoiser(pretrained: "Pretrained", options: SampleOptions) -> "Callable[...
     timesteps = pretrained.ddpm.schedule.timesteps
     if guidance.interval is not None and guidance.interval[1] >= timesteps:
         raise ConfigError(f"guidance.interval: t is below the schedule's {timesteps}, got {list(guidance.interval)}")
-    bounds = instantiate(options.threshold, "threshold")
-    with naming("threshold"):
-        bounds(torch.zeros(1, 1, 1, 1))
-    return partial(pretrained.ddpm.denoiser, guidance=guidance, threshold=bounds)
+    threshold = instantiate(options.threshold, "threshold")
+    return partial(pretrained.ddpm.denoiser, guidance=guidance, threshold=threshold)
 
 
 def _label_dropout(pretrained: "Pretrained") -> float | None:
@@ -142,8 +132,6 @@ def _label_dropout(pretrained: "Pretrained") -> float | None:
 
 def _sampler_node(options: SampleOptions, pretrained: "Pretrained") -> dict:
     """The sampler's configuration; where it takes a variance, that of the checkpoint unless another was chosen."""
-    from ddpm_cli.diffusion.variance import is_learned
-
     if "variance" not in options.sampler:
         if options.variance is not None:
             raise ConfigError(
@@ -154,7 +142,7 @@ def _sampler_node(options: SampleOptions, pretrained: "Pretrained") -> dict:
         raise ConfigError("sampler.variance: is chosen by variance=fixed_small or another option of that group")
     if options.variance is None:
         return options.sampler | {"variance": pretrained.config["variance"]}
-    if is_learned(instantiate(options.variance, "variance")) and not pretrained.ddpm.learns_variance:
+    if instantiate(options.variance, "variance").learned and not pretrained.ddpm.learns_variance:
         raise ConfigError("variance: the network was not trained to say it; choose fixed_small or fixed_large")
     return options.sampler | {"variance": options.variance}
 
@@ -163,32 +151,25 @@ def _compiled(plan: "Plan", compute: "Compute", options: SampleOptions) -> bool:
     if options.compile != "auto":
         return options.compile
     per_step = 1 if options.guidance.get("scale") in (0, 1) else 2
-    calls = plan.steps() * per_step * (plan.images // options.batch_size)
+    calls = plan.steps * per_step * (plan.images // options.batch_size)
     return compute.device.type == "cuda" and calls >= COMPILE_FROM_CALLS
 
 
-def _identity(
-    pretrained: "Pretrained", plan: "Plan", compute: "Compute", compiled: bool, options: SampleOptions
-) -> dict[str, object]:
-    """Everything that decides the images: of files not where they lie but what is in them."""
+def identity(pretrained: "Pretrained", loop: "SamplingLoop", options: SampleOptions) -> dict[str, object]:
+    """Everything that decides the images, as JSON: of files not where they lie but what is in them."""
     decisive = {key: value for key, value in asdict(options).items() if key not in _NOT_IN_THE_IMAGES}
     mask = None if options.mask is None else Path(options.mask).expanduser().read_bytes()
-    given = {
+    plan = loop.plan
+    return decisive | {
         "image": None if plan.shown is None else f"pictures {_digest([plan.shown])}",
         "mask": None if mask is None else f"picture {_digest([], mask)}",
+        "version": __version__,
+        "ckpt": f"step {pretrained.step:,}, {_digest_of_model(pretrained)}",
+        "device": loop.compute.device.type,
+        "precision": loop.compute.precision,
+        "compile": loop.compiled is not None,
+        "mode": {key: value for key, value in options.mode.items() if key not in OF_MODES},
     }
-    return (
-        decisive
-        | given
-        | {
-            "version": __version__,
-            "ckpt": f"step {pretrained.step:,}, {_digest_of_model(pretrained)}",
-            "device": compute.device.type,
-            "precision": compute.precision,
-            "compile": compiled,
-            "mode": {key: value for key, value in options.mode.items() if key not in OF_MODES},
-        }
-    )
 
 
 def _digest_of_model(pretrained: "Pretrained") -> str:

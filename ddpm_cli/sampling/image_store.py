@@ -5,7 +5,7 @@ A hidden folder in the output directory holds
     identity.json   what decides the images: only a run of the same identity goes on here
     pixels          uint8 [N, H, W, C], image i at its own place
     done            a byte for each batch, 1 once its images are on the disk
-    film_*.npy      the way there of the first images, by batch
+    trajectory_*.npy    the way there of the first images, by batch
     lock            held by the process that began the run or goes on with it
 
 Several processes write to the same files, each its own batches. What is not marked as done is drawn again.
@@ -29,18 +29,25 @@ from torch import Tensor
 
 from ddpm_cli.config.compare import differences
 from ddpm_cli.io import durable
-from ddpm_cli.sampling import files as files
 
 FOLDER = ".unfinished"
 IDENTITY_FILE = "identity.json"
 PIXELS_FILE = "pixels"
 DONE_FILE = "done"
 LOCK_FILE = "lock"
+# What is made of the images, beside that folder.
+GRID_FILE = "samples.png"
+IMAGES_DIRECTORY = "images"
+NPZ_FILE = "samples.npz"
+STRIP_FILE = "steps.png"
+GIF_FILE = "steps.gif"
+OUTPUTS = (GRID_FILE, IMAGES_DIRECTORY, NPZ_FILE, STRIP_FILE, GIF_FILE)
+
 FLUSH_SECONDS = 1.0  # what a killed process may have to draw again; more often, flushing would take time from drawing
 
 
 @contextmanager
-def held(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
     """Hold an output directory while inside. Afterwards nothing is left of a run that has finished, or drawn nothing.
 
     The system lets go of it when the process ends, however it ends.
@@ -101,7 +108,7 @@ def begin(directory: Path, identity: dict, *, batch_size: int, shape: Sequence[i
                 raise ValueError(f"{folder / name} is not whole; remove {folder} to begin anew")
         return
     _clear(folder)
-    for name in files.ALL:
+    for name in OUTPUTS:
         if (directory / name).exists():
             raise ValueError(f"{directory} already holds {name}; choose another directory")
     durable.check_space(directory, copies * sizes[PIXELS_FILE])
@@ -162,21 +169,21 @@ class ImageStore:
         first = number * self.batch_size
         return range(first, min(first + self.batch_size, self.shape[0]))
 
-    def keep(self, indices: range, images: Tensor, film: Tensor | None = None) -> None:
+    def keep(self, indices: range, images: Tensor, trajectory: Tensor | None = None) -> None:
         """Write down a batch. It counts as done once flushed, at the latest when this is closed.
 
         Args:
             indices: of its images.
             images: uint8 `[B, C, H, W]` on the CPU.
-            film: the states of the first of them, uint8 `[frames, k, C, H, W]`.
+            trajectory: x of the first of them on its way, uint8 `[frames, k, C, H, W]`.
         """
         with durable.naming(self.folder / PIXELS_FILE):
             pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
             _write(self._pixels, indices.start * math.prod(self.shape[1:]), pixels.data.cast("B"))
-        if film is not None:
+        if trajectory is not None:
             content = io.BytesIO()
-            np.save(content, film.numpy())
-            durable.replace(self.folder / f"film_{indices.start:06d}.npy", content.getvalue())
+            np.save(content, trajectory.numpy())
+            durable.replace(self.folder / f"trajectory_{indices.start:06d}.npy", content.getvalue())
         self._unmarked.append(indices.start // self.batch_size)
         if time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self.flush()
@@ -204,9 +211,9 @@ class ImageStore:
         assert read == pixels.nbytes, (read, indices)
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
-    def film(self) -> Tensor | None:
-        """The states of the first images, uint8 `[frames, images, C, H, W]`; None: none were kept."""
-        parts = [torch.from_numpy(np.load(file)) for file in sorted(self.folder.glob("film_*.npy"))]
+    def trajectory(self) -> Tensor | None:
+        """x of the first images on its way, uint8 `[frames, images, C, H, W]`; None: none were kept."""
+        parts = [torch.from_numpy(np.load(file)) for file in sorted(self.folder.glob("trajectory_*.npy"))]
         return torch.cat(parts, dim=1) if parts else None
 
     def end(self) -> None:

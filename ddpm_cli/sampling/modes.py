@@ -4,28 +4,22 @@ A mode lays its pictures out in rows: one for each class, given picture or pair 
 i // per_row, and is the same whichever images are drawn in one batch with it.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from ddpm_cli.data.decode import decode
-from ddpm_cli.data.scan import find_images
-from ddpm_cli.diffusion import samplers
-from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
+from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.inversion import invert
-from ddpm_cli.diffusion.repaint import repaint
-from ddpm_cli.diffusion.samplers import Sampler, State
-from ddpm_cli.diffusion.schedule import NoiseSchedule
-from ddpm_cli.diffusion.times import fill
+from ddpm_cli.diffusion.repaint import RePaint
+from ddpm_cli.diffusion.samplers import DDIM, Ancestral, Sampler
+from ddpm_cli.diffusion.schedule import NoiseSchedule, expand_t
 from ddpm_cli.io.images import from_uint8
 from ddpm_cli.runtime.seeds import ImageNoise
+from ddpm_cli.sampling.pictures import read_mask, read_pictures
 
 T = TypeVar("T")
 
@@ -44,6 +38,7 @@ class SampleContext(NamedTuple):
     device: torch.device
 
     def noise(self, indices: range, seed: int | None = None) -> ImageNoise:
+        """Source of the noise of these images."""
         return ImageNoise(self.seed if seed is None else seed, indices, self.image_shape, self.device)
 
 
@@ -52,9 +47,11 @@ class Plan(NamedTuple):
 
     rows: int
     per_row: int
-    shown: Tensor | None  # uint8 [rows, k, C, H, W]: what stands before each row's images in the picture; None: nothing
-    states: Callable[[Denoiser, range], Iterator[State]]  # images of these indices on their way
-    by_seed: bool = True  # whether the setting's seed decides what is drawn
+    steps: int  # that an image takes
+    walk: Callable[[Denoiser, range], Iterator[Tensor]]  # images of these indices, x after every step
+    shown: Tensor | None = None  # uint8 [rows, k, C, H, W]: what stands before each row's images in the picture
+    by_seed: bool = True  # whether the context's seed decides what is drawn
+    labels: Sequence[int] | None = None  # of each row; None: there are none
 
     @property
     def images(self) -> int:
@@ -68,21 +65,21 @@ class Plan(NamedTuple):
             return None
         return self.per_row + (0 if self.shown is None else self.shown.shape[1])
 
-    def steps(self) -> int:
-        """How many states an image goes through; asks no network."""
-        return next(self.states(lambda x_t, _: Denoised(x_t, x_t, x_t), range(1))).steps
-
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
     """New images from noise; with classes a row of each."""
 
-    def plan(self, setting: SampleContext) -> Plan:
-        def states(denoise: Denoiser, indices: range) -> Iterator[State]:
-            noise = setting.noise(indices)
-            return setting.sampler(denoise, setting.schedule, noise(), noise)
+    def plan(self, context: SampleContext) -> Plan:
+        """The images that are to be drawn."""
+        sampler, schedule = context.sampler, context.schedule
+        times = sampler.times(schedule)
 
-        return Plan(max(1, setting.classes), setting.n, None, states)
+        def walk(denoise: Denoiser, indices: range) -> Iterator[Tensor]:
+            noise = context.noise(indices)
+            return sampler.solve(denoise, schedule, times, noise(), noise)
+
+        return Plan(max(1, context.classes), context.n, len(times), walk)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,25 +94,26 @@ class Edit:
     image: str | None
     strength: float | None
 
-    def plan(self, setting: SampleContext) -> Plan:
+    def plan(self, context: SampleContext) -> Plan:
         """Raises ValueError for a strength out of its range, or a picture that cannot be read."""
         strength = _given("strength", self.strength)
         if not 0 < strength <= 1:
             raise ValueError(f"strength must lie in (0, 1], got {strength:g}")
-        given = _read(_given("image", self.image), setting)
-        first = max(0, round(strength * setting.schedule.timesteps) - 1)
+        given = read_pictures(_given("image", self.image), context.image_shape)
+        sampler, schedule = context.sampler, context.schedule
+        first = max(0, round(strength * schedule.timesteps) - 1)
         try:
-            samplers.check_options(setting.sampler, setting.schedule, first)
+            times = sampler.times(schedule, first)
         except ValueError as error:
             raise ValueError(f"strength {strength:g} begins at t = {first}: {error}") from error
 
-        def states(denoise: Denoiser, indices: range) -> Iterator[State]:
-            noise = setting.noise(indices)
-            x_0 = _rows(given, setting, indices)
-            alpha, sigma = setting.schedule.alpha_sigma(fill(x_0, first), x_0.shape)
-            return setting.sampler(denoise, setting.schedule, alpha * x_0 + sigma * noise(), noise, first)
+        def walk(denoise: Denoiser, indices: range) -> Iterator[Tensor]:
+            noise = context.noise(indices)
+            x_0 = _of_rows(given, context, indices)
+            alpha, sigma = schedule.alpha_sigma(expand_t(first, x_0), x_0.shape)
+            return sampler.solve(denoise, schedule, times, alpha * x_0 + sigma * noise(), noise)
 
-        return Plan(len(given), setting.n, given[:, None], states)
+        return Plan(len(given), context.n, len(times), walk, given[:, None])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,38 +124,32 @@ class Inpaint:
         image: a picture or a folder of them.
         mask: a picture, white where to paint.
         jump_length: steps that a jump goes back towards noise.
-        jumps: how often it does so from each such stretch; 0: never.
+        resamplings: how often each stretch of that length is gone through; 1: without jumps.
     """
 
     image: str | None
     mask: str | None
     jump_length: int
-    jumps: int
+    resamplings: int
 
-    def plan(self, setting: SampleContext) -> Plan:
+    def plan(self, context: SampleContext) -> Plan:
         """Raises ValueError for another sampler than ddpm, jumps that cannot be, or a picture that cannot be read."""
-        options = getattr(setting.sampler, "keywords", {})
-        if getattr(setting.sampler, "func", None) is not samplers.ddpm:
+        sampler, schedule = context.sampler, context.schedule
+        if not isinstance(sampler, Ancestral):
             raise ValueError("RePaint goes by ancestral steps: choose sampler=ddpm")
-        given = _read(_given("image", self.image), setting)
-        mask_file = _given("mask", self.mask)
-        _, height, width = setting.image_shape
-        white = _decoded(Path(mask_file).expanduser(), (1, height, width)) >= 128  # [1, H, W]
-        if not white.any() or white.all():
-            where = "nowhere" if not white.any() else "everywhere"
-            raise ValueError(f"{mask_file} is white {where}: white is where to paint, black what to keep")
-        mask = white[None].float().to(setting.device)
-        paint = partial(repaint, mask=mask, jump_length=self.jump_length, jumps=self.jumps, **options)
-        pixel = torch.zeros(1, 1, 1, 1, device=setting.device)
-        trial = partial(paint, mask=torch.ones_like(pixel), image=pixel)
-        next(trial(lambda x_t, _: Denoised(x_t, x_t, x_t), setting.schedule, pixel, lambda: pixel))
+        given = read_pictures(_given("image", self.image), context.image_shape)
+        white = read_mask(_given("mask", self.mask), context.image_shape[1:])
+        mask = white[None].to(context.device)
+        repaint = RePaint(variance=sampler.variance, jump_length=self.jump_length, resamplings=self.resamplings)
+        times = sampler.times(schedule)
+        steps = repaint.steps_down(len(times))
         holes = torch.where(white, torch.tensor(GREY, dtype=torch.uint8), given)
 
-        def states(denoise: Denoiser, indices: range) -> Iterator[State]:
-            noise = setting.noise(indices)
-            return paint(denoise, setting.schedule, noise(), noise, image=_rows(given, setting, indices))
+        def walk(denoise: Denoiser, indices: range) -> Iterator[Tensor]:
+            image = _of_rows(given, context, indices)
+            return repaint.paint(denoise, schedule, times, context.noise(indices), image=image, mask=mask)
 
-        return Plan(len(given), setting.n, torch.stack([given, holes], dim=1), states)
+        return Plan(len(given), context.n, steps, walk, torch.stack([given, holes], dim=1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,24 +162,29 @@ class Interpolate:
 
     seeds: Sequence[int] | None
 
-    def plan(self, setting: SampleContext) -> Plan:
+    def plan(self, context: SampleContext) -> Plan:
         """Raises ValueError for less than two seeds or frames, one seed twice running, or a sampler that adds noise."""
         seeds = _given("seeds", self.seeds)
         if len(seeds) < 2:
             raise ValueError(f"seeds must be at least two, got {list(seeds)}")
         if any(a == b for a, b in pairwise(seeds)):
             raise ValueError(f"seeds must change from one to the next, got {list(seeds)}")
-        if setting.n < 2:
-            raise ValueError(f"n must be at least 2, the two ends, got {setting.n}")
-        _check_deterministic(setting, "interpolation")
-        ends = torch.cat([setting.noise(range(1), seed)() for seed in seeds])
+        if context.n < 2:
+            raise ValueError(f"n must be at least 2, the two ends, got {context.n}")
+        sampler, schedule = context.sampler, context.schedule
+        if sampler.stochastic:
+            raise ValueError(
+                "interpolation takes a sampler without noise of its own: choose sampler=ddim or another solver"
+            )
+        times = sampler.times(schedule)
+        ends = torch.cat([context.noise(range(1), seed)() for seed in seeds])
 
-        def states(denoise: Denoiser, indices: range) -> Iterator[State]:
-            places = [divmod(i, setting.n) for i in indices]
-            x = [_slerp(ends[row], ends[row + 1], frame / (setting.n - 1)) for row, frame in places]
-            return setting.sampler(denoise, setting.schedule, torch.stack(x), _no_noise)
+        def walk(denoise: Denoiser, indices: range) -> Iterator[Tensor]:
+            places = [divmod(i, context.n) for i in indices]
+            x = [_slerp(ends[row], ends[row + 1], frame / (context.n - 1)) for row, frame in places]
+            return sampler.solve(denoise, schedule, times, torch.stack(x), _no_noise)
 
-        return Plan(len(seeds) - 1, setting.n, None, states, by_seed=False)
+        return Plan(len(seeds) - 1, context.n, len(times), walk, by_seed=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,24 +197,23 @@ class Reconstruct:
 
     image: str | None
 
-    def plan(self, setting: SampleContext) -> Plan:
+    def plan(self, context: SampleContext) -> Plan:
         """Raises ValueError for another sampler than deterministic DDIM, or a picture that cannot be read."""
-        options = dict(getattr(setting.sampler, "keywords", {}))
-        if getattr(setting.sampler, "func", None) is not samplers.ddim or options.pop("eta", 0.0) != 0:
+        sampler, schedule = context.sampler, context.schedule
+        if not isinstance(sampler, DDIM) or sampler.stochastic:
             raise ValueError("what is inverted is DDIM without noise: choose sampler=ddim sampler.eta=0")
-        if setting.n != 1:
-            raise ValueError(f"n must be 1, as nothing is drawn at random, got {setting.n}")
-        given = _read(_given("image", self.image), setting)
+        if context.n != 1:
+            raise ValueError(f"n must be 1, as nothing is drawn at random, got {context.n}")
+        given = read_pictures(_given("image", self.image), context.image_shape)
+        times = sampler.times(schedule)
 
-        def states(denoise: Denoiser, indices: range) -> Iterator[State]:
-            x = _rows(given, setting, indices)
-            for state in invert(denoise, setting.schedule, x, **options):
-                x = state.x
-                yield State(x, state.step, 2 * state.steps)
-            for state in setting.sampler(denoise, setting.schedule, x, _no_noise):
-                yield State(state.x, state.steps + state.step, 2 * state.steps)
+        def walk(denoise: Denoiser, indices: range) -> Iterator[Tensor]:
+            x = _of_rows(given, context, indices)
+            for x in invert(denoise, schedule, times, x):  # noqa: B020 - the last one is where the way back begins
+                yield x
+            yield from sampler.solve(denoise, schedule, times, x, _no_noise)
 
-        return Plan(len(given), 1, given[:, None], states, by_seed=False)
+        return Plan(len(given), 1, 2 * len(times), walk, given[:, None], by_seed=False)
 
 
 Mode = Generate | Edit | Inpaint | Interpolate | Reconstruct
@@ -229,33 +225,10 @@ def _given(name: str, value: T | None) -> T:
     return value
 
 
-def _read(path: str, setting: SampleContext) -> Tensor:
-    """The picture at `path`, or those in that folder, as the network's images: uint8 `[K, C, H, W]`."""
-    place = Path(path).expanduser()
-    names = [place]
-    if place.is_dir():
-        found, bad = find_images(os.fspath(place))
-        if bad:
-            raise ValueError(bad[0].line(os.fspath(place)))
-        names = [place / file.name for file in found]
-        if not names:
-            raise ValueError(f"there are no pictures in {place}")
-    return torch.stack([_decoded(name, setting.image_shape) for name in names])
-
-
-def _decoded(file: Path, shape: tuple[int, int, int]) -> Tensor:
-    """A picture as uint8 of `shape` (C, H, W). Raises ValueError, which names the file, if it cannot be decoded."""
-    channels, height, width = shape
-    try:
-        return torch.from_numpy(decode(file, (height, width), channels).copy())
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-
-
-def _rows(given: Tensor, setting: SampleContext, indices: range) -> Tensor:
+def _of_rows(given: Tensor, context: SampleContext, indices: range) -> Tensor:
     """For each image the picture its row is made of, in [-1, 1] on the device."""
-    rows = torch.tensor([i // setting.n for i in indices])
-    return from_uint8(given[rows].to(setting.device))
+    rows = torch.tensor([i // context.n for i in indices])
+    return from_uint8(given[rows].to(context.device))
 
 
 def _slerp(a: Tensor, b: Tensor, fraction: float) -> Tensor:
@@ -265,10 +238,5 @@ def _slerp(a: Tensor, b: Tensor, fraction: float) -> Tensor:
     return of_a * a + of_b * b  # at the ends exactly a and b
 
 
-def _check_deterministic(setting: SampleContext, what: str) -> None:
-    if not samplers.is_deterministic(setting.sampler, setting.schedule):
-        raise ValueError(f"{what} takes a sampler without noise of its own: choose sampler=ddim or another solver")
-
-
 def _no_noise() -> Tensor:
-    raise AssertionError("a deterministic sampler asks for no noise")
+    raise AssertionError("a sampler that says it is not stochastic asks for noise")

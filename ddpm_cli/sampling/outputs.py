@@ -1,4 +1,4 @@
-"""What `ddpm-sample` makes of the images that it has drawn: the picture of all, single ones, an array, a film.
+"""What `ddpm-sample` makes of the images that it has drawn: the picture of all, single ones, an array, a trajectory.
 
 Everything is made beside the images, put on the disk, and only then given its place: nobody sees half of it. Images
 are read as they are needed, as there may be more of them than fit into memory.
@@ -16,8 +16,14 @@ from torch import Tensor
 
 from ddpm_cli.io import durable
 from ddpm_cli.io.images import grid, save_gif, save_png
-from ddpm_cli.sampling import files as files
-from ddpm_cli.sampling.image_store import ImageStore
+from ddpm_cli.sampling.image_store import (
+    GIF_FILE,
+    GRID_FILE,
+    IMAGES_DIRECTORY,
+    NPZ_FILE,
+    STRIP_FILE,
+    ImageStore,
+)
 from ddpm_cli.sampling.modes import Plan
 
 GRID_IMAGES = 400  # more would make a picture nobody can open; the others are in save=images or save=npz
@@ -25,8 +31,8 @@ GRID_COLUMNS = 20  # of rows so long that not all of them would fit, so much is 
 CHUNK_BYTES = 1 << 24
 
 
-def write(unfinished: ImageStore, plan: Plan, *, save: str) -> list[Path]:
-    """Write the picture of all images, what else `save` asks for, and the film; returns what is there now.
+def write(store: ImageStore, plan: Plan, *, save: str) -> list[Path]:
+    """Write the picture of all images, what else `save` asks for, and the trajectory; returns what is there now.
 
     Args:
         save: "grid" alone, "images" (single PNGs too) or "npz" (uint8 `[N, H, W, C]` too).
@@ -34,66 +40,66 @@ def write(unfinished: ImageStore, plan: Plan, *, save: str) -> list[Path]:
     Raises:
         OSError: if something cannot be written.
     """
-    made: dict[str, Callable[[Path], None]] = {files.GRID_FILE: lambda path: save_png(picture(unfinished, plan), path)}
+    made: dict[str, Callable[[Path], None]] = {GRID_FILE: lambda path: save_png(picture(store, plan), path)}
     if save == "images":
-        made[files.IMAGES_DIRECTORY] = lambda path: _write_images(unfinished, path)
+        made[IMAGES_DIRECTORY] = lambda path: _write_images(store, path)
     if save == "npz":
-        made[files.NPZ_FILE] = lambda path: _write_npz(unfinished, path)
-    film = unfinished.film()
-    if film is not None:
-        frames, shown = film.shape[:2]
-        made[files.STRIP_FILE] = lambda path: save_png(grid(film.transpose(0, 1).flatten(0, 1), columns=frames), path)
-        made[files.FILM_FILE] = lambda path: save_gif([grid(frame, columns=shown) for frame in film], path)
+        made[NPZ_FILE] = lambda path: _write_npz(store, path)
+    trajectory = store.trajectory()
+    if trajectory is not None:
+        frames, shown = trajectory.shape[:2]
+        made[STRIP_FILE] = lambda path: save_png(grid(trajectory.transpose(0, 1).flatten(0, 1), columns=frames), path)
+        made[GIF_FILE] = lambda path: save_gif([grid(frame, columns=shown) for frame in trajectory], path)
     for name, make in made.items():
-        _put(unfinished, name, make)
-    durable.sync(unfinished.directory)
-    return [unfinished.directory / name for name in made]
+        _put(store, name, make)
+    durable.sync(store.directory)
+    return [store.directory / name for name in made]
 
 
-def picture(unfinished: ImageStore, plan: Plan) -> Tensor:
+def picture(store: ImageStore, plan: Plan) -> Tensor:
     """The plan's rows, each behind what is shown with it, as many as a person can look at; uint8 `[C, H, W]`."""
     if plan.columns is None:
-        return grid(unfinished.images(range(min(plan.images, GRID_IMAGES))))
+        return grid(store.images(range(min(plan.images, GRID_IMAGES))))
     columns = min(plan.columns, max(GRID_COLUMNS, GRID_IMAGES // plan.rows))
     cells = []
     for row in range(min(plan.rows, GRID_IMAGES // columns)):
         given = [] if plan.shown is None else [plan.shown[row]]
         first, shown = row * plan.per_row, columns - sum(map(len, given))
-        cells.append(torch.cat([*given, unfinished.images(range(first, first + min(plan.per_row, shown)))]))
+        cells.append(torch.cat([*given, store.images(range(first, first + min(plan.per_row, shown)))]))
     return grid(torch.cat(cells), columns=columns)
 
 
-def _write_images(unfinished: ImageStore, directory: Path) -> None:
+def _write_images(store: ImageStore, directory: Path) -> None:
     directory.mkdir()
-    for indices in _chunks(unfinished):
-        for i, image in zip(indices, unfinished.images(indices), strict=True):
+    for indices in _chunks(store):
+        for i, image in zip(indices, store.images(indices), strict=True):
             save_png(image, directory / f"{i:06d}.png")
 
 
-def _write_npz(unfinished: ImageStore, path: Path) -> None:
+def _write_npz(store: ImageStore, path: Path) -> None:
     """What `numpy.savez(path, images)` would write."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": unfinished.shape}
+    header = {"descr": "|u1", "fortran_order": False, "shape": store.shape}
     with (
         durable.naming(path),
         zipfile.ZipFile(path, "w") as archive,
         archive.open("arr_0.npy", "w", force_zip64=True) as member,
     ):
         np.lib.format.write_array_header_1_0(member, header)
-        for indices in _chunks(unfinished):
-            member.write(unfinished.images(indices).permute(0, 2, 3, 1).numpy().data)
+        for indices in _chunks(store):
+            member.write(store.images(indices).permute(0, 2, 3, 1).numpy().data)
 
 
-def _chunks(unfinished: ImageStore) -> Iterator[range]:
+def _chunks(store: ImageStore) -> Iterator[range]:
     """The indices of all images, few enough at a time."""
-    count = unfinished.shape[0]
-    at_a_time = max(1, CHUNK_BYTES // math.prod(unfinished.shape[1:]))
+    count = store.shape[0]
+    at_a_time = max(1, CHUNK_BYTES // math.prod(store.shape[1:]))
     for first in range(0, count, at_a_time):
         yield range(first, min(first + at_a_time, count))
 
 
-def _put(unfinished: ImageStore, name: str, make: Callable[[Path], None]) -> None:
+def _put(store: ImageStore, name: str, make: Callable[[Path], None]) -> None:
     """Let `make` write something, and give it its place once it is on the disk."""
-    target, path = unfinished.directory / name, unfinished.folder / f"new_{name}"
+    target, path = store.directory / name, store.folder / f"new_{name}"
     if target.exists():  # by an attempt that was stopped later on
         return
     if path.is_dir():

@@ -32,7 +32,6 @@ def prepare(options: TrainOptions, world: "World") -> "tuple[Trainer, Sampler]":
     import torch
 
     from ddpm_cli.data.loader import BatchLoader
-    from ddpm_cli.diffusion import samplers
     from ddpm_cli.distributed.fsdp import shard
     from ddpm_cli.runtime.device import choose_compute
     from ddpm_cli.runtime.seeds import derive_seed
@@ -48,7 +47,7 @@ def prepare(options: TrainOptions, world: "World") -> "tuple[Trainer, Sampler]":
         _activation_checkpointing(ddpm)
     sampler = instantiate(options.sampler, "sampler")
     with naming("sampler"):
-        samplers.check_options(sampler, ddpm.schedule)
+        sampler.times(ddpm.schedule)
     with naming("data"):
         # Rank 0 first: the others find what it has decoded or fetched.
         images = world.main_first(lambda: instantiate(options.data, "data"))

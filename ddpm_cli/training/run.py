@@ -24,8 +24,9 @@ from ddpm_cli.io.images import to_uint8
 from ddpm_cli.runtime.device import out_of_memory
 from ddpm_cli.runtime.exit_codes import NON_FINITE, RunError, Stopped
 from ddpm_cli.runtime.logs import log
-from ddpm_cli.runtime.seeds import ImageNoise
 from ddpm_cli.runtime.signals import Stop
+from ddpm_cli.sampling.loop import SamplingLoop
+from ddpm_cli.sampling.modes import Generate, SampleContext
 from ddpm_cli.training.build import pixels
 from ddpm_cli.training.event_files import cut_back
 from ddpm_cli.training.metrics import MetricsLogger
@@ -242,21 +243,30 @@ class TrainingRun:
 
         Every rank draws its share, so that none waits for another one's.
         """
-        trainer, world, wanted = self.trainer, self.trainer.world, self.trainer.settings.preview_images
+        world, wanted = self.trainer.world, self.trainer.settings.preview_images
         share = -(-wanted // world.size)  # some ranks may draw images that nobody asked for
-        indices = range(world.rank * share, (world.rank + 1) * share)
-        ddpm = trainer.ddpm.with_model(trainer.ema.model)
-        labels = None
-        if ddpm.num_classes is not None:
-            labels = torch.tensor(indices, device=trainer.compute.device) % ddpm.num_classes
-        noise = ImageNoise(self.options.seed, indices, trainer.batches.images.shape, trainer.compute.device)
-        x = None
-        with trainer.compute.autocast():
-            for state in ddpm.sample_states(noise, self.sampler, denoise=ddpm.denoiser(labels)):
-                if world.any(self.stop.requested) and not to_the_end:
-                    return None
-                x = state.x
+        loop, x = self._preview_loop(share * world.size), None
+        for x in loop.states(range(world.rank * share, (world.rank + 1) * share)):  # noqa: B007 - the last is the image
+            if world.any(self.stop.requested) and not to_the_end:
+                return None
         return None if x is None else world.gather(to_uint8(x))[:wanted]
+
+    def _preview_loop(self, images: int) -> SamplingLoop:
+        """What draws previews; where there are labels, the images take turns with them."""
+        trainer = self.trainer
+        context = SampleContext(
+            schedule=trainer.ddpm.schedule,
+            sampler=self.sampler,
+            image_shape=trainer.batches.images.shape,
+            n=images,
+            classes=0,
+            seed=self.options.seed,
+            device=trainer.compute.device,
+        )
+        plan = Generate().plan(context)
+        if trainer.ddpm.num_classes is not None:
+            plan = plan._replace(rows=images, per_row=1, labels=[i % trainer.ddpm.num_classes for i in range(images)])
+        return SamplingLoop(trainer.ddpm.with_model(trainer.ema.model), plan, trainer.compute)
 
     def _save(self, monitor: MetricsLogger | None, *, remove_old: bool = True) -> None:
         """Save a checkpoint, to which sharded ranks bring their parts; returns when it is safe.

@@ -1,0 +1,276 @@
+"""A run of `ddpm-sample`: from checked options to pictures on the disk, and the ways it may end.
+
+Heavy modules are imported inside the functions: `--help` and a mistyped key are answered without torch.
+"""
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from ddpm_cli.config.compare import differences
+from ddpm_cli.config.errors import ConfigError, naming
+from ddpm_cli.config.invocation import Invocation
+from ddpm_cli.config.sample_options import SampleOptions
+from ddpm_cli.io import durable, run_dir
+from ddpm_cli.io.text import printable, size_text
+from ddpm_cli.runtime.exit_codes import RunError, Stopped
+from ddpm_cli.runtime.signals import Stop
+from ddpm_cli.sampling.build import build_loop, identity
+
+if TYPE_CHECKING:
+    from ddpm_cli.checkpoint.pretrained import Pretrained, Selection
+    from ddpm_cli.distributed.process_group import World
+    from ddpm_cli.runtime.device import Compute
+    from ddpm_cli.sampling.image_store import ImageStore
+    from ddpm_cli.sampling.loop import SamplingLoop
+
+T = TypeVar("T")
+
+
+class _Task(NamedTuple):
+    """What every step of a run works with."""
+
+    options: SampleOptions
+    invocation: Invocation
+    world: "World"
+    stop: Stop
+
+
+def start(config: dict, invocation: Invocation, stop: Stop) -> Path:
+    """Sample from a checkpoint and write the pictures; returns the path of the one that shows all.
+
+    Raises:
+        ConfigError: before anything has been written, if the configuration or the checkpoint cannot be used.
+        RunError: if it had to end early; what has been drawn is kept.
+        Stopped: if it was asked to end early; what has been drawn is kept.
+    """
+    from ddpm_cli.distributed.process_group import LostRankError, join
+
+    try:
+        world = join()
+        if world.size > 1 and invocation.sweep_directory is not None:
+            raise ConfigError("-m: a sweep cannot run in several processes that sample together; start its runs singly")
+        with ExitStack() as held:
+            return _sample(_Task(SampleOptions(**config), invocation, world, stop), held)
+    except LostRankError as error:  # once drawing, what is there is said too
+        raise RunError(str(error)) from error
+
+
+def _sample(task: _Task, held: ExitStack) -> Path:
+    from ddpm_cli.sampling.image_store import GRID_FILE, ImageStore
+    from ddpm_cli.sampling.loop import TRAJECTORY_IMAGES
+    from ddpm_cli.sampling.outputs import write
+
+    options, world = task.options, task.world
+    compute = _agreed(world, lambda: _compute(task))
+    selection = _select(task)
+    pretrained, loop = _agreed(world, lambda: _prepare(task, compute, selection))
+    decisive = identity(pretrained, loop, options)
+    differing = world.first("; ".join(differences(world.broadcast(decisive), decisive)) or None)
+    if differing is not None:
+        raise ConfigError(f"not every process would draw what the first does: {differing}")
+    channels, height, width = pretrained.image_shape
+    batches = {"batch_size": options.batch_size, "shape": (loop.plan.images, height, width, channels)}
+    directory = world.broadcast(_begin(task, decisive, batches, held) if world.main else None)
+    with naming("out"):
+        store = held.enter_context(ImageStore(directory, **batches))
+    missing = world.broadcast(store.missing)
+    with _ending_well(task, store, size_text(pretrained.image_shape)):
+        if missing and loop.compiled is not None:
+            _compile(loop, options, pretrained.image_shape)
+        if world.main:
+            _announce(task, pretrained, loop, store)
+        followed = TRAJECTORY_IMAGES if options.save_trajectory else 0
+        loop.draw(missing[world.rank :: world.size], store.keep, followed=followed, show_progress=world.main)
+        store.flush()
+        world.wait()
+        if world.main:
+            written = write(store, loop.plan, save=options.save)
+            store.end()
+            print("\n".join(map(str, written)))
+    return directory / GRID_FILE
+
+
+def _compute(task: _Task) -> "Compute":
+    from ddpm_cli.runtime.device import choose_compute
+
+    options = task.options
+    with naming("device"):
+        return choose_compute(options.device, options.precision, local_rank=task.world.local_rank)
+
+
+def _select(task: _Task) -> "Selection":
+    """The weights that rank 0 has found and verified, for all."""
+    from ddpm_cli.checkpoint.pretrained import select
+
+    options = task.options
+    with naming("ckpt"):
+        return task.world.on_main(
+            lambda: select(
+                options.ckpt,
+                weights=options.weights,
+                ema_length=options.ema_length,
+                trust=options.trust,
+                sha256=options.ckpt_sha256,
+            )
+        )
+
+
+def _prepare(task: _Task, compute: "Compute", selection: "Selection") -> "tuple[Pretrained, SamplingLoop]":
+    from ddpm_cli.checkpoint.pretrained import rebuild
+
+    with naming("ckpt"):
+        pretrained = rebuild(selection, trust=task.options.trust)
+    compute.place(pretrained.ddpm)
+    return pretrained, build_loop(pretrained, compute, task.options, task.invocation.changes)
+
+
+def _agreed(world: "World", call: Callable[[], T]) -> T:
+    """What `call` returns on this rank; what one rank refuses all do, so that rank 0 can say it."""
+    if world.size == 1:
+        return call()
+    try:
+        result, problem = call(), None
+    except ValueError as error:
+        result, problem = None, error
+    said = world.first(None if problem is None else (world.rank, str(problem)))
+    if said is not None:
+        rank, message = said
+        raise ConfigError(message if rank == 0 else f"{message} (process {rank})") from problem
+    assert result is not None
+    return result
+
+
+def _begin(task: _Task, decisive: dict, batches: dict, held: ExitStack) -> Path:
+    """The output directory, locked, in which a run has been begun or may be resumed."""
+    from ddpm_cli.sampling import image_store
+
+    with naming("out"):
+        directory = _output_directory(task, held)
+        held.enter_context(image_store.locked(directory))
+        copies = 2 if task.options.save == "npz" else 1
+        image_store.begin(directory, decisive, copies=copies, **batches)
+    return directory
+
+
+def _output_directory(task: _Task, held: ExitStack) -> Path:
+    options = task.options
+    if options.out is None and task.invocation.sweep_directory is not None:
+        return task.invocation.sweep_directory
+    if options.out is None:
+        path = Path(options.ckpt).absolute()
+        runs = [parent for parent in (path, *path.parents) if (parent / run_dir.CHECKPOINTS).is_dir()]
+        if runs and (runs[0] / run_dir.SAMPLES).is_symlink():
+            raise ConfigError(f"out: {runs[0] / run_dir.SAMPLES} is a link; choose a directory with out=DIR")
+        directory = run_dir.create(runs[0] if runs else "outputs", run_dir.SAMPLES)
+        held.callback(_remove_if_empty, directory)
+        return directory
+    directory = Path(options.out)
+    if not directory.is_dir():
+        durable.make_directory(directory)
+    with TemporaryFile(dir=directory):  # whether it can be written to is better known before than after sampling
+        return directory
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with suppress(OSError):
+        directory.rmdir()
+        directory.parent.rmdir()
+
+
+def _compile(loop: "SamplingLoop", options: SampleOptions, image_shape: tuple[int, int, int]) -> None:
+    """Compile the network; where compile=auto finds that this cannot be, it is drawn with as it was written."""
+    from ddpm_cli.runtime.device import out_of_memory
+
+    try:
+        loop.compile(image_shape)
+    except Exception as error:  # whatever a compiler may raise
+        if out_of_memory(error):
+            raise
+        reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[:2])
+        if options.compile != "auto":
+            raise ConfigError(f"compile: the network cannot be compiled here: {reason}") from error
+        print(f"not compiled: {reason}", file=sys.stderr)
+        loop.compiled = 0
+
+
+def _announce(task: _Task, pretrained: "Pretrained", loop: "SamplingLoop", store: "ImageStore") -> None:
+    options, world = task.options, task.world
+    length = "" if options.ema_length is None else f" of length {options.ema_length:g}"
+    together = f", {world.size} processes" if world.size > 1 else ""
+    compiled = ", compiled" if loop.compiled else ""
+    on = f"{loop.compute}{together}{compiled}"
+    print(f"{options.ckpt}: step {pretrained.step:,}, {options.weights} weights{length}, on {on}")
+    if store.finished > 0:
+        print(f"resumes: {_there(store)}")
+
+
+def _there(store: "ImageStore") -> str:
+    return f"{store.finished:,} of {store.shape[0]:,} images are there"
+
+
+@contextmanager
+def _ending_well(task: _Task, store: "ImageStore", image: str) -> Iterator[None]:
+    """Inside, whatever ends the drawing early says what is there and how to resume."""
+    from ddpm_cli.distributed.process_group import LostRankError
+    from ddpm_cli.runtime.device import out_of_memory
+
+    def kept() -> str:
+        with suppress(OSError):
+            store.flush()
+        return _how_to_resume(task, store)
+
+    try:
+        with _said_by_every_rank(task.world):
+            try:
+                yield
+            except LostRankError as error:
+                raise RunError(f"{error}. {kept()}") from error
+            except OSError as error:
+                where = "" if error.filename is None else f"{error.filename}: "
+                raise RunError(f"{where}{error.strerror or error}. {kept()}") from error
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                described = f"{task.options.batch_size} images of {image} at a time"
+                less = "a smaller batch_size takes less"
+                raise RunError(f"out of memory with {described}; {less}. {kept()}") from error
+    except Stopped as stopped:
+        raise Stopped(f"{task.stop.signal}: stopped. {kept()}") from stopped
+
+
+@contextmanager
+def _said_by_every_rank(world: "World") -> Iterator[None]:
+    """Inside, an error that may be of this process alone is said by itself: otherwise only rank 0 speaks."""
+    try:
+        yield
+    except RunError as error:
+        if not world.main:
+            print(f"ddpm-sample: process {world.rank}: {printable(str(error))}", file=sys.stderr)
+        raise
+
+
+def _how_to_resume(task: _Task, store: "ImageStore") -> str:
+    if store.finished == 0:
+        return "Nothing had been drawn yet"
+    if task.invocation.sweep_directory is not None:
+        return f"{_there(store)}, in {store.directory}"
+    program = ["ddpm-sample"]
+    if task.world.size > 1:
+        program = ["torchrun", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", "-m", "ddpm_cli.sample"]
+    out = [] if task.options.out is not None else [f"out={_quoted(str(store.directory))}"]
+    return f"{_there(store)}. To resume: {shlex.join([*program, *sys.argv[1:], *out])}"
+
+
+def _quoted(path: str) -> str:
+    """As Hydra reads it on a command line."""
+    if re.fullmatch(r"[\w./+@%:-]+", path):
+        return path
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", path)
+    return f"'{escaped}'"
