@@ -13,7 +13,7 @@ from ddpm_cli.cli.launch import launch
 from ddpm_cli.config.compare import differences, merge
 from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.invocation import Invocation
-from ddpm_cli.config.schema import check, is_node, targets_in
+from ddpm_cli.config.schema import check, targets_in
 from ddpm_cli.config.train_options import OPTIONS, TrainOptions
 from ddpm_cli.io import run_dir as run_directory
 from ddpm_cli.runtime.exit_codes import RunError
@@ -125,7 +125,7 @@ def _new_directory(options: TrainOptions, call: Invocation, trainer: "Trainer", 
 def _hold(directory: Path, world: "World", held: ExitStack, key: str) -> None:
     if world.main:
         with naming(key):
-            held.enter_context(run_directory.held(directory))
+            held.enter_context(run_directory.locked_for_training(directory))
 
 
 def _resume(
@@ -133,27 +133,13 @@ def _resume(
 ) -> "tuple[TrainOptions, Trainer, Sampler, list[str]]":
     """The run in `directory` at its newest whole checkpoint, and what there is to say about newer ones."""
     from ddpm_cli import checkpoint
-    from ddpm_cli.checkpoint.validate import MisfitError, check_ddpm, check_node, check_state
-
-    trust = _trusted(config, call)
-
-    def check_ema(found: checkpoint.Metadata, shapes: dict[str, tuple[int, ...]]) -> None:
-        check_ddpm(found.config, shapes, found.image_shape, trust=trust)
-
-    def check_training(found: checkpoint.Metadata, shapes: dict[str, tuple[int, ...]]) -> None:
-        check_state(found.config, shapes, found.image_shape, trust=trust)
+    from ddpm_cli.checkpoint.training_state import load_state
 
     with naming("resume"):
-        newest, damaged = checkpoint.newest_whole(directory)
-        try:
-            ema, _ = checkpoint.load_ema(newest, check=check_ema)
-            state, description = checkpoint.load_training(newest, check=check_training)
-        except MisfitError as error:
-            raise ConfigError(f"resume: {newest}: {error}") from error
+        newest, damaged = world.on_main(lambda: checkpoint.newest_whole(directory))
+        state, ema = load_state(newest, trust=_trusted(config, call))
+    description = newest.metadata
     saved = description.config
-    for group, node in saved.items():
-        if is_node(node):
-            check_node(group, node, trust=trust)
     if call.resume in (None, AUTO):
         changed = differences(saved, config)
         if changed:
@@ -181,7 +167,7 @@ def _resume(
         trainer.load_state(state, ema)
         if trainer.step != description.step:
             raise ConfigError(
-                f"resume: {newest}: its training state is of step {trainer.step}, it says {description.step}"
+                f"resume: {newest.path}: its training state is of step {trainer.step}, it says {description.step}"
             )
     world.wait()  # until every rank has read what rank 0 is about to rename
     warnings = []
@@ -190,7 +176,7 @@ def _resume(
             for path, what in damaged.items():
                 warnings.append(f"damaged  {what}; set aside as {checkpoint.set_aside(path).name}")
         if damaged:
-            warnings.append(f"damaged  goes on from the newest whole checkpoint, {newest}")
+            warnings.append(f"damaged  goes on from the newest whole checkpoint, {newest.path}")
     return options, trainer, sampler, warnings
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from ddpm_cli import checkpoint, train
 from ddpm_cli.checkpoint import CheckpointError, Metadata
 from ddpm_cli.checkpoint.pretrained import load
-from ddpm_cli.checkpoint.validate import MisfitError, check_node, check_state
+from ddpm_cli.checkpoint.validate import MisfitError, check_ddpm, check_node, check_state
 from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.diffusion.variance import fixed_large
@@ -49,9 +49,9 @@ def write(directory: Path, step: int = 5, **changes) -> Path:
 def test_what_is_saved_comes_back(tmp_path: Path):
     path = write(tmp_path)
     assert path == tmp_path / "checkpoints" / "step_00000005"
-    ema, description = checkpoint.load_ema(path)
-    training, again = checkpoint.load_training(path)
-    assert description == again == describe(5)
+    found = checkpoint.verify(path, *checkpoint.FILES)
+    ema, training = checkpoint.load_ema(found), checkpoint.load_training(found)
+    assert found.metadata == checkpoint.verify(path, checkpoint.EMA_FILE).metadata == describe(5)
     assert training["counter.step"].item() == 5
     for name, value in load_file(path / "ema.safetensors").items():
         assert torch.equal(ema[name], value)
@@ -171,7 +171,7 @@ def test_resuming_falls_back_to_the_newest_whole_one(tmp_path: Path):
     (directory / "step_00000004" / "manifest.json").unlink()
     (directory / "step_00000003" / "checkpoint.json").write_text("{}")
     whole, damaged = checkpoint.newest_whole(tmp_path)
-    assert whole.name == "step_00000002"
+    assert whole.path.name == "step_00000002"
     assert [path.name for path in damaged] == ["step_00000004", "step_00000003"]
     assert "manifest.json is missing" in damaged[directory / "step_00000004"]
     assert "checkpoint.json is damaged" in damaged[directory / "step_00000003"]
@@ -252,9 +252,9 @@ def test_every_number_of_a_checkpoint_has_a_range(tmp_path: Path, group: str, ke
         ("schedule", "diffusion.schedule.custom", "betas", [float("nan")]),
         ("loss", "diffusion.loss.Hybrid", "bound_weight", 1e300),
         ("timestep_sampler", "training.timestep_samplers.LossSecondMoment", "history", 2**12 + 1),
-        ("ema", "training.ema.EMA", "posthoc", [0.1] * 9),
-        ("ema", "training.ema.EMA", "decays", [0.9] * 65),
-        ("trainer", "training.settings.Settings", "label_dropout", float("inf")),
+        ("ema", "ema.ema.EMA", "posthoc", [0.1] * 9),
+        ("ema", "ema.ema.EMA", "decays", [0.9] * 65),
+        ("trainer", "training.trainer_config.TrainerConfig", "label_dropout", float("inf")),
     ],
 )
 def test_so_has_one_of_every_other_group(group: str, target: str, key: str, value: object):
@@ -306,7 +306,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"format": 3}, "another checkpoint format; this version reads formats 1 to 2"),
+        ({"format": 4}, "another checkpoint format; this version reads formats 1 to 3"),
         ({"format": True}, "another checkpoint format"),
         ({"step": "abc"}, "its description cannot be: ValueError: step 'abc'"),
         ({"step": -1}, "step -1"),
@@ -405,7 +405,8 @@ def test_a_training_state_must_have_the_shapes_it_had():
     }
     config["timestep_sampler"] = loss_second_moment
     state |= {"timesteps.losses": (10, 3), "timesteps.seen": (10,)}
-    check_state(config, state, (1, 8, 8), trust=())
+    network = check_ddpm(config, (1, 8, 8), trust=())
+    check_state(config, state, network, trust=())
     for change in (
         {"ema.0.99.conv_in.weight": (1,)},
         {"ema.0.9.conv_in.weight": state["model.conv_in.weight"]},
@@ -421,10 +422,10 @@ def test_a_training_state_must_have_the_shapes_it_had():
         {"surprise": ()},
     ):
         with pytest.raises(MisfitError, match="not fit the network it describes: "):
-            check_state(config, state | change, (1, 8, 8), trust=())
+            check_state(config, state | change, network, trust=())
     for missing in ("ema.0.99.conv_in.bias", "posthoc.0.1.conv_out.weight", "timesteps.seen"):
         with pytest.raises(MisfitError, match=f"{missing} is missing"):
-            check_state(config, {n: s for n, s in state.items() if n != missing}, (1, 8, 8), trust=())
+            check_state(config, {n: s for n, s in state.items() if n != missing}, network, trust=())
 
 
 def test_a_class_of_the_users_own_needs_their_word(tmp_path: Path):

@@ -134,7 +134,7 @@ def test_a_state_comes_back_whatever_its_layout_and_no_other_is_taken():
         ({"posthoc": [0.1, 0.1]}, "posthoc must differ"),
         ({"posthoc": [0.3]}, r"posthoc must be at least 0.001 and below 0.2887 .*, got 0.3"),
         ({"posthoc": [0.0]}, "posthoc must be at least"),
-        ({"posthoc": [0.1 + 0.01 * i for i in range(9)]}, "posthoc must hold at most 8 widths, got 9"),
+        ({"posthoc": [0.1 + 0.01 * i for i in range(9)]}, "posthoc must hold at most 8 lengths, got 9"),
     ],
 )
 def test_averages_that_cannot_be_are_refused(options: dict, says: str):
@@ -165,7 +165,8 @@ def test_all_averages_are_resumed_bit_for_bit(tmp_path: Path):
     description = Metadata(step=3, image_shape=(1, 8, 8), images=1797, config={}, versions={})
     ema, state = stopped.ema.model.state_dict(), stopped.state()
     path = checkpoint.save(tmp_path, ema=ema, training=state, description=description)
-    resumed.load_state(checkpoint.load_training(path)[0], checkpoint.load_ema(path)[0])
+    found = checkpoint.verify(path, *checkpoint.FILES)
+    resumed.load_state(checkpoint.load_training(found), checkpoint.load_ema(found))
     list(resumed.run())
     assert {name.rpartition(".conv_in")[0] for name in straight.state() if name.endswith("conv_in.weight")} == {
         "model", "ema.0.9", "posthoc.0.05", "posthoc.0.1"

@@ -166,7 +166,8 @@ def test_a_run_that_remembers_losses_resumes_to_the_bit(tmp_path: Path):
         tmp_path, ema=stopped.ema.model.state_dict(), training=stopped.state(), description=description
     )
     resumed = loss_second_moment()
-    resumed.load_state(checkpoint.load_training(path)[0], checkpoint.load_ema(path)[0])
+    found = checkpoint.verify(path, *checkpoint.FILES)
+    resumed.load_state(checkpoint.load_training(found), checkpoint.load_ema(found))
     assert isinstance(resumed.timesteps, LossSecondMoment)
     assert isinstance(stopped.timesteps, LossSecondMoment)
     assert torch.equal(resumed.timesteps.probabilities(), stopped.timesteps.probabilities())

@@ -1,4 +1,4 @@
-"""Post-hoc EMA: averages of any width out of snapshots of two, compared with those followed all along."""
+"""Post-hoc EMA: averages of any length out of snapshots of two lengths, compared with those followed all along."""
 
 import json
 import os
@@ -21,9 +21,9 @@ from ddpm_cli.checkpoint import CheckpointError
 from ddpm_cli.checkpoint.pretrained import load
 from ddpm_cli.checkpoint.validate import check_node
 from ddpm_cli.config.errors import ConfigError
-from ddpm_cli.ema import posthoc as averages
+from ddpm_cli.ema import posthoc
 from ddpm_cli.ema.ema import EMA
-from ddpm_cli.ema.posthoc import WIDEST, check_width, coefficients, exponent, inner_product, newest_weight
+from ddpm_cli.ema.posthoc import LONGEST, check_length, coefficients, exponent, inner_product, newest_weight
 from ddpm_cli.io import run_dir as run_directory
 from ddpm_cli.training.run import check_space
 
@@ -33,23 +33,23 @@ KEPT = (0.05, 0.10)
 # The mathematics -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sigma_rel", [0.001, 0.05, 0.1, 0.2, 0.288])
-def test_the_exponent_gives_a_profile_of_that_width(sigma_rel: float):
-    """sigma_rel is the standard deviation of tau^gamma on [0, 1], which its moments say."""
-    gamma = exponent(sigma_rel)
+@pytest.mark.parametrize("length", [0.001, 0.05, 0.1, 0.2, 0.288])
+def test_the_exponent_gives_a_profile_of_that_length(length: float):
+    """It is the standard deviation of tau^gamma on [0, 1], which its moments say."""
+    gamma = exponent(length)
     first, second = (gamma + 1) / (gamma + 2), (gamma + 1) / (gamma + 3)
-    assert second - first**2 == pytest.approx(sigma_rel**2, rel=1e-7)
+    assert second - first**2 == pytest.approx(length**2, rel=1e-7)
     assert gamma > 0
 
 
 def test_exponents_of_the_paper():
-    assert [round(exponent(width), 2) for width in KEPT] == [16.97, 6.94]  # section 3.1
+    assert [round(exponent(length), 2) for length in KEPT] == [16.97, 6.94]  # section 3.1
 
 
-@pytest.mark.parametrize("sigma_rel", [0, -0.1, WIDEST, 0.3, float("nan"), 1e-9])
-def test_widths_that_cannot_be_are_refused(sigma_rel: float):
+@pytest.mark.parametrize("length", [0, -0.1, LONGEST, 0.3, float("nan"), 1e-9])
+def test_averages_cannot_be_of_every_length(length: float):
     with pytest.raises(ValueError, match=r"must be at least 0\.001 and below 0\.2887"):
-        check_width(sigma_rel)
+        check_length(length)
 
 
 def test_the_weight_of_the_newest_is_exact_where_t_is_large():
@@ -71,39 +71,39 @@ def test_inner_products_are_the_integrals():
 
 
 def test_coefficients_of_one_that_is_there_and_of_others():
-    times, widths = [100, 100, 200, 200], [0.05, 0.1, 0.05, 0.1]
-    assert coefficients(times, widths, t=200, sigma_rel=0.05).tolist() == [0, 0, 1, 0]
-    near = coefficients(times, widths, t=200, sigma_rel=0.05 + 1e-9)
+    times, lengths = [100, 100, 200, 200], [0.05, 0.1, 0.05, 0.1]
+    assert coefficients(times, lengths, t=200, length=0.05).tolist() == [0, 0, 1, 0]
+    near = coefficients(times, lengths, t=200, length=0.05 + 1e-9)
     np.testing.assert_allclose(near, [0, 0, 1, 0], atol=1e-5)
-    assert coefficients(times, widths, t=200, sigma_rel=0.07).sum() == pytest.approx(1, abs=1e-14)
-    assert coefficients([7], [0.1], t=7, sigma_rel=0.101).tolist() == [1]
+    assert coefficients(times, lengths, t=200, length=0.07).sum() == pytest.approx(1, abs=1e-14)
+    assert coefficients([7], [0.1], t=7, length=0.101).tolist() == [1]
 
 
-def off(snapshots: int, sigma_rel: float) -> float:
-    """L2 distance of the profile that is made from the one of that width, over the latter's norm, by summation."""
-    times, widths = [100 * i for i in range(1, snapshots + 1) for _ in KEPT], [*KEPT] * snapshots
+def off(snapshots: int, length: float) -> float:
+    """L2 distance of the profile that is made from the one of that length, over the latter's norm, by summation."""
+    times, lengths = [100 * i for i in range(1, snapshots + 1) for _ in KEPT], [*KEPT] * snapshots
     t = times[-1]
     tau = (np.arange(400_000) + 0.5) / 400_000 * t
     made = np.zeros_like(tau)
-    x = coefficients(times, widths, t=t, sigma_rel=sigma_rel)
-    for end, width, count in zip(times, widths, x, strict=True):
-        gamma = exponent(width)
+    x = coefficients(times, lengths, t=t, length=length)
+    for end, kept, count in zip(times, lengths, x, strict=True):
+        gamma = exponent(kept)
         made += np.where(tau < end, count * (gamma + 1) * (tau / end) ** gamma / end, 0)
-    gamma = exponent(sigma_rel)
+    gamma = exponent(length)
     right = (gamma + 1) * (tau / t) ** gamma / t
     return float(np.linalg.norm(made - right) / np.linalg.norm(right))
 
 
 @pytest.mark.parametrize(
-    ("snapshots", "sigma_rel", "expected"),
+    ("snapshots", "length", "expected"),
     [(1, 0.08, 0.047), (4, 0.07, 0.0347), (20, 0.07, 0.00246), (20, 0.02, 0.087)],
 )
-def test_what_is_made_is_near_to_what_was_asked_for(snapshots: int, sigma_rel: float, expected: float):
-    assert off(snapshots, sigma_rel) == pytest.approx(expected, rel=0.02)
+def test_what_is_made_is_near_to_what_was_asked_for(snapshots: int, length: float, expected: float):
+    assert off(snapshots, length) == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize(
-    ("snapshots", "sigma_rel", "says"),
+    ("snapshots", "length", "says"),
     [
         (4, 0.001, "0.001 cannot be made of 4 snapshots of lengths 0.05, 0.1: .* 95% off; they make 0.036 to 0.14"),
         (4, 0.01, "59% off; they make 0.036 to 0.14$"),
@@ -113,22 +113,22 @@ def test_what_is_made_is_near_to_what_was_asked_for(snapshots: int, sigma_rel: f
         (160, 0.001, "47% off; they make 0.0034 to 0.28$"),
     ],
 )
-def test_lengths_that_the_snapshots_cannot_make_are_refused(snapshots: int, sigma_rel: float, says: str):
+def test_lengths_that_the_snapshots_cannot_make_are_refused(snapshots: int, length: float, says: str):
     with pytest.raises(ValueError, match=says):
-        off(snapshots, sigma_rel)
+        off(snapshots, length)
 
 
 def test_every_length_of_the_ranges_that_are_named_is_made():
-    times, widths = [10, 10, 10], [0.004, 0.05, 0.2]
+    times, lengths = [10, 10, 10], [0.004, 0.05, 0.2]
     with pytest.raises(ValueError, match=r"they make .+ to .+, .+ to .+, .+ to .+") as refused:
-        coefficients(times, widths, t=10, sigma_rel=0.001)
+        coefficients(times, lengths, t=10, length=0.001)
     ranges = str(refused.value).partition("they make ")[2].split(", ")
     assert len(ranges) == 3
     for ends in ranges:
         for end in ends.split(" to "):
-            coefficients(times, widths, t=10, sigma_rel=float(end))
+            coefficients(times, lengths, t=10, length=float(end))
     with pytest.raises(ValueError, match=r"1 snapshot of .*; they make none$"):
-        coefficients(times, widths, t=10**6, sigma_rel=0.001)
+        coefficients(times, lengths, t=10**6, length=0.001)
 
 
 def random_walk(steps: int) -> Tensor:
@@ -138,22 +138,22 @@ def random_walk(steps: int) -> Tensor:
     return noise + torch.linspace(0, 1, steps).sqrt()[:, None] * torch.randn(500, generator=generator) * 5
 
 
-@pytest.mark.parametrize(("sigma_rel", "within"), [(0.06, 1e-3), (0.07, 1e-3), (0.08, 1e-3), (0.12, 1e-3), (0.2, 0.03)])
-def test_a_width_that_was_not_kept_is_reconstructed(sigma_rel: float, within: float):
+@pytest.mark.parametrize(("length", "within"), [(0.06, 1e-3), (0.07, 1e-3), (0.08, 1e-3), (0.12, 1e-3), (0.2, 0.03)])
+def test_a_length_that_was_not_kept_is_reconstructed(length: float, within: float):
     """In parts of what lies between the averages of 0.05 and 0.10, from 20 snapshots in 2,000 steps."""
     model = nn.ParameterDict({"x": torch.zeros(500)})
-    ema = EMA(model, posthoc=[*KEPT, sigma_rel])
-    times, widths, snapshots = [], [], []
+    ema = EMA(model, posthoc=[*KEPT, length])
+    times, lengths, snapshots = [], [], []
     for step, value in enumerate(random_walk(2000), start=1):
         model["x"].data.copy_(value)
         ema.update(model)
         if step % 100 == 0:
-            for width in KEPT:
+            for kept in KEPT:
                 times.append(step)
-                widths.append(width)
-                snapshots.append(ema.state()[f"posthoc.{width}.x"].double().clone())
-    weights = torch.from_numpy(coefficients(times, widths, t=2000, sigma_rel=sigma_rel))
-    error = weights @ torch.stack(snapshots) - ema.state()[f"posthoc.{sigma_rel}.x"]
+                lengths.append(kept)
+                snapshots.append(ema.state()[f"posthoc.{kept}.x"].double().clone())
+    weights = torch.from_numpy(coefficients(times, lengths, t=2000, length=length))
+    error = weights @ torch.stack(snapshots) - ema.state()[f"posthoc.{length}.x"]
     scale = (snapshots[-1] - snapshots[-2]).norm()
     assert error.norm() < within * scale
 
@@ -195,11 +195,11 @@ def test_every_checkpoint_leaves_a_snapshot_and_the_last_is_the_training_state(r
         assert torch.equal(value, state[name])
 
 
-def test_a_width_that_was_kept_is_its_snapshot_and_others_lie_beyond_and_between(run: Path):
+def test_a_length_that_was_kept_is_its_snapshot_and_others_lie_beyond_and_between(run: Path):
     snapshot = load_file(run / "averages" / "step_00000004.safetensors")
-    for width in KEPT:
-        for name, value in parameters(run, ema_length=width).items():
-            assert torch.equal(value, snapshot[f"posthoc.{width}.{name}"])
+    for length in KEPT:
+        for name, value in parameters(run, ema_length=length).items():
+            assert torch.equal(value, snapshot[f"posthoc.{length}.{name}"])
     name = "conv_out.bias"
     between = parameters(run, ema_length=0.07)[name]
     assert not torch.equal(between, snapshot[f"posthoc.0.05.{name}"])
@@ -259,7 +259,7 @@ def test_what_was_snapped_beyond_the_checkpoint_is_made_again_bit_for_bit(run: P
     ("options", "says"),
     [
         ({"ema_length": 0.0}, "ema_length: must be at least 0.001"),
-        ({"ema_length": WIDEST}, "ema_length: must be at least 0.001 and below 0.2887"),
+        ({"ema_length": LONGEST}, "ema_length: must be at least 0.001 and below 0.2887"),
         (
             {"ema_length": 0.08, "weights": "model"},
             "ema_length: makes an average of its own, and cannot go with weights",
@@ -382,9 +382,9 @@ def test_many_snapshots_are_thinned_evenly_to_the_newest(run: Path, monkeypatch)
         times.append((found, t))
         return np.eye(len(found))[-1]
 
-    monkeypatch.setattr(averages, "coefficients", count)
+    monkeypatch.setattr(posthoc, "coefficients", count)
     for most in (8, 7, 4):
-        monkeypatch.setattr(averages, "MOST_TERMS", most)
+        monkeypatch.setattr(posthoc, "MOST_TERMS", most)
         load(run, ema_length=0.08)
     assert times == [([1, 1, 2, 2, 3, 3, 4, 4], 4), ([1, 1, 2, 2, 4, 4], 4), ([1, 1, 4, 4], 4)]
 
@@ -409,7 +409,7 @@ def test_room_for_all_snapshots_is_asked_for_before_the_run(tmp_path: Path, monk
 
 def test_a_snapshot_that_cannot_be_written_leaves_no_rubbish(run: Path, monkeypatch):
     directory = run / "averages"
-    _, description = checkpoint.load_ema(run / "checkpoints" / "step_00000004")
+    description = checkpoint.verify(run / "checkpoints" / "step_00000004", checkpoint.EMA_FILE).metadata
     before = names(run)
 
     def full_disk(*_):

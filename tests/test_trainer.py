@@ -67,7 +67,8 @@ def test_a_resumed_run_is_bit_equal_to_one_that_was_never_stopped(optimizer, tmp
     description = Metadata(step=3, image_shape=(1, 8, 8), images=1797, config={}, versions={})
     ema, state = stopped.ema.model.state_dict(), stopped.state()
     path = checkpoint.save(tmp_path, ema=ema, training=state, description=description)
-    ema, state = checkpoint.load_ema(path)[0], checkpoint.load_training(path)[0]
+    found = checkpoint.verify(path, *checkpoint.FILES)
+    ema, state = checkpoint.load_ema(found), checkpoint.load_training(found)
     resumed = make_trainer(**options)
     torch.manual_seed(999)  # whatever state the process is in
     resumed.load_state(state, ema)

@@ -1,4 +1,4 @@
-"""Checkpoints: a directory per step, saved all or nothing, checked before it is used, holding data and no code.
+"""Checkpoints: a directory per step, saved all or nothing, verified before it is used, holding data and no code.
 
 checkpoints/step_00005000/
     ema.safetensors        the EMA weights and, in the header, the description: all that sampling needs
@@ -6,11 +6,18 @@ checkpoints/step_00005000/
     checkpoint.json        the description: format, step, configuration, image shape, versions
     manifest.json          size and SHA-256 of the three, and its own; written last
 
-averages/step_00005000.safetensors, beside checkpoints/: see `snapshots`
+averages/step_00005000.safetensors, beside checkpoints/: see `ema_snapshots`
 """
 
-from ddpm_cli.checkpoint.ema_snapshots import Snapshot, load_snapshot, remove_snapshots, save_snapshot, snapshots_of
-from ddpm_cli.checkpoint.find import find, fingerprint, newest, newest_whole, pinned_file, verify
+from ddpm_cli.checkpoint.ema_snapshots import (
+    Snapshot,
+    load_snapshot,
+    remove_snapshots,
+    save_snapshot,
+    snapshots_of,
+    verify_snapshot,
+)
+from ddpm_cli.checkpoint.find import find, newest, newest_whole
 from ddpm_cli.checkpoint.metadata import (
     DESCRIPTION_FILE,
     EMA_FILE,
@@ -20,7 +27,8 @@ from ddpm_cli.checkpoint.metadata import (
     CheckpointError,
     Metadata,
 )
-from ddpm_cli.checkpoint.read import Check, load_ema, load_training
+from ddpm_cli.checkpoint.read import load_ema, load_training
+from ddpm_cli.checkpoint.verify import Verified, verify
 from ddpm_cli.checkpoint.write import remove_old, save, set_aside, size, versions
 
 __all__ = [
@@ -29,18 +37,16 @@ __all__ = [
     "FILES",
     "MANIFEST_FILE",
     "TRAINING_FILE",
-    "Check",
     "CheckpointError",
     "Metadata",
     "Snapshot",
+    "Verified",
     "find",
-    "fingerprint",
     "load_ema",
     "load_snapshot",
     "load_training",
     "newest",
     "newest_whole",
-    "pinned_file",
     "remove_old",
     "remove_snapshots",
     "save",
@@ -49,5 +55,6 @@ __all__ = [
     "size",
     "snapshots_of",
     "verify",
+    "verify_snapshot",
     "versions",
 ]

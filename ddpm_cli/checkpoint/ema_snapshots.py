@@ -1,4 +1,4 @@
-"""Snapshots of a run's power-function averages, kept for good: what averages of other widths are made of afterwards.
+"""Snapshots of a run's power-function averages, kept for good: what averages of other lengths are made of afterwards.
 
 averages/step_00005000.safetensors    float32 weights; in the header the description, the updates the averages had
                                       followed, and the SHA-256 of these and the weights
@@ -8,17 +8,23 @@ import contextlib
 import hashlib
 import itertools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import safetensors
 from torch import Tensor
 
+from ddpm_cli.checkpoint.files import Shapes, opened, shapes_in
 from ddpm_cli.checkpoint.metadata import HEADER_KEY, CheckpointError, Metadata, parse
-from ddpm_cli.checkpoint.read import reading
+from ddpm_cli.checkpoint.tensor_names import below
+from ddpm_cli.checkpoint.verify import Verified
 from ddpm_cli.checkpoint.write import SPARE, as_safetensors, size
+from ddpm_cli.ema.posthoc import posthoc_prefix
 from ddpm_cli.io import durable
+from ddpm_cli.io.run_dir import AVERAGES, CHECKPOINTS, by_step, step_name
 
+_SUFFIX = ".safetensors"
 _UPDATES_KEY = "updates"
 _SHA256_KEY = "sha256"
 
@@ -32,6 +38,9 @@ class Snapshot(NamedTuple):
     sha256: str  # of all of it, as its header says
 
 
+# Writing -------------------------------------------------------------------------------------------------------------
+
+
 def save_snapshot(directory: Path, tensors: dict[str, Tensor], description: Metadata, *, updates: int) -> Path:
     """Write `directory/step_<step>.safetensors` durably: under that name it is whole. One that is there is replaced.
 
@@ -41,7 +50,7 @@ def save_snapshot(directory: Path, tensors: dict[str, Tensor], description: Meta
     Raises:
         OSError: if the disk is full or cannot be written.
     """
-    final = directory / _name(description.step)
+    final = directory / f"{step_name(description.step)}{_SUFFIX}"
     temporary = directory / f".{final.name}.tmp"
     if directory.is_dir():
         durable.sync(directory.parent)  # whoever made it may have been killed before this
@@ -51,10 +60,11 @@ def save_snapshot(directory: Path, tensors: dict[str, Tensor], description: Meta
         if name.startswith(".step_"):  # left by a save that was cut short
             os.unlink(directory / name)
     durable.check_space(directory, size(tensors, {}) + SPARE)
-    digest = _begun(description.as_json(), str(updates))
+    text = description.as_json()
+    digest = _begun(text, str(updates))
     for data in itertools.islice(as_safetensors(tensors, {}), 2, None):  # after the header and its length
         digest.update(data)
-    header = {HEADER_KEY: description.as_json(), _UPDATES_KEY: str(updates), _SHA256_KEY: digest.hexdigest()}
+    header = {HEADER_KEY: text, _UPDATES_KEY: str(updates), _SHA256_KEY: digest.hexdigest()}
     try:
         durable.write_new(temporary, as_safetensors(tensors, header))
         durable.move(temporary, final)
@@ -67,100 +77,124 @@ def save_snapshot(directory: Path, tensors: dict[str, Tensor], description: Meta
 
 def remove_snapshots(directory: Path, *, after: int) -> None:
     """Remove the snapshots of steps after `after`, which are about to be made again."""
-    removed = [file for step, file in _by_step(directory).items() if step > after]
+    removed = [file for step, file in _all_of(directory).items() if step > after]
     for file in removed:
         os.unlink(file)
     if removed:
         durable.sync(directory)
 
 
-def snapshots_of(checkpoint: Path, description: Metadata, shapes: dict[str, tuple[int, ...]]) -> list[Snapshot]:
+# Reading -------------------------------------------------------------------------------------------------------------
+
+
+def snapshots_of(checkpoint: Verified, lengths: Sequence[float], weights: Shapes) -> list[Snapshot]:
     """The snapshots of a checkpoint's run up to its step, oldest first; empty if it lies in no run.
 
     What their headers say is compared; none of their tensors is read.
 
     Args:
-        description: of the checkpoint.
-        shapes: of the tensors that each must have.
+        lengths: that each must hold.
+        weights: the shapes of the network's tensors, parameters and buffers; snapshots hold parameters alone, the same
+            ones all of them.
 
     Raises:
         CheckpointError: if one is not ours, is of another step than its name says, of another run, or does not fit.
     """
-    checkpoint = checkpoint.absolute()
-    if checkpoint.parent.name != "checkpoints":
+    directory = checkpoint.path.absolute().parent
+    if directory.name != CHECKPOINTS:
         return []
+    files = [file for step, file in _all_of(directory.parent / AVERAGES).items() if step <= checkpoint.metadata.step]
+    if not files:
+        return []
+    with opened(files[-1], header_only=True) as tensors:
+        parameters = below(posthoc_prefix(lengths[0]), shapes_in(tensors))
+    expected = {
+        f"{posthoc_prefix(length)}{name}": shape
+        for length in lengths
+        for name, shape in weights.items()
+        if name in parameters
+    }
     found: list[Snapshot] = []
-    for named, file in sorted(_by_step(checkpoint.parent.parent / "averages").items()):
-        if named <= description.step:
-            with reading(file) as opened:
-                metadata = opened.metadata() or {}
-                own, updates = _described(file, metadata)
-                if own.step != named or not (found[-1].updates if found else 1) <= updates <= named:
-                    raise CheckpointError(f"{file} is damaged: it says step {own.step}, {updates} updates")
-                if any(own.config.get(key) != description.config[key] for key in ("model", "ema")):
-                    raise CheckpointError(f"{file} is of another run: its model or ema is not the checkpoint's")
-                _compare(file, opened, shapes)
-            found.append(Snapshot(file, named, updates, metadata.get(_SHA256_KEY, "")))
+    for file in files:
+        found.append(_snapshot(file, checkpoint.metadata, expected))
+        earlier = found[-2].updates if len(found) > 1 else 1
+        if not earlier <= found[-1].updates <= found[-1].step:
+            raise _misnamed(file, found[-1].step, found[-1].updates)
     return found
 
 
-def load_snapshot(snapshot: Snapshot) -> dict[str, Tensor]:
-    """The float32 weights of a snapshot that `snapshots_of` has found, on the CPU.
+def verify_snapshot(snapshot: Snapshot) -> None:
+    """Compare a snapshot with the SHA-256 in its header.
 
     Raises:
         CheckpointError: if it is damaged.
     """
     file = snapshot.file
-    with reading(file) as opened:
-        metadata = opened.metadata() or {}
-        _described(file, metadata)
-        if not snapshot.sha256 == metadata.get(_SHA256_KEY) == _sha256(file, metadata):
-            raise CheckpointError(f"{file} is damaged: its SHA-256 is not the one in its header")
-        stored = opened.keys()
-        return {name: opened.get_tensor(name) for name in stored}
+    with opened(file, header_only=True) as tensors:
+        header = tensors.metadata() or {}
+    _described(file, header)
+    if not snapshot.sha256 == header.get(_SHA256_KEY) == _sha256(file, header):
+        raise CheckpointError(f"{file} is damaged: its SHA-256 is not the one in its header")
 
 
-def _compare(file: Path, opened: safetensors.safe_open, shapes: dict[str, tuple[int, ...]]) -> None:
-    names = opened.keys()
-    stored = {name: opened.get_slice(name) for name in names}
-    found = {name: tuple(tensor.get_shape()) for name, tensor in stored.items()}
-    for name in sorted(found.keys() | shapes.keys()):
-        if found.get(name) != shapes.get(name):
-            has, should = (list(of[name]) if name in of else "missing" for of in (found, shapes))
+def load_snapshot(snapshot: Snapshot) -> dict[str, Tensor]:
+    """The float32 weights of a snapshot that has been verified, on the CPU.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    with opened(snapshot.file) as tensors:
+        names = tensors.keys()
+        return {name: tensors.get_tensor(name) for name in names}
+
+
+def _snapshot(file: Path, of: Metadata, expected: Shapes) -> Snapshot:
+    """A snapshot of the run that a checkpoint's description is of, by its header."""
+    with opened(file, header_only=True) as tensors:
+        header = tensors.metadata() or {}
+        own, updates = _described(file, header)
+        if file.name != f"{step_name(own.step)}{_SUFFIX}":
+            raise _misnamed(file, own.step, updates)
+        if any(own.config.get(key) != of.config.get(key) for key in ("model", "ema")):
+            raise CheckpointError(f"{file} is of another run: its model or ema is not the checkpoint's")
+        _compare(file, tensors, expected)
+    return Snapshot(file, own.step, updates, header.get(_SHA256_KEY, ""))
+
+
+def _misnamed(file: Path, step: int, updates: int) -> CheckpointError:
+    return CheckpointError(f"{file} is damaged: it says step {step}, {updates} updates")
+
+
+def _compare(file: Path, tensors: safetensors.safe_open, expected: Shapes) -> None:
+    found = shapes_in(tensors)
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            has, should = (list(shapes[name]) if name in shapes else "missing" for shapes in (found, expected))
             raise CheckpointError(f"{file} does not fit the checkpoint: {name} is {has}, should be {should}")
-    if any(tensor.get_dtype() != "F32" for tensor in stored.values()):
+    if any(tensors.get_slice(name).get_dtype() != "F32" for name in found):
         raise CheckpointError(f"{file} is damaged: not all of it is float32")
 
 
-def _described(file: Path, metadata: dict[str, str]) -> tuple[Metadata, int]:
+def _described(file: Path, header: dict[str, str]) -> tuple[Metadata, int]:
     """The description and the updates that a header says."""
-    if not {HEADER_KEY, _UPDATES_KEY} <= metadata.keys():
+    if not {HEADER_KEY, _UPDATES_KEY} <= header.keys():
         raise CheckpointError(f"{file} is no snapshot of ddpm-cli: its header has no description")
-    updates = metadata[_UPDATES_KEY]
+    updates = header[_UPDATES_KEY]
     if not (updates.isdecimal() and updates.isascii() and len(updates) <= 16):
         raise CheckpointError(f"{file} is damaged: its header says {updates[:20]!r} updates")
-    return parse(metadata[HEADER_KEY], file), int(updates)
+    return parse(header[HEADER_KEY], file), int(updates)
 
 
-def _by_step(directory: Path) -> dict[int, Path]:
+def _all_of(directory: Path) -> dict[int, Path]:
     """The files of a run's `averages/` by the step in their name; others are not looked at."""
     if directory.is_symlink():
         raise CheckpointError(f"{directory} is a link; a run's averages lie in the run")
-    found = {}
-    for file in directory.glob("step_*.safetensors"):
-        number = file.stem.removeprefix("step_")
-        if number.isdecimal() and file.name == _name(int(number)):
-            found[int(number)] = file
-    return found
+    return by_step(directory, _SUFFIX)
 
 
-def _name(step: int) -> str:
-    return f"step_{step:08d}.safetensors"
-
-
-def _sha256(file: Path, metadata: dict[str, str]) -> str:
+def _sha256(file: Path, header: dict[str, str]) -> str:
     """SHA-256 of what a header says, and of the file's bytes after it."""
-    digest = _begun(metadata[HEADER_KEY], metadata[_UPDATES_KEY])
+    digest = _begun(header[HEADER_KEY], header[_UPDATES_KEY])
     with file.open("rb") as stream:
         stream.seek(8 + int.from_bytes(stream.read(8), "little"))
         return hashlib.file_digest(stream, lambda: digest).hexdigest()

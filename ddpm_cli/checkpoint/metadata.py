@@ -4,10 +4,12 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeGuard
 
-from ddpm_cli.checkpoint.migrate import upgrade_1
+from ddpm_cli.checkpoint.migrate import upgrade
+from ddpm_cli.checkpoint.stored_config import decode, encode
 
-FORMAT = 2  # written; 1 is read as well
+FORMAT = 3  # written; 1 and 2 are read as well
 EMA_FILE = "ema.safetensors"
 TRAINING_FILE = "training.safetensors"
 DESCRIPTION_FILE = "checkpoint.json"
@@ -30,7 +32,8 @@ class Metadata:
         step: optimizer steps done.
         image_shape: (C, H, W) of its images.
         images: how many it was trained on.
-        config: the run's configuration; from a foreign checkpoint not to be trusted before `untrusted.check_node`.
+        config: the run's configuration, with full paths; from a foreign checkpoint not to be trusted before
+            `validate.check_node`.
         versions: of what wrote it.
         classes: names of the labels it was trained on, from 0 on; none: without labels.
     """
@@ -58,10 +61,11 @@ class Metadata:
             raise ValueError("config and versions must be objects")
 
     def as_json(self) -> str:
-        return json.dumps({"format": FORMAT} | asdict(self), indent=2)
+        """What is written in a checkpoint, and what `parse` reads."""
+        return json.dumps({"format": FORMAT} | asdict(self) | {"config": encode(self.config)}, indent=2)
 
 
-def _in_range(value: object, least: int, most: int) -> bool:
+def _in_range(value: object, least: int, most: int) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
@@ -91,8 +95,8 @@ def parse(text: str, path: Path) -> Metadata:
         found["image_shape"] = tuple(found["image_shape"])
         if isinstance(found.get("classes"), list):
             found["classes"] = tuple(found["classes"])
-        description = Metadata(**found)
-        return description if written == FORMAT else replace(description, config=upgrade_1(description.config))
+        stored = Metadata(**found)
+        return replace(stored, config=decode(upgrade(stored.config, written)))
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -1,21 +1,26 @@
 """A trained model back from its checkpoint, from the shell or in a notebook."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddpm_cli import checkpoint
-from ddpm_cli.checkpoint import CheckpointError, Metadata, Snapshot
-from ddpm_cli.checkpoint.validate import MisfitError, check_ddpm, check_node
+from ddpm_cli.checkpoint import DESCRIPTION_FILE, EMA_FILE, TRAINING_FILE, CheckpointError, Snapshot, Verified
+from ddpm_cli.checkpoint.files import Shapes
+from ddpm_cli.checkpoint.read import shapes_of_ema
+from ddpm_cli.checkpoint.tensor_names import MODEL, below
+from ddpm_cli.checkpoint.validate import MisfitError, check_ddpm, check_node, check_weights
 from ddpm_cli.config.build_ddpm import build_ddpm
 from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.diffusion.ddpm import DDPM
-from ddpm_cli.ema import posthoc as averages
+from ddpm_cli.ema.posthoc import check_length, check_lengths, ema_prefix, posthoc_prefix
+from ddpm_cli.ema.reconstruct import reconstruct, terms
 
-_OWN_WEIGHTS = "model."  # what the names of the network's own weights begin with in the training state
+# Snapshots that together make an average, each with the weights of the lengths that it holds.
+Average = tuple[tuple[Snapshot, tuple[float, ...]], ...]
 
 
 class Pretrained(NamedTuple):
@@ -25,6 +30,21 @@ class Pretrained(NamedTuple):
     image_shape: tuple[int, int, int]  # (C, H, W) of its images
     step: int  # it was trained for
     config: dict  # it was trained with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Weights that have been asked for, and the verified files that hold them. It pickles.
+
+    Args:
+        checkpoint: where they are.
+        prefix: of their names in the training state; None: they are the EMA file's.
+        average: what the parameters are made of instead.
+    """
+
+    checkpoint: Verified
+    prefix: str | None = None
+    average: Average = ()
 
 
 def load(
@@ -40,8 +60,8 @@ def load(
     Args:
         path: which.
         weights: "ema"; "ema_0.999" for the average of that decay; "model" for the weights that were optimized.
-        ema_length: relative width sigma_rel of the average to make of a run's snapshots, instead of the one it has. Of
-            more than 256 snapshots of two widths (512 averages in all) it takes so many evenly, the newest among them.
+        ema_length: relative length of the average to make of a run's snapshots, instead of the one it has. Of more than
+            256 snapshots of two lengths (512 averages in all) it takes so many evenly, the newest among them.
         trust: classes of your own, by full name, that the checkpoint may ask for beside ours.
         sha256: of the checkpoint's manifest.json (of a lone EMA file: of that file); any other is refused.
 
@@ -50,72 +70,107 @@ def load(
         ConfigError: if it asks for something that is not on the list, or holds an impossible value; if it has no such
             weights, or no snapshots that make an average of that length.
     """
-    found = checkpoint.find(path)
-    if ema_length is not None:
-        _check_length(ema_length, found, weights, sha256)
-    if sha256 is not None:
-        _check_pinned(found, sha256)
     trust = frozenset(trust)
-    prefix = {"ema": "", "model": _OWN_WEIGHTS}.get(weights, f"ema.{weights.removeprefix('ema_')}.")
+    return rebuild(select(path, weights=weights, ema_length=ema_length, trust=trust, sha256=sha256), trust=trust)
 
-    def check(description: Metadata, shapes: dict[str, tuple[int, ...]]) -> None:
-        if weights not in ("ema", "model"):
-            _check_kept(weights, description.config, trust)
-        own = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
-        try:
-            check_ddpm(description.config, own, description.image_shape, trust=trust)
-        except MisfitError as error:
-            raise CheckpointError(f"{found}: {error}") from error
 
-    if weights == "model":
-        tensors, description = checkpoint.load_training(found, check=check, prefix=prefix)
-    else:
-        tensors, description = checkpoint.load_ema(found, check=check)
-        if weights != "ema" and weights != _decays(description.config)[0]:
-            tensors, description = checkpoint.load_training(found, check=check, prefix=prefix)
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    ddpm = build_ddpm(description.config).eval()
+def rebuild(selection: Selection, *, trust: Iterable[str] = ()) -> Pretrained:
+    """The model of weights that `select` has found; nothing is verified again.
+
+    Raises:
+        CheckpointError: if they do not fit the network that the checkpoint describes.
+        ConfigError: if it asks for something that is not on the list, or holds an impossible value.
+    """
+    found, trust = selection.checkpoint, frozenset(trust)
+    metadata = found.metadata
+    try:
+        network = check_ddpm(metadata.config, metadata.image_shape, trust=trust)
+        tensors = _tensors(selection, network)
+    except MisfitError as error:
+        raise CheckpointError(f"{found.path}: {error}") from error
+    ddpm = build_ddpm(metadata.config).eval()
     try:
         ddpm.model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise CheckpointError(f"{found}: its weights do not fit the network it describes: {error}") from error
-    if description.config["model"]["_target_"] in trust:  # ours has been asked already, without memory
+        raise CheckpointError(f"{found.path}: its weights do not fit the network it describes: {error}") from error
+    if network is None:  # ours has been asked already, without memory
         with naming("model"):
-            ddpm.check_images(description.image_shape)
+            ddpm.check_images(metadata.image_shape)
+    if selection.average:
+        _reconstruct(ddpm.model, selection)
+    return Pretrained(ddpm, metadata.image_shape, metadata.step, metadata.config)
+
+
+def _tensors(selection: Selection, network: Shapes | None) -> dict[str, Tensor]:
+    prefix = selection.prefix
+    if prefix is None:
+        return checkpoint.load_ema(selection.checkpoint, check=lambda shapes: check_weights(shapes, network))
+    training = checkpoint.load_training(
+        selection.checkpoint, check=lambda shapes: check_weights(below(prefix, shapes), network), prefix=prefix
+    )
+    return below(prefix, training)
+
+
+# Which weights -------------------------------------------------------------------------------------------------------
+
+
+def select(
+    path: str | Path,
+    *,
+    weights: str = "ema",
+    ema_length: float | None = None,
+    trust: Iterable[str] = (),
+    sha256: str | None = None,
+) -> Selection:
+    """Find the weights that `load` is asked for and verify the files that hold them, each once. Arguments as of `load`.
+
+    Of several processes one does so, tells the others what it has found, and all of them `rebuild`.
+
+    Raises:
+        CheckpointError, ConfigError: as `load`, but for what `rebuild` raises.
+    """
+    found = checkpoint.find(path)
+    trust = frozenset(trust)
     if ema_length is not None:
-        check_node("ema", description.config.get("ema"), trust=trust)
-        _synthesise(ddpm.model, found, description, ema_length)
-    return Pretrained(ddpm, description.image_shape, description.step, description.config)
+        _check_length(ema_length, found, weights, sha256)
+    if weights == "model":
+        return Selection(
+            checkpoint=checkpoint.verify(found, TRAINING_FILE, DESCRIPTION_FILE, sha256=sha256), prefix=MODEL
+        )
+    if weights != "ema":
+        return _one_of_several(found, weights, trust=trust, sha256=sha256)
+    verified = checkpoint.verify(found, EMA_FILE, sha256=sha256)
+    average = () if ema_length is None else _average(verified, ema_length, trust=trust)
+    return Selection(checkpoint=verified, average=average)
 
 
-def _check_pinned(found: Path, sha256: str) -> None:
-    file = checkpoint.pinned_file(found)
-    actual = checkpoint.fingerprint(file)
-    if actual != sha256.lower():
-        raise CheckpointError(f"{file} is not the one asked for: its SHA-256 is {actual}")
-
-
-def _check_kept(weights: str, config: dict, trust: frozenset[str]) -> None:
-    """Raise ConfigError unless `weights` is the name of an average that a run of this configuration keeps."""
+def _one_of_several(found: Path, weights: str, *, trust: frozenset[str], sha256: str | None) -> Selection:
+    """The exponential average called `weights`, as the description says where it is."""
+    verified = checkpoint.verify(found, DESCRIPTION_FILE if found.is_dir() else EMA_FILE, sha256=sha256)
+    config = verified.metadata.config
     check_node("ema", config.get("ema"), trust=trust)
-    kept = _decays(config)
-    if weights not in kept:
-        listed = ", ".join(["ema", *(f"{name} (the same)" for name in kept[:1]), *kept[1:], "model"])
-        raise ConfigError(f"weights: this checkpoint has {listed}, not {weights!r}")
+    prefixes = {_called(decay): ema_prefix(decay) for decay in config["ema"].get("decays", [])}
+    if weights not in prefixes:
+        names = list(prefixes)
+        listed = ["ema", *(f"{name} (the same)" for name in names[:1]), *names[1:], "model"]
+        raise ConfigError(f"weights: this checkpoint has {', '.join(listed)}, not {weights!r}")
+    if weights == next(iter(prefixes)):
+        return Selection(checkpoint=verified.also(EMA_FILE))
+    return Selection(checkpoint=verified.also(TRAINING_FILE), prefix=prefixes[weights])
 
 
-def _decays(config: dict) -> list[str]:
-    """The names of a run's exponential averages by their decays; the first is also called ema."""
-    return [f"ema_{averages.ema_prefix(decay)[len('ema.') : -1]}" for decay in config["ema"].get("decays", [])]
+def _called(decay: float) -> str:
+    """What an exponential average is called on the command line."""
+    return f"ema_{float(decay)!r}"
 
 
 # Averages made afterwards --------------------------------------------------------------------------------------------
 
 
-def _check_length(sigma_rel: float, found: Path, weights: str, sha256: str | None) -> None:
+def _check_length(length: float, found: Path, weights: str, sha256: str | None) -> None:
     """Refuse what cannot be before anything is read."""
     with naming("ema_length"):
-        averages.check_width(sigma_rel)
+        check_length(length)
     if weights != "ema":
         raise ConfigError(f"ema_length: makes an average of its own, and cannot go with weights={weights}")
     if sha256 is not None:
@@ -124,42 +179,42 @@ def _check_length(sigma_rel: float, found: Path, weights: str, sha256: str | Non
         raise ConfigError(f"ema_length: {found} is one average alone; give the run directory, which has averages/")
 
 
-@torch.no_grad()
-def _synthesise(model: nn.Module, found: Path, description: Metadata, sigma_rel: float) -> None:
-    """Give `model` the average of width `sigma_rel` at the checkpoint's step (Karras et al. 2024, algorithm 3)."""
-    widths: list[float] = description.config["ema"].get("posthoc", [])
+def _average(found: Verified, length: float, *, trust: frozenset[str]) -> Average:
+    """The snapshots that make the average of `length` at the checkpoint's step, verified, and how each counts."""
+    check_node("ema", found.metadata.config.get("ema"), trust=trust)
+    lengths = _lengths(found)
     try:
-        averages.check_widths(widths)
+        check_lengths(lengths)
     except ValueError as error:
-        raise CheckpointError(f"{found}: its configuration has an impossible ema.posthoc: it {error}") from error
-    parameters = dict(model.named_parameters())
-    prefixes = [averages.posthoc_prefix(width) for width in widths]
-    shapes = {f"{prefix}{name}": tuple(parameters[name].shape) for prefix in prefixes for name in parameters}
-    snapshots = checkpoint.snapshots_of(found, description, shapes) if widths else []
+        raise CheckpointError(f"{found.path}: its configuration has an impossible ema.posthoc: it {error}") from error
+    snapshots = checkpoint.snapshots_of(found, lengths, shapes_of_ema(found)) if lengths else []
     if not snapshots:
-        raise ConfigError(f"ema_length: {found} has no averages to make one of; a run with ema=posthoc keeps them")
-    if snapshots[-1].step != description.step:
-        raise CheckpointError(f"{found}: the snapshot of step {description.step} is missing in its run's averages/")
-    # Of several after the same update (float16 overflows change nothing in between) the newest stands for all.
-    snapshots = list({snapshot.updates: snapshot for snapshot in snapshots}.values())
-    snapshots = _thinned(snapshots, averages.MOST_TERMS // len(widths))
-    times = [snapshot.updates for snapshot in snapshots for _ in widths]
+        raise ConfigError(f"ema_length: {found.path} has no averages to make one of; a run with ema=posthoc keeps them")
+    step = found.metadata.step
+    if snapshots[-1].step != step:
+        raise CheckpointError(f"{found.path}: the snapshot of step {step} is missing in its run's averages/")
     with naming("ema_length"):
-        counts = averages.coefficients(times, widths * len(snapshots), t=times[-1], sigma_rel=sigma_rel)
-    sums = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in parameters.items()}
-    for snapshot, weights in zip(snapshots, counts.reshape(-1, len(widths)).tolist(), strict=True):
-        if not any(weights):
-            continue
+        parts = terms([snapshot.updates for snapshot in snapshots], lengths, length)
+    average = tuple((snapshots[part.snapshot], part.weights) for part in parts)
+    for snapshot, _ in average:
+        checkpoint.verify_snapshot(snapshot)
+    return average
+
+
+def _lengths(found: Verified) -> list[float]:
+    return found.metadata.config["ema"].get("posthoc", [])
+
+
+def _reconstruct(model: nn.Module, selection: Selection) -> None:
+    """Give `model` the average of the selected snapshots."""
+    parameters, lengths = dict(model.named_parameters()), _lengths(selection.checkpoint)
+    needed = {f"{posthoc_prefix(length)}{name}" for length in lengths for name in parameters}
+
+    def loaded(snapshot: Snapshot) -> dict[str, Tensor]:
         tensors = checkpoint.load_snapshot(snapshot)
-        for prefix, weight in zip(prefixes, weights, strict=True):
-            for name, total in sums.items():
-                total.add_(tensors[f"{prefix}{name}"], alpha=weight)
-    for name, parameter in parameters.items():
-        parameter.copy_(sums[name])
+        missing = sorted(needed - tensors.keys())
+        if missing:
+            raise CheckpointError(f"{snapshot.file} does not fit the checkpoint: {missing[0]} is missing")
+        return tensors
 
-
-def _thinned(snapshots: list[Snapshot], most: int) -> list[Snapshot]:
-    """At most `most` of them, evenly, the oldest and the newest among them."""
-    if len(snapshots) <= most:
-        return snapshots
-    return [snapshots[i * (len(snapshots) - 1) // (most - 1)] for i in range(most)]
+    reconstruct(parameters, lengths, ((loaded(snapshot), weights) for snapshot, weights in selection.average))

@@ -7,12 +7,14 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ddpm_cli.checkpoint.files import Shapes
+from ddpm_cli.checkpoint.tensor_names import AVERAGES, COUNTER, MODEL, OPTIMIZER, SCALER, TIMESTEPS, UNLOGGED, below
 from ddpm_cli.config.build_ddpm import DDPM_GROUPS
 from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.config.instantiate import instantiate
-from ddpm_cli.config.schema import check_untrusted
+from ddpm_cli.config.schema import check_untrusted, is_node
 from ddpm_cli.config.shipped import shipped_targets
-from ddpm_cli.ema.posthoc import MOST_WIDTHS, ema_prefix, posthoc_prefix
+from ddpm_cli.ema.posthoc import MOST_LENGTHS, ema_prefix, posthoc_prefix
 
 # The largest magnitude of a number by the name of its option: those that decide how much memory or time is taken.
 _MOST = {
@@ -39,12 +41,12 @@ _MOST = {
 _MOST_OTHERWISE = 2**63
 _LONGEST_TEXT = 4096
 _LONGEST_LIST = 64
-_LONGEST = {"betas": 2**13, "steps": 2**13, "posthoc": MOST_WIDTHS}  # of a schedule, and of a sampler's timesteps
+_LONGEST = {"betas": 2**13, "steps": 2**13, "posthoc": MOST_LENGTHS}  # of a schedule, and of a sampler's timesteps
 _DEEPEST = 8
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # beside `step`, what each optimizer that we ship keeps of every parameter
 
 
-Shapes = Mapping[str, tuple[int | None, ...]]  # of tensors by name; None stands for a size that is not known
+PartialShapes = dict[str, tuple[int | None, ...]]  # None stands for a size that is not known
 
 
 class MisfitError(ValueError):
@@ -64,22 +66,26 @@ def check_node(group: str, node: Any, *, trust: Iterable[str] = ()) -> None:
     check_untrusted(group, node, trust=trust)
 
 
-def check_ddpm(
-    config: dict, shapes: dict[str, tuple[int, ...]], image_shape: tuple[int, int, int], *, trust: Iterable[str]
-) -> None:
-    """Check the groups of a network and its diffusion, and that the network is the one whose tensors are there.
+def check_config(config: dict, *, trust: Iterable[str] = ()) -> None:
+    """Check every group of a configuration that came with a checkpoint. Arguments and errors as of `check_node`."""
+    for group, node in config.items():
+        if is_node(node):
+            check_node(group, node, trust=trust)
+
+
+def check_ddpm(config: dict, image_shape: tuple[int, int, int], *, trust: Iterable[str]) -> Shapes | None:
+    """Check the groups of a network and its diffusion; returns the shapes of the network's tensors by name.
 
     The network is built without memory ("meta" tensors), so that a small file cannot describe a giant. That is left out
-    for a class that needed `trust`: it may do anything anyway.
+    for a class that needed `trust`: it may do anything anyway. None then.
 
     Args:
         config: the checkpoint's whole configuration.
-        shapes: of the tensors in the file, by name.
         image_shape: (C, H, W) of its images.
 
     Raises:
         ConfigError: as `check_node`, or if the network cannot be built or does not take such images.
-        MisfitError: if a group is missing, or the tensors are not those of the network.
+        MisfitError: if a group is missing.
     """
     import torch
 
@@ -88,60 +94,64 @@ def check_ddpm(
             raise MisfitError(f"its configuration has no {group!r}")
         check_node(group, config[group], trust=trust)
     if config["model"]["_target_"] not in shipped_targets()["model"]:
-        return
+        return None
+    _check_images(config["model"], image_shape)
     with torch.device("meta"):
         model = instantiate(config["model"], "model")
-    _compare("its weights do", {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, shapes)
-    _check_images(config["model"], image_shape)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def check_state(
-    config: dict, shapes: dict[str, tuple[int, ...]], image_shape: tuple[int, int, int], *, trust: Iterable[str]
-) -> None:
-    """As `check_ddpm`, for the tensors of a whole training state, of which every one must have the shape it had.
+def check_weights(shapes: Shapes, network: Shapes | None) -> None:
+    """Check that the tensors in a file, by name, are those of the network that `check_ddpm` has built.
+
+    Raises:
+        MisfitError: if one has another shape, is missing, or has no place in it.
+    """
+    if network is not None:
+        _compare("its weights do", network, shapes)
+
+
+def check_state(config: dict, shapes: Shapes, network: Shapes | None, *, trust: Iterable[str]) -> None:
+    """Check that every tensor of a whole training state has the shape it had.
 
     Those who use them rely on it: a fused optimizer would write beyond the end of moments that are too short.
 
+    Args:
+        shapes: of the tensors in the file, by name.
+        network: what `check_ddpm` has returned.
+
     Raises:
-        ConfigError: as `check_ddpm`.
-        MisfitError: as `check_ddpm`, and if a tensor has another shape, is missing, or has no place in such a state.
+        ConfigError: as `check_node`.
+        MisfitError: if a tensor has another shape, is missing, or has no place in such a state.
     """
-    weights = _below("model.", shapes)
-    check_ddpm(config, weights, image_shape, trust=trust)
-    expected: dict[str, tuple[int | None, ...]] = {n: shape for n, shape in shapes.items() if n.startswith("model.")}
-    expected |= {name: () for name in shapes if name.startswith(("counter.", "scaler."))}
-    moments = _below("optimizer.", shapes)
-    if moments:
-        check_node("optimizer", config.get("optimizer"), trust=trust)
-        expected |= _moments(config["optimizer"]["_target_"], moments, weights)
+    weights = below(MODEL, shapes)
+    check_weights(weights, network)
+    expected: PartialShapes = {name: shape for name, shape in shapes.items() if name.startswith(MODEL)}
+    expected |= {name: () for name in shapes if name.startswith((COUNTER, SCALER))}
+    expected |= _moments(config, below(OPTIMIZER, shapes), weights, trust=trust)
     expected |= _averages(config, shapes, weights, trust=trust)
-    if _below("unlogged.", shapes):
-        check_node("trainer", config.get("trainer"), trust=trust)
-        steps, batch = shapes.get("unlogged.grad_norm", ())[:1], (config["trainer"].get("batch_size"),)
-        expected |= {"unlogged.grad_norm": steps, "unlogged.skipped": steps}
-        expected |= {"unlogged.losses": steps + batch, "unlogged.t": steps + batch}
-        if "unlogged.weights" in shapes:  # not in those of version 0.1
-            expected["unlogged.weights"] = steps + batch
+    expected |= _unlogged(config, below(UNLOGGED, shapes), trust=trust)
     expected |= _timesteps(config, shapes, trust=trust)
     _compare("its training state does", expected, shapes)
 
 
-def _moments(target: str, found: Shapes, weights: Shapes) -> dict[str, tuple[int | None, ...]]:
+def _moments(config: dict, found: Shapes, weights: Shapes, *, trust: Iterable[str]) -> PartialShapes:
     """The shapes that the moments of an optimizer must have; those that are there, if it is none of ours."""
-    if target not in shipped_targets()["optimizer"]:
-        return {f"optimizer.{name}": shape for name, shape in found.items()}
-    expected: dict[str, tuple[int | None, ...]] = {}
+    if not found:
+        return {}
+    check_node("optimizer", config.get("optimizer"), trust=trust)
+    if config["optimizer"]["_target_"] not in shipped_targets()["optimizer"]:
+        return {f"{OPTIMIZER}{name}": shape for name, shape in found.items()}
+    expected: PartialShapes = {}
     for name in {moment.rpartition(".")[0] for moment in found} & weights.keys():
-        expected |= {f"optimizer.{name}.{moment}": weights[name] for moment in _MOMENTS}
-        expected[f"optimizer.{name}.step"] = ()
+        expected |= {f"{OPTIMIZER}{name}.{moment}": weights[name] for moment in _MOMENTS}
+        expected[f"{OPTIMIZER}{name}.step"] = ()
     return expected
 
 
-def _averages(
-    config: dict, shapes: Shapes, weights: Shapes, *, trust: Iterable[str]
-) -> dict[str, tuple[int | None, ...]]:
+def _averages(config: dict, shapes: Shapes, weights: Shapes, *, trust: Iterable[str]) -> PartialShapes:
     """The shapes of the averages beside the main one, as `EMA.state` names them; those there are, if it is not ours."""
-    found = {name: shape for name, shape in shapes.items() if name.startswith(("ema.", "posthoc."))}
+    found: PartialShapes = {name: shape for name, shape in shapes.items() if name.startswith(AVERAGES)}
     if "ema" not in config and not found:
         return {}
     check_node("ema", config.get("ema"), trust=trust)
@@ -149,30 +159,39 @@ def _averages(
     if node["_target_"] not in shipped_targets()["ema"]:
         return found
     prefixes = [ema_prefix(decay) for decay in node.get("decays", [])[1:]]
-    prefixes += [posthoc_prefix(width) for width in node.get("posthoc", [])]
+    prefixes += [posthoc_prefix(length) for length in node.get("posthoc", [])]
     return {f"{prefix}{name}": shape for prefix in prefixes for name, shape in weights.items()}
 
 
-def _timesteps(config: dict, shapes: Shapes, *, trust: Iterable[str]) -> dict[str, tuple[int | None, ...]]:
+def _unlogged(config: dict, found: Shapes, *, trust: Iterable[str]) -> PartialShapes:
+    """The shapes of what is known of the steps that are still to be logged."""
+    if not found:
+        return {}
+    check_node("trainer", config.get("trainer"), trust=trust)
+    steps = found.get("grad_norm", ())[:1]
+    images = (*steps, config["trainer"].get("batch_size"))
+    expected: PartialShapes = {"grad_norm": steps, "skipped": steps, "losses": images, "t": images}
+    if "weights" in found:  # not in those of version 0.1
+        expected["weights"] = images
+    return {f"{UNLOGGED}{name}": shape for name, shape in expected.items()}
+
+
+def _timesteps(config: dict, shapes: Shapes, *, trust: Iterable[str]) -> PartialShapes:
     """The shapes of what has been learned of the losses at each t; those there are, if it is not ours."""
-    found = {name: shape for name, shape in shapes.items() if name.startswith("timesteps.")}
+    found: PartialShapes = {name: shape for name, shape in shapes.items() if name.startswith(TIMESTEPS)}
     if "timestep_sampler" not in config and not found:
         return {}
-    check_node("timestep_sampler", config.get("timesteps"), trust=trust)
+    check_node("timestep_sampler", config.get("timestep_sampler"), trust=trust)
     node, schedule = config["timestep_sampler"], config["schedule"]
     if node["_target_"] not in shipped_targets()["timestep_sampler"]:
         return found
     if "history" not in node:
         return {}
     count = schedule["timesteps"] if "timesteps" in schedule else len(schedule.get("betas", []))
-    return {"timesteps.losses": (count, node["history"]), "timesteps.seen": (count,)}
+    return {f"{TIMESTEPS}losses": (count, node["history"]), f"{TIMESTEPS}seen": (count,)}
 
 
-def _below(prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
-
-
-def _compare(what: str, expected: Shapes, shapes: Shapes) -> None:
+def _compare(what: str, expected: Mapping[str, tuple[int | None, ...]], shapes: Shapes) -> None:
     for name in sorted(expected.keys() | shapes.keys()):
         if expected.get(name) != shapes.get(name):
             described, found = (_shape(names.get(name)) for names in (expected, shapes))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddpm_cli import __version__
-from ddpm_cli.checkpoint.find import all_of, step_of
+from ddpm_cli.checkpoint.find import all_of
 from ddpm_cli.checkpoint.metadata import (
     DESCRIPTION_FILE,
     EMA_FILE,
@@ -22,6 +22,7 @@ from ddpm_cli.checkpoint.metadata import (
     manifest_text,
 )
 from ddpm_cli.io import durable
+from ddpm_cli.io.run_dir import step_name
 
 SPARE = 2**20  # bytes to have free beside the tensors
 
@@ -39,7 +40,7 @@ def save(directory: Path, *, ema: dict[str, Tensor], training: dict[str, Tensor]
         FileExistsError: if that step has been saved.
         OSError: if the disk is full or cannot be written; earlier checkpoints are untouched.
     """
-    final = directory / f"step_{description.step:08d}"
+    final = directory / step_name(description.step)
     temporary = directory / f".{final.name}.tmp"
     if directory.is_dir():
         durable.sync(directory.parent)  # whoever made it may have been killed before this
@@ -76,8 +77,8 @@ def remove_old(directory: Path, *, keep_last: int, keep_every: int = 0) -> None:
     Raises:
         OSError: if one cannot be removed; none is left in halves under its name.
     """
-    for old in all_of(directory)[:-keep_last]:
-        if keep_every == 0 or step_of(old) % keep_every != 0:
+    for step, old in list(all_of(directory).items())[:-keep_last]:
+        if keep_every == 0 or step % keep_every != 0:
             hidden = directory / f".{old.name}.removed"
             durable.move(old, hidden)
             _remove(hidden)

@@ -52,6 +52,19 @@ class World:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def on_main(self, call: Callable[[], T]) -> T:
+        """What `call` returns on rank 0, on every rank; anything that pickles. What it refuses there all refuse."""
+        value, problem = None, None
+        if self.main:
+            try:
+                value = call()
+            except (OSError, ValueError) as error:
+                problem = error
+        value, problem = self.broadcast((value, problem))
+        if problem is not None:
+            raise problem
+        return value
+
     def main_first(self, call: Callable[[], T]) -> T:
         """What `call` returns, on every rank; the others call it once rank 0 has done so, however long it takes."""
         meet = self.meeting()

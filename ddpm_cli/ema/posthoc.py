@@ -1,64 +1,66 @@
 """The averages of a network's weights: what each is called, and the mathematics of those that are made afterwards.
 
 A power-function average at time t, in updates since the beginning, is the mean of all weights up to t with weights
-proportional to tau^gamma: it forgets the beginning at the same relative pace however long the run is. Its width is
-sigma_rel, the standard deviation of that profile over t. Of a few such averages, kept as the run goes on, that of any
-other width is made after it. Karras et al. (2024), "Analyzing and Improving the Training Dynamics of Diffusion Models",
-section 3 and appendix C.
+proportional to tau^gamma: it forgets the beginning at the same relative pace however long the run is. Its length is
+the standard deviation of that profile over t, the papers' sigma_rel. Of a few such averages, kept as the run goes on,
+that of any other length is made after it. Karras et al. (2024), "Analyzing and Improving the Training Dynamics of
+Diffusion Models", section 3 and appendix C.
 """
 
 import math
 from collections.abc import Sequence
 from itertools import groupby
-from operator import itemgetter
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-NARROWEST = 0.001  # sigma_rel of gamma = 997
-WIDEST = 12**-0.5  # of gamma = 0, the plain mean
-MOST_WIDTHS = 8  # kept in a run
-MOST_TERMS = 512  # snapshots, one for each width, that an average is made of: 256 of two widths, in 15 MB and 0.1 s
+SHORTEST = 0.001  # the length of gamma = 997
+LONGEST = 12**-0.5  # of gamma = 0, the plain mean
+MOST_LENGTHS = 8  # kept in a run
+MOST_TERMS = 512  # snapshots, one for each length, that an average is made of: 256 of two lengths, in 15 MB and 0.1 s
 MOST_OFF = 0.1  # L2 distance of the profile that is made from the one asked for, over the latter's norm
+
+EMA = "ema."
+POSTHOC = "posthoc."
 
 
 def ema_prefix(decay: float) -> str:
     """What the names of an exponential average begin with in a training state; the main one has a file of its own."""
-    return f"ema.{float(decay)!r}."
+    return f"{EMA}{float(decay)!r}."
 
 
-def posthoc_prefix(sigma_rel: float) -> str:
+def posthoc_prefix(length: float) -> str:
     """What the names of a power-function average begin with in a training state and in a snapshot."""
-    return f"posthoc.{float(sigma_rel)!r}."
+    return f"{POSTHOC}{float(length)!r}."
 
 
-def check_width(sigma_rel: float) -> None:
-    """Raise ValueError unless a power-function average can be that wide."""
-    if not NARROWEST <= sigma_rel < WIDEST:
+def check_length(length: float) -> None:
+    """Raise ValueError unless a power-function average can be that long."""
+    if not SHORTEST <= length < LONGEST:
         raise ValueError(
-            f"must be at least {NARROWEST:g} and below {WIDEST:.4f} (1 / sqrt(12), the plain mean), got {sigma_rel:g}"
+            f"must be at least {SHORTEST:g} and below {LONGEST:.4f} (1 / sqrt(12), the plain mean), got {length:g}"
         )
 
 
-def check_widths(widths: Sequence[float]) -> None:
-    """Raise ValueError unless a run can keep power-function averages of these widths."""
-    if len(widths) > MOST_WIDTHS:
-        raise ValueError(f"must hold at most {MOST_WIDTHS} widths, got {len(widths)}")
-    for width in widths:
-        check_width(width)
-    if len(set(widths)) < len(widths):
-        raise ValueError(f"must differ from each other, got {list(widths)}")
+def check_lengths(lengths: Sequence[float]) -> None:
+    """Raise ValueError unless a run can keep power-function averages of these lengths."""
+    if len(lengths) > MOST_LENGTHS:
+        raise ValueError(f"must hold at most {MOST_LENGTHS} lengths, got {len(lengths)}")
+    for length in lengths:
+        check_length(length)
+    if len(set(lengths)) < len(lengths):
+        raise ValueError(f"must differ from each other, got {list(lengths)}")
 
 
-def exponent(sigma_rel: float) -> float:
-    """gamma >= 0 of a relative width: sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) (eq. 123 and 126).
+def exponent(length: float) -> float:
+    """gamma >= 0 of a length: length^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) (eq. 123 and 126).
 
     Raises:
-        ValueError: if `sigma_rel` is too narrow or too wide.
+        ValueError: if `length` is too short or too long.
     """
-    check_width(sigma_rel)
-    r = sigma_rel**-2
-    # sigma_rel falls from gamma = 0 on, so that the cubic's largest root is the one.
+    check_length(length)
+    r = length**-2
+    # The length falls from gamma = 0 on, so that the cubic's largest root is the one.
     return float(np.roots([1, 7, 16 - r, 12 - r]).real.max())
 
 
@@ -78,42 +80,42 @@ def inner_product(t_a: ArrayLike, gamma_a: ArrayLike, t_b: ArrayLike, gamma_b: A
     return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * (first / last) ** gamma_last / last
 
 
-def coefficients(times: Sequence[int], widths: Sequence[float], *, t: int, sigma_rel: float) -> NDArray[np.float64]:
-    """By how much each snapshot counts in the average of width `sigma_rel` at t, `[N]`; together 1 (algorithm 3).
+def coefficients(times: Sequence[int], lengths: Sequence[float], *, t: int, length: float) -> NDArray[np.float64]:
+    """By how much each snapshot counts in the average of `length` at t, `[N]`; together 1 (algorithm 3).
 
     The combination whose profile is nearest to the one asked for in the least-squares sense.
 
     Args:
-        times, widths: of the N snapshots, all different; t of each, up to `t`, and its sigma_rel. It takes memory for
+        times, lengths: of the N snapshots, all different; t of each, up to `t`, and its length. It takes memory for
             N x N numbers: see `MOST_TERMS`.
 
     Raises:
-        ValueError: if a width cannot be, or the nearest profile is off by more than `MOST_OFF` of the one asked for; it
-            says which widths these snapshots make.
+        ValueError: if a length cannot be, or the nearest profile is off by more than `MOST_OFF` of the one asked for;
+            it says which lengths these snapshots make.
     """
-    given = list(zip(times, widths, strict=True))
-    if (t, sigma_rel) in given:  # is there already: no other counts, not even by rounding
-        return np.eye(len(given))[given.index((t, sigma_rel))]
-    x, off = _nearest(times, widths, t, [sigma_rel])
+    given = list(zip(times, lengths, strict=True))
+    if (t, length) in given:  # is there already: no other counts, not even by rounding
+        return np.eye(len(given))[given.index((t, length))]
+    x, off = _nearest(times, lengths, t, [length])
     if not off[0] <= MOST_OFF:
-        kept, count = ", ".join(f"{width:g}" for width in dict.fromkeys(widths)), len(set(times))
+        kept, count = ", ".join(f"{one:g}" for one in dict.fromkeys(lengths)), len(set(times))
         raise ValueError(
-            f"{sigma_rel:g} cannot be made of {count} snapshot{'s'[: count - 1]} of lengths {kept}: the nearest "
-            f"profile is {off[0]:.0%} off; they make {_widths_made(times, widths, t)}"
+            f"{length:g} cannot be made of {count} snapshot{'s'[: count - 1]} of lengths {kept}: the nearest "
+            f"profile is {off[0]:.0%} off; they make {_lengths_made(times, lengths, t)}"
         )
     return x[:, 0]
 
 
 def _nearest(
-    times: Sequence[int], widths: Sequence[float], t: int, wanted: Sequence[float]
+    times: Sequence[int], lengths: Sequence[float], t: int, wanted: Sequence[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Coefficients `[N, K]` of the nearest profile to each of K widths at t; its L2 distance over the norm of theirs.
+    """Coefficients `[N, K]` of the nearest profile to each of K lengths at t; its L2 distance over the norm of theirs.
 
     Those of each add up to 1: the profile is the last snapshot's, and y of the others' differences from it.
     """
     ends = np.array(times, dtype=np.float64)
-    found = {width: exponent(width) for width in set(widths)}
-    gammas, targets = np.array([found[width] for width in widths]), np.array([exponent(width) for width in wanted])
+    found = {length: exponent(length) for length in set(lengths)}
+    gammas, targets = np.array([found[length] for length in lengths]), np.array([exponent(one) for one in wanted])
     A = inner_product(ends[:, None], gammas[:, None], ends, gammas)
     b = inner_product(ends[:, None], gammas[:, None], t, targets)
     c = inner_product(t, targets, t, targets)
@@ -124,14 +126,17 @@ def _nearest(
     return x, np.sqrt(np.maximum(squared, 0) / c)
 
 
-def _widths_made(times: Sequence[int], widths: Sequence[float], t: int) -> str:
-    """The ranges of widths that can be made of these snapshots, as far as widths of two digits tell."""
-    kept = {width for end, width in zip(times, widths, strict=True) if end == t}
-    tried = {float(f"{width:.2g}") for width in np.geomspace(NARROWEST, WIDEST, 200)}
-    tried = sorted(kept | {width for width in tried if NARROWEST <= width < WIDEST})
-    _, off = _nearest(times, widths, t, tried)
-    made = [width in kept or distance <= MOST_OFF for width, distance in zip(tried, off.tolist(), strict=True)]
-    ranges = [
-        [width for _, width in run] for fits, run in groupby(zip(made, tried, strict=True), itemgetter(0)) if fits
-    ]
-    return ", ".join(f"{r[0]:g}" if len(r) == 1 else f"{r[0]:g} to {r[-1]:g}" for r in ranges) or "none"
+def _lengths_made(times: Sequence[int], lengths: Sequence[float], t: int) -> str:
+    """The ranges of lengths that can be made of these snapshots, as far as lengths of two digits tell."""
+    kept = {length for end, length in zip(times, lengths, strict=True) if end == t}
+    spread = {float(f"{length:.2g}") for length in np.geomspace(SHORTEST, LONGEST, 200)}
+    tried = sorted(kept | {length for length in spread if SHORTEST <= length < LONGEST})
+    _, off = _nearest(times, lengths, t, tried)
+    made = {length for length, distance in zip(tried, off.tolist(), strict=True) if distance <= MOST_OFF}
+    made |= kept
+    ranges = []
+    for is_made, group in groupby(tried, made.__contains__):
+        run = list(group)
+        if is_made:
+            ranges.append(f"{run[0]:g}" if len(run) == 1 else f"{run[0]:g} to {run[-1]:g}")
+    return ", ".join(ranges) or "none"

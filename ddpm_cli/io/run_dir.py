@@ -23,6 +23,26 @@ AVERAGES = "averages"
 SAMPLES = "samples"
 
 
+def step_name(step: int) -> str:
+    """What a step's checkpoint, snapshot of averages or preview is called, but for a suffix."""
+    return f"step_{step:08d}"
+
+
+def step_of(path: Path, suffix: str = "") -> int | None:
+    """The step in a name that is `step_name` of one and `suffix`; None for any other name."""
+    number = path.name.removeprefix("step_").removesuffix(suffix)
+    if not (number.isascii() and number.isdecimal()):
+        return None
+    step = int(number)
+    return step if path.name == f"{step_name(step)}{suffix}" else None
+
+
+def by_step(directory: Path, suffix: str = "") -> dict[int, Path]:
+    """The entries of a directory that `step_of` knows, by their step and in its order."""
+    paths = directory.glob(f"step_*{suffix}")
+    return dict(sorted((step, path) for path in paths if (step := step_of(path, suffix)) is not None))
+
+
 def check_name(name: str) -> None:
     """Raise ValueError unless `name` is a plain part of a path; `=` and `,` would break `ckpt=...` on the shell."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
@@ -69,13 +89,13 @@ def _begun(directory: Path) -> tuple[str, int]:
 
 
 @contextmanager
-def held(directory: Path) -> Iterator[None]:
-    """Hold a run directory while inside: two trainers would mix their logs and remove each other's checkpoints.
+def locked_for_training(directory: Path) -> Iterator[None]:
+    """Inside, no other process trains in this run directory: two would mix logs and remove each other's checkpoints.
 
-    The system lets go of it when the process ends, however it ends.
+    The system releases it when the process ends, however it ends.
 
     Raises:
-        BlockingIOError: if another process holds it.
+        BlockingIOError: if another process has locked it.
         ValueError: if something in it is a link, or not the file or folder that it should be.
     """
     _check_entries(directory)

@@ -24,8 +24,9 @@ from ddpm_cli.runtime.signals import Stop
 from ddpm_cli.sampling.build import build_loop, identity
 
 if TYPE_CHECKING:
-    from ddpm_cli.checkpoint.pretrained import Pretrained
+    from ddpm_cli.checkpoint.pretrained import Pretrained, Selection
     from ddpm_cli.distributed.process_group import World
+    from ddpm_cli.runtime.device import Compute
     from ddpm_cli.sampling.image_store import ImageStore
     from ddpm_cli.sampling.loop import SamplingLoop
 
@@ -67,7 +68,9 @@ def _sample(task: _Task, held: ExitStack) -> Path:
     from ddpm_cli.sampling.outputs import write
 
     options, world = task.options, task.world
-    pretrained, loop = _agreed(world, lambda: _prepare(task))
+    compute = _agreed(world, lambda: _compute(task))
+    selection = _select(task)
+    pretrained, loop = _agreed(world, lambda: _prepare(task, compute, selection))
     decisive = identity(pretrained, loop, options)
     differing = world.first("; ".join(differences(world.broadcast(decisive), decisive)) or None)
     if differing is not None:
@@ -94,23 +97,38 @@ def _sample(task: _Task, held: ExitStack) -> Path:
     return directory / GRID_FILE
 
 
-def _prepare(task: _Task) -> "tuple[Pretrained, SamplingLoop]":
-    from ddpm_cli.checkpoint.pretrained import load
+def _compute(task: _Task) -> "Compute":
     from ddpm_cli.runtime.device import choose_compute
 
     options = task.options
     with naming("device"):
-        compute = choose_compute(options.device, options.precision, local_rank=task.world.local_rank)
+        return choose_compute(options.device, options.precision, local_rank=task.world.local_rank)
+
+
+def _select(task: _Task) -> "Selection":
+    """The weights that rank 0 has found and verified, for all."""
+    from ddpm_cli.checkpoint.pretrained import select
+
+    options = task.options
     with naming("ckpt"):
-        pretrained = load(
-            options.ckpt,
-            weights=options.weights,
-            ema_length=options.ema_length,
-            trust=options.trust,
-            sha256=options.ckpt_sha256,
+        return task.world.on_main(
+            lambda: select(
+                options.ckpt,
+                weights=options.weights,
+                ema_length=options.ema_length,
+                trust=options.trust,
+                sha256=options.ckpt_sha256,
+            )
         )
+
+
+def _prepare(task: _Task, compute: "Compute", selection: "Selection") -> "tuple[Pretrained, SamplingLoop]":
+    from ddpm_cli.checkpoint.pretrained import rebuild
+
+    with naming("ckpt"):
+        pretrained = rebuild(selection, trust=task.options.trust)
     compute.place(pretrained.ddpm)
-    return pretrained, build_loop(pretrained, compute, options, task.invocation.changes)
+    return pretrained, build_loop(pretrained, compute, task.options, task.invocation.changes)
 
 
 def _agreed(world: "World", call: Callable[[], T]) -> T:

@@ -16,6 +16,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[repo
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ddpm_cli.io import durable
+from ddpm_cli.io.run_dir import by_step
 
 _EVENTS = "events.out.tfevents."
 _EARLIER = f"{_EVENTS}0000000000.earlier"  # sorts before every file that is named by the clock
@@ -72,9 +73,8 @@ def cut_back(run_directory: Path, step: int, *, metrics: str, tensorboard: str, 
     """
     _cut_metrics(run_directory / metrics, step)
     _cut_events(run_directory / tensorboard, step)
-    for picture in (run_directory / previews).glob("step_*.png"):
-        number = picture.stem.removeprefix("step_")
-        if number.isdecimal() and int(number) > step and picture.is_file():
+    for drawn, picture in by_step(run_directory / previews, ".png").items():
+        if drawn > step and picture.is_file():
             picture.unlink()
 
 

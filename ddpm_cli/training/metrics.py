@@ -12,6 +12,7 @@ from torch.utils.tensorboard import summary
 from tqdm import tqdm
 
 from ddpm_cli.io.images import grid, save_png
+from ddpm_cli.io.run_dir import step_name
 from ddpm_cli.runtime.logs import log
 from ddpm_cli.training.event_files import Appended, Events
 from ddpm_cli.training.step_stats import Progress
@@ -97,7 +98,7 @@ class MetricsLogger:
         picture = grid(images)
         self.events.add(summary.image("preview", picture.numpy(), dataformats="CHW"), step)
         self.previews.mkdir(exist_ok=True)
-        save_png(picture, self.previews / f"step_{step:08d}.png")
+        save_png(picture, self.previews / f"{step_name(step)}.png")
 
     def _loss_by_t(self, progress: Progress) -> dict[str, float]:
         """Mean loss in ten equal bins of t, named by their first timestep; empty bins are left out."""

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ddpm_cli import checkpoint
 from ddpm_cli.checkpoint.metadata import parse
-from ddpm_cli.checkpoint.validate import check_node
-from ddpm_cli.config.schema import is_node, targets_in
+from ddpm_cli.checkpoint.validate import check_config
+from ddpm_cli.config.schema import targets_in
 from ddpm_cli.config.train_options import TrainOptions
 from ddpm_cli.diffusion.samplers import Sampler
 from ddpm_cli.distributed.process_group import LostRankError
@@ -66,14 +66,12 @@ def check_readable(trainer: Trainer, options: TrainOptions) -> None:
     """Find now, not after training, that the checkpoints could not be read again.
 
     Raises:
-        ConfigError: for what `untrusted.check_node` refuses.
+        ConfigError: for what `validate.check_config` refuses.
         CheckpointError: for more text than a description may have.
     """
     description = _described(trainer, options)
-    parse(description.as_json(), Path("checkpoint.json"))
-    for group, node in description.config.items():
-        if is_node(node):
-            check_node(group, node, trust=targets_in(node))
+    again = parse(description.as_json(), Path("checkpoint.json"))
+    check_config(again.config, trust=frozenset(targets_in(description.config)))
 
 
 def _described(trainer: Trainer, options: TrainOptions) -> checkpoint.Metadata:
@@ -134,7 +132,7 @@ class TrainingRun:
             if not out_of_memory(error):
                 raise
             raise self._failed(self._what_needs_less_memory()) from error
-        log.info(f"saved    {self.directory / run_directory.CHECKPOINTS / f'step_{trainer.step:08d}'}")
+        log.info(f"saved    {self.directory / run_directory.CHECKPOINTS / run_directory.step_name(trainer.step)}")
         log.info(f"sample   ddpm-sample ckpt={self.directory}")
         return self.loss
 
@@ -232,7 +230,7 @@ class TrainingRun:
         """Whether the run was stopped in the middle of this step's preview."""
         step, pictures = self.trainer.step, self.directory / run_directory.PREVIEWS
         due = step > 0 and self._due(self.trainer.settings.preview_every)
-        return due and self.trainer.world.broadcast(not (pictures / f"step_{step:08d}.png").exists())
+        return due and self.trainer.world.broadcast(not (pictures / f"{run_directory.step_name(step)}.png").exists())
 
     def _preview(self, monitor: MetricsLogger | None, *, to_the_end: bool = False) -> None:
         self.trainer.check_finite()

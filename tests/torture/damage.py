@@ -95,7 +95,7 @@ def flips_elsewhere(setting: Setting) -> Row:
     accepted = [
         _accepted(by_torch, flips, lambda: torch.load(by_torch, weights_only=True)),
         _accepted(by_safetensors, flips, lambda: load_file(by_safetensors)),
-        _accepted(ours, flips, lambda: checkpoint.load_ema(ours.parent)),
+        _accepted(ours, flips, lambda: checkpoint.load_ema(checkpoint.verify(ours.parent, EMA_FILE))),
     ]
     failures = [f"ours accepts {accepted[-1]} of {len(flips)}"] if accepted[-1] else []
     figure = "torch.load accepts {}/{n}, safetensors {}/{n}, ours {}/{n}".format(*accepted, n=len(flips))
@@ -211,7 +211,7 @@ def _gone_on_from(saved: Saved, damage: Damage) -> list[str]:
     except CheckpointError as error:
         all_named = all(str(path) in str(error) for path in damaged)
         return [] if all_named and not whole else [f"nothing to go on from: {error}"]
-    return [] if whole and found == whole[0] else [f"goes on from {found}"]
+    return [] if whole and found.path == whole[0] else [f"goes on from {found.path}"]
 
 
 def _accepted(file: Path, flips: list[tuple[float, int]], read: Callable[[], object]) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ddpm_cli import checkpoint
 from ddpm_cli.checkpoint import CheckpointError, Metadata
+from ddpm_cli.io.run_dir import step_of
 from torture.disk import Tree, read_tree
 
 KEEP_LAST = 2
@@ -49,16 +50,17 @@ def wrongs(run: Path, announced: int) -> Iterator[str]:
     except CheckpointError as error:
         yield f"step {announced} is lost: {error}"
         return
-    step = int(newest.name.removeprefix("step_"))
+    step = step_of(newest.path)
+    assert step is not None
     if step < announced:
         yield f"step {announced} is lost, goes on from {step}"
-    ema, description = checkpoint.load_ema(newest)
-    training, again = checkpoint.load_training(newest)
+    ema, training = checkpoint.load_ema(newest), checkpoint.load_training(newest)
+    again = checkpoint.verify(newest.path, checkpoint.EMA_FILE).metadata
     right_ema, right_training = _tensors(step)
-    if description != again or description != _description(step):
-        yield f"{newest} is taken for whole, its description is another"
+    if not newest.metadata == again == _description(step):
+        yield f"{newest.path} is taken for whole, its description is another"
     if not (_equal(ema, right_ema) and _equal(training, right_training)):
-        yield f"{newest} is taken for whole, its tensors are others"
+        yield f"{newest.path} is taken for whole, its tensors are others"
 
 
 def go_on(run: Path, step: int) -> Iterator[str]:

@@ -34,7 +34,7 @@ def not_finite(setting: Setting) -> Row:
                 continue
             (directory,) = run_directories(place, NAME)
             newest, _ = checkpoint.newest_whole(directory)
-            untouched += newest.name == f"step_{step:08d}" and _fingerprint(tensors_of(newest)) == states[step]
+            untouched += newest.metadata.step == step and _fingerprint(tensors_of(newest.path)) == states[step]
             finite += all(
                 torch.isfinite(tensor).all()
                 for path in directory.glob("checkpoints/step_*")

@@ -76,11 +76,11 @@ def newest_step(place: Path, name: str = NAME) -> int:
     directories = run_directories(place, name)
     if not directories or not list(directories[-1].glob("checkpoints/step_*")):
         return 0
-    return int(checkpoint.newest_whole(directories[-1])[0].name.removeprefix("step_"))
+    return checkpoint.newest_whole(directories[-1])[0].metadata.step
 
 
 def tensors_of(path: Path) -> dict[str, torch.Tensor]:
     """Everything in a checkpoint, by file and name."""
-    ema, _ = checkpoint.load_ema(path)
-    training, _ = checkpoint.load_training(path)
+    found = checkpoint.verify(path, *checkpoint.FILES)
+    ema, training = checkpoint.load_ema(found), checkpoint.load_training(found)
     return {f"ema/{name}": tensor for name, tensor in ema.items()} | training
