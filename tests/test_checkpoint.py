@@ -1,10 +1,12 @@
 """Checkpoints: what is saved comes back, what is damaged is named, what is foreign builds nothing."""
 
+import ast
 import hashlib
 import json
 import os
 import shutil
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,19 +19,21 @@ from ddpm_cli.checkpoint.pretrained import load
 from ddpm_cli.checkpoint.validate import MisfitError, check_ddpm, check_node, check_state
 from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.config.invocation import Invocation
-from ddpm_cli.diffusion.variance import fixed_large
+from ddpm_cli.config.shipped import shipped_targets
+from ddpm_cli.config.signatures import signature
+from ddpm_cli.diffusion.variance import FixedLarge
 from ddpm_cli.models.unet import UNet
 from ddpm_cli.runtime.signals import Stop
 
 NETWORK = {"image_size": 8, "in_channels": 1, "base_channels": 8, "channel_mults": [1], "num_res_blocks": 1}
 NETWORK |= {"attention_resolutions": [], "dropout": 0.0, "norm_groups": 4}
-SIMPLE = {"_target_": "ddpm_cli.diffusion.weighting.uniform", "_partial_": True}
+UNIFORM = {"_target_": "ddpm_cli.diffusion.weighting.Uniform"}
 CONFIG = {
     "model": {"_target_": "ddpm_cli.models.unet.UNet", **NETWORK},
     "schedule": {"_target_": "ddpm_cli.diffusion.schedule.linear", "timesteps": 10},
     "prediction": {"_target_": "ddpm_cli.diffusion.prediction.Epsilon"},
-    "weighting": SIMPLE,
-    "variance": {"_target_": "ddpm_cli.diffusion.variance.fixed_large", "_partial_": True},
+    "weighting": UNIFORM,
+    "variance": {"_target_": "ddpm_cli.diffusion.variance.FixedLarge"},
     "loss": {"_target_": "ddpm_cli.diffusion.loss.Simple"},
 }
 
@@ -65,8 +69,7 @@ def test_load_takes_a_run_a_checkpoint_or_its_ema_file(tmp_path: Path, what: str
     assert found.step == 5
     assert found.image_shape == (1, 8, 8)
     assert found.ddpm.schedule.timesteps == 10
-    assert isinstance(found.ddpm.variance, partial)
-    assert found.ddpm.variance.func is fixed_large
+    assert isinstance(found.ddpm.variance, FixedLarge)
     assert not found.ddpm.training
     for name, value in load_file(path / "ema.safetensors").items():
         assert torch.equal(found.ddpm.model.state_dict()[name], value)
@@ -262,6 +265,53 @@ def test_so_has_one_of_every_other_group(group: str, target: str, key: str, valu
         check_node(group, {"_target_": f"ddpm_cli.{target}", key: value})
 
 
+# Whole numbers that may be as large as they like, and why.
+HARMLESS = {
+    "steps": "a sampler takes no more than T, which has a bound; a trainer goes on for as many as it says",
+    "warmup_steps": "is compared with the step",
+    "preview_every": "is compared with the step",
+    "checkpoint_every": "is compared with the step",
+    "keep_last": "is compared with how many there are",
+    "keep_every": "is compared with the step",
+    "interval": "is of the command line: no checkpoint holds guidance",
+    "jump_length": "is of the command line: no checkpoint holds a mode",
+    "resamplings": "is of the command line: no checkpoint holds a mode",
+    "seeds": "are of the command line: no checkpoint holds a mode",
+}
+
+
+def whole_numbers() -> Iterator[tuple[str, str, str]]:
+    """Every option of what we ship that takes whole numbers: its group, target and name."""
+    for group, targets in shipped_targets().items():
+        for target in targets:
+            for option in signature(target) or []:
+                names = [] if option.annotation is None else ast.walk(option.annotation)
+                if any(isinstance(name, ast.Name) and name.id == "int" for name in names):
+                    yield group, target, option.name
+
+
+@pytest.mark.parametrize(("group", "target", "name"), [*whole_numbers()])
+def test_every_whole_number_has_a_bound_or_is_known_to_be_harmless(group: str, target: str, name: str):
+    for value in (2**62, [2**62]):
+        refused = nullcontext() if name in HARMLESS else pytest.raises(ConfigError, match="no checkpoint may hold this")
+        with refused, suppress_other_refusals():
+            check_node(group, {"_target_": target, name: value})
+
+
+@contextmanager
+def suppress_other_refusals() -> Iterator[None]:
+    """Inside, an option that is missing or of another type is not refused."""
+    try:
+        yield
+    except ConfigError as error:
+        if "no checkpoint may hold this" in str(error):
+            raise
+
+
+def test_what_is_known_to_be_harmless_is_still_there():
+    assert HARMLESS.keys() <= {name for _, _, name in whole_numbers()}
+
+
 @pytest.mark.parametrize("name", ["ema.safetensors", "training.safetensors"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_damage_is_found_before_anything_is_used(tmp_path: Path, name: str, damage: str):
@@ -352,11 +402,11 @@ def test_images_the_network_does_not_take_are_refused(tmp_path: Path):
         ("schedule", {"_target_": "ddpm_cli.models.unet.os.system", "command": "touch canary"}),
         ("schedule", {"_target_": "ddpm_cli.diffusion.schedule.linear", "timesteps": {"_target_": "os.getpid"}}),
         ("variance", {"_target_": "builtins.exec", "_partial_": True}),
-        ("weighting", "ddpm_cli.diffusion.weighting.uniform"),
+        ("weighting", "ddpm_cli.diffusion.weighting.Uniform"),
         ("prediction", {"_target_": ["os.system"]}),
-        ("weighting", SIMPLE | {"log_snr": [{"_target_": "os.system", "command": "touch canary"}]}),
+        ("weighting", UNIFORM | {"log_snr": [{"_target_": "os.system", "command": "touch canary"}]}),
         ("model", CONFIG["model"] | {"image_size": [{"_target_": "os.system", "command": "touch canary"}, 8]}),
-        ("weighting", {"_target_": SIMPLE["_target_"], "log_snr": 3}),
+        ("weighting", UNIFORM | {"log_snr": 3}),
         ("prediction", CONFIG["prediction"] | {"_partial_": True}),
         ("schedule", CONFIG["schedule"] | {"timesteps": 10**13}),
         ("model", CONFIG["model"] | {"base_channels": 10**9}),

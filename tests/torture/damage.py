@@ -29,6 +29,7 @@ CONFIG = {
     "prediction": {"_target_": "ddpm_cli.diffusion.prediction.Epsilon"},
     "weighting": {"_target_": "ddpm_cli.diffusion.weighting.Uniform"},
     "variance": {"_target_": "ddpm_cli.diffusion.variance.FixedSmall"},
+    "loss": {"_target_": "ddpm_cli.diffusion.loss.Simple"},
 }
 
 
@@ -246,4 +247,6 @@ def _save_two(run: Path, **changes: int) -> Saved:
         training = {f"model.{name}": value for name, value in model.items()} | {"counter.step": torch.tensor(step)}
         known = Metadata(step=step, image_shape=(1, 8, 8), images=9, config=config, versions={"torch": "2"})
         checkpoint.save(run / "checkpoints", ema=ema, training=training, description=known)
+    for weights in ("ema", "model"):
+        load(run, weights=weights)  # as it is, it can be used: without that a refusal would mean nothing
     return Saved(run, {file: file.read_bytes() for file in run.glob("checkpoints/*/*")})

@@ -33,6 +33,14 @@ TARGETS: dict[str, dict[str, Any]] = {
     "os.system ": {"command": "PAYLOAD"},
     "\uff4f\uff53.system": {"command": "PAYLOAD"},  # full-width letters, which Python's parser reads as plain ones
     "": {},
+    # Names without a path, of which only those that we ship for a group are known there.
+    "eval": EVAL,
+    "system": {"command": "PAYLOAD"},
+    "torch": {},
+    "folder": {"path": "ELSEWHERE"},
+    "load": {"path": "ELSEWHERE"},
+    "NoiseSchedule": {"log_alpha_bar": [0.1]},
+    "Epsilon ": {},
 }
 
 Table = list[tuple[str, dict[str, Any], str]]  # name, options by dotted key, what the refusal says
@@ -47,7 +55,10 @@ NESTED: Table = [
     ("_recursive_ and _convert_", {"model._recursive_": False, "model._convert_": "all"}, "no such option"),
     ("_partial_ where none belongs", {"prediction._partial_": True}, "_partial_: cannot be true"),
     ("_partial_ of another type", {"variance._partial_": [CALL]}, "_partial_: cannot be"),
+    ("_partial_ of the optimizer false", {"optimizer._partial_": False}, "_partial_: cannot be"),
     ("another group's target", {"weighting._target_": "ddpm_cli.diffusion.schedule.linear"}, NOT_LISTED),
+    ("another group's name", {"weighting._target_": "linear"}, NOT_LISTED),
+    ("a list as a name", {"schedule._target_": ["cosine"]}, "expected the full name of a function or class"),
     ("oc.env for a number", {"schedule.timesteps": "${oc.env:HOME}"}, "expected a whole number"),
     ("oc.decode for a number", {"model.dropout": "${oc.decode:${oc.env:HOME}}"}, "expected a number"),
     ("oc.create for a group", {"weighting": "${oc.create:{_target_: os.system}}"}, "expected a group of options"),
@@ -79,9 +90,9 @@ NUMBERS: Table = [
     ("seed 60,000 empty lists", {"seed": [[]] * 60_000}, "seed: expected a whole number"),
 ]
 
-CUSTOM = {"_target_": "ddpm_cli.diffusion.schedule.custom"}
-HYBRID = {"_target_": "ddpm_cli.diffusion.loss.Hybrid"}
-LOSS_AWARE = {"_target_": "ddpm_cli.training.timestep_samplers.LossSecondMoment", "_partial_": True, "uniform": 0.001}
+CUSTOM = {"_target_": "custom"}
+HYBRID = {"_target_": "ddpm_cli.diffusion.loss.Hybrid"}  # by its path, which is as good
+LOSS_SECOND_MOMENT = {"_target_": "LossSecondMoment", "uniform": 0.001}
 
 # Of another type or without bound, in what only some runs have. By name, options, what is said, harmless ways of use.
 OPTIONS: list[tuple[str, dict[str, Any], str, str]] = [
@@ -97,14 +108,14 @@ OPTIONS: list[tuple[str, dict[str, Any], str, str]] = [
     ("zero_terminal_snr a node", {"schedule.zero_terminal_snr": CALL}, NOT_LISTED, ""),
     ("bound_weight 1e300", {"loss": HYBRID | {"bound_weight": 1e300}}, OUT_OF_RANGE, ""),
     ("bound_weight a text", {"loss": HYBRID | {"bound_weight": "x"}}, "expected a number", ""),
-    ("history 2**30", {"timestep_sampler": LOSS_AWARE | {"history": 2**30}}, OUT_OF_RANGE, OTHERS),
-    ("history a list", {"timestep_sampler": LOSS_AWARE | {"history": [1]}}, "expected a whole number", OTHERS),
+    ("history 2**30", {"timestep_sampler": LOSS_SECOND_MOMENT | {"history": 2**30}}, OUT_OF_RANGE, OTHERS),
+    ("history a list", {"timestep_sampler": LOSS_SECOND_MOMENT | {"history": [1]}}, "expected a whole number", OTHERS),
     ("label_dropout Infinity", {"trainer.label_dropout": float("inf")}, OUT_OF_RANGE, OTHERS),
     ("label_dropout a list", {"trainer.label_dropout": [0.1]}, "expected a number", OTHERS),
     ("posthoc of 64", {"ema.posthoc": [0.05 + i / 1000 for i in range(64)]}, OUT_OF_RANGE, "sample"),
     ("posthoc a number", {"ema.posthoc": 0.1}, "expected a list", "sample"),
     ("posthoc of nodes", {"ema.posthoc": [CALL]}, "expected a list of numbers", "sample"),
-    ("posthoc too wide", {"ema.posthoc": [5.0]}, "impossible ema.posthoc|training state does not fit", "sample"),
+    ("posthoc too long", {"ema.posthoc": [5.0]}, "impossible ema.posthoc|training state does not fit", "sample"),
     ("posthoc twice", {"ema.posthoc": [0.1, 0.1]}, "impossible ema.posthoc|must differ|does not fit", "sample"),
     ("decays of 65", {"ema.decays": [0.9] * 65}, OUT_OF_RANGE, "sample"),
     ("decays a text", {"ema.decays": "0.9"}, "expected a list", "sample"),
@@ -134,7 +145,7 @@ WITHOUT_EFFECT: Table = [
 
 # The description around the configuration.
 DESCRIPTIONS: Table = [
-    ("format 3", {"format": 3}, "another checkpoint format"),
+    ("format 4", {"format": 4}, "another checkpoint format"),
     ("step 10**300", {"step": 10**300}, "step 1000"),
     ("images NaN", {"images": float("nan")}, "images nan"),
     ("image_shape 2**40", {"image_shape": [1, 2**40, 16]}, "image_shape"),

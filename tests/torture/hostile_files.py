@@ -17,7 +17,7 @@ from torture.hostile_watch import MIB
 
 DAMAGED = "is damaged"
 NO_HEADER = "is damaged: a header of|is damaged: Error"
-NO_DESCRIPTION = "its header has no description"
+NO_DESCRIPTION = "its header has no description|do not fit the network it describes"  # the latter said by resume
 MISFIT = "does? not fit the network it describes"
 OTHERS = "sample load"
 
@@ -220,8 +220,8 @@ MANIFESTS: dict[str, str] = {
 AVERAGES = "averages/step_{:08d}.safetensors"
 
 
-def _averages(count: int, *, widths: int = 2, whole: bool = True, stuffing: int = 0) -> Callable[[Foreign], object]:
-    """So many snapshots of so many widths, of which memory would be taken for the square, or for what they say.
+def _averages(count: int, *, lengths: int = 2, whole: bool = True, stuffing: int = 0) -> Callable[[Foreign], object]:
+    """So many snapshots of so many lengths, of which memory would be taken for the square, or for what they say.
 
     Args:
         whole: with the weights they should have, instead of none.
@@ -230,7 +230,7 @@ def _averages(count: int, *, widths: int = 2, whole: bool = True, stuffing: int 
 
     def spoil(foreign: Foreign) -> None:
         header, data = foreign.header("../../" + AVERAGES.format(STEP))
-        foreign.configure({"ema.posthoc": [0.05, 0.1, *(0.11 + i / 1000 for i in range(widths - 2))]})
+        foreign.configure({"ema.posthoc": [0.05, 0.1, *(0.11 + i / 1000 for i in range(lengths - 2))]})
         foreign.retell(lambda description: description.update(step=count))
         description = json.loads(header["__metadata__"]["ddpm_cli"])
         description["config"] = json.loads((foreign.checkpoint / "checkpoint.json").read_bytes())["config"]
@@ -269,9 +269,9 @@ def kinds() -> Iterator[Kind]:
     for name, text in MANIFESTS.items():
         yield Kind(name, _manifest(text), r"manifest\.json is damaged|bytes, should be")
     too_many = "no checkpoint may hold this: 64 entries"
-    yield Kind("24 averages of 64 widths", _averages(24, widths=64, whole=False), f"{too_many}|step 24", "sample")
+    yield Kind("24 averages of 64 lengths", _averages(24, lengths=64, whole=False), f"{too_many}|step 24", "sample")
     empty = "does not fit the checkpoint|its training state does not fit|step 480"
-    yield Kind("480 averages of 8 widths, empty", _averages(480, widths=8, whole=False), empty, "sample")
+    yield Kind("480 averages of 8 lengths, empty", _averages(480, lengths=8, whole=False), empty, "sample")
     yield Kind("100 averages that say much", _averages(100, stuffing=50_000), "of step 10, it says 100", ALL)
     yield Kind("weights that are no numbers", _each(EMA, _not_numbers), "not finite", ALL, (2, 3))
     yield Kind("a terabyte of holes", lambda foreign: os.truncate(foreign.checkpoint / EMA, 2**40), "bytes, should be")
