@@ -82,7 +82,6 @@ def _start(options: SampleOptions, call: Invocation, stop: Stop, world: "World",
         unfinished = held.enter_context(ImageStore(directory, **batches))
     missing = world.broadcast(unfinished.missing)
     drawing = SamplingLoop(pretrained.ddpm, plan, prepared.denoiser, prepared.labels, compute)
-    meet = world.meeting()
     with _ending_well(options, call, stop, world, unfinished, pixels(pretrained.image_shape)):
         if missing and prepared.compiled:
             _translate(drawing, options, pretrained.image_shape)
@@ -95,7 +94,7 @@ def _start(options: SampleOptions, call: Invocation, stop: Stop, world: "World",
             show_progress=world.main,
         )
         unfinished.flush()
-        meet()
+        world.barrier()
         if world.main:
             written = write(unfinished, plan, save=options.save)
             unfinished.end()

@@ -26,6 +26,7 @@ from ddpm_cli.ema.ema import EMA
 from ddpm_cli.ema.posthoc import WIDEST, check_width, coefficients, exponent, inner_product, newest_weight
 from ddpm_cli.io import run_dir as run_directory
 from ddpm_cli.training.run import check_space
+from ddpm_cli.training.train_state import capture
 
 KEPT = (0.05, 0.10)
 
@@ -151,9 +152,9 @@ def test_a_width_that_was_not_kept_is_reconstructed(sigma_rel: float, within: fl
             for width in KEPT:
                 times.append(step)
                 widths.append(width)
-                snapshots.append(ema.state()[f"posthoc.{width}.x"].double().clone())
+                snapshots.append(ema.state_dict()[f"posthoc.{width}.x"].double().clone())
     weights = torch.from_numpy(coefficients(times, widths, t=2000, sigma_rel=sigma_rel))
-    error = weights @ torch.stack(snapshots) - ema.state()[f"posthoc.{sigma_rel}.x"]
+    error = weights @ torch.stack(snapshots) - ema.state_dict()[f"posthoc.{sigma_rel}.x"]
     scale = (snapshots[-1] - snapshots[-2]).norm()
     assert error.norm() < within * scale
 
@@ -398,9 +399,9 @@ def test_names_that_are_none_of_ours_are_not_looked_at(run: Path):
 
 def test_room_for_all_snapshots_is_asked_for_before_the_run(tmp_path: Path, monkeypatch):
     trainer = make_trainer(steps=1000)
-    trainer.settings = replace(trainer.settings, checkpoint_every=1, keep_last=1)
+    trainer.config = replace(trainer.config, checkpoint_every=1, keep_last=1)
     snapshots = 1000 * checkpoint.size(trainer.ema.snapshot(), {})
-    checkpoints = 3 * checkpoint.size(trainer.ema.model.state_dict(), trainer.state())
+    checkpoints = 3 * checkpoint.size(trainer.ema.model.state_dict(), capture(trainer))
     for free, enough in ((snapshots, False), (snapshots + 2 * checkpoints, True)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: type("Usage", (), {"free": free}))
         with nullcontext() if enough else pytest.raises(OSError, match="MB free, the run's checkpoints take"):

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ddpm_cli.distributed.fsdp import local_tensors, part_for
+from ddpm_cli.distributed.fsdp import distribute_as, local_tensors
 from ddpm_cli.ema.posthoc import check_widths, ema_prefix, exponent, newest_weight, posthoc_prefix
 
 
@@ -16,19 +16,19 @@ class EMA:
 
     Exponential ones have d = min(decay, (1 + n) / (10 + n)) for the n-th update, n from 0 on, so that the random start
     is forgotten soon. Power-function ones have d = (1 - 1 / t)^(gamma + 1) for the t-th, t from 1 on: of their
-    snapshots, one of any width is made after the run (Karras et al. 2024; see `ddpm_cli.ema.posthoc`).
+    snapshots, one of any length is made after the run (Karras et al. 2024; see `ddpm_cli.ema.posthoc`).
 
     Args:
         model: the network to follow. `self.model` is a copy in eval mode that holds the average of the first decay;
             its buffers are copied, not averaged.
         replica: that copy, where it has been made already; None: it is made here.
         decays: d of each exponential average, in [0, 1); 0 makes the average the network itself.
-        posthoc: relative width sigma_rel of each power-function average, at most 8 of them, from 0.001 up to below
+        posthoc: relative length sigma_rel of each power-function average, at most 8 of them, from 0.001 up to below
             1 / sqrt(12).
 
     Raises:
         ValueError: if a value lies outside its range, one is there twice, there is no decay, or there are too many
-            widths.
+            lengths.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class EMA:
         except ValueError as error:
             raise ValueError(f"posthoc {error}") from error
         self.decays = tuple(float(decay) for decay in decays)
-        self.posthoc = tuple(float(width) for width in posthoc)
+        self.posthoc = tuple(float(length) for length in posthoc)
         self.updates = 0
         self.model = (copy.deepcopy(model) if replica is None else replica).eval().requires_grad_(False)
         # The parameters of the further averages, each list in the order and the memory format of the network's.
         self._exponential = {decay: _copies(model) for decay in self.decays[1:]}
-        self._power = {width: _copies(model) for width in self.posthoc}
-        self._gamma = {width: exponent(width) for width in self.posthoc}
+        self._power = {length: _copies(model) for length in self.posthoc}
+        self._gamma = {length: exponent(length) for length in self.posthoc}
 
     @property
     def current_decay(self) -> float:
@@ -71,43 +71,45 @@ class EMA:
         follow(list(self.model.parameters()), 1 - self.current_decay)
         for decay, averages in self._exponential.items():
             follow(averages, 1 - self._current(decay))
-        for width, averages in self._power.items():
-            follow(averages, newest_weight(self.updates + 1, self._gamma[width]))
+        for length, averages in self._power.items():
+            follow(averages, newest_weight(self.updates + 1, self._gamma[length]))
         for copied, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             copied.copy_(buffer)
         self.updates += 1
 
-    def state(self) -> dict[str, Tensor]:
-        """The weights of all averages but the main one, each named as in the network, after its prefix."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights of all averages but the main one, which is `model`, each named as there, after its prefix."""
         places = {id(parameter): i for i, parameter in enumerate(self.model.parameters())}
-        whole = self.model.state_dict(keep_vars=True)
+        main = self.model.state_dict(keep_vars=True)
         return {
             f"{prefix}{name}": averages[places[id(tensor)]] if id(tensor) in places else tensor
             for prefix, averages in self._further()
-            for name, tensor in whole.items()
+            for name, tensor in main.items()
         }
 
     @torch.no_grad()
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go back to what `state()` was; the main average's weights, and with them the buffers, are loaded before.
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go back to what `state_dict()` was; what `model` was, and with it the buffers, is to be loaded before.
 
         Raises:
             ValueError: if names or shapes are not those of this run.
         """
-        own = self.state()
-        for name in sorted(own.keys() ^ state.keys()):
-            raise ValueError(f"the run kept other averages: {name} {'is missing' if name in own else 'has no place'}")
+        own = self.state_dict()
+        misplaced = min(own.keys() ^ state.keys(), default=None)
+        if misplaced is not None:
+            problem = "is missing" if misplaced in own else "has no place"
+            raise ValueError(f"the run kept other averages: {misplaced} {problem}")
         for name, tensor in own.items():
             if tensor.shape != state[name].shape:
                 raise ValueError(f"{name} is {list(state[name].shape)}, should be {list(tensor.shape)}")
-            tensor.copy_(part_for(tensor, state[name]))
+            tensor.copy_(distribute_as(state[name], tensor))
 
     def snapshot(self) -> dict[str, Tensor]:
         """The parameters of the power-function averages, to be kept for good."""
         names = [name for name, _ in self.model.named_parameters()]
         return {
-            f"{posthoc_prefix(width)}{name}": average.float()
-            for width, averages in self._power.items()
+            f"{posthoc_prefix(length)}{name}": average.float()
+            for length, averages in self._power.items()
             for name, average in zip(names, averages, strict=True)
         }
 
@@ -117,8 +119,8 @@ class EMA:
     def _further(self) -> Iterator[tuple[str, list[Tensor]]]:
         for decay, averages in self._exponential.items():
             yield ema_prefix(decay), averages
-        for width, averages in self._power.items():
-            yield posthoc_prefix(width), averages
+        for length, averages in self._power.items():
+            yield posthoc_prefix(length), averages
 
 
 def _copies(model: nn.Module) -> list[Tensor]:
