@@ -17,6 +17,7 @@ from ddpm_cli.ema.posthoc import exponent
 from ddpm_cli.models.unet import UNet
 from ddpm_cli.runtime.device import choose_compute
 from ddpm_cli.training.optimizers import adamw
+from ddpm_cli.training.train_state import capture, restore
 from ddpm_cli.training.trainer import Trainer
 from ddpm_cli.training.trainer_config import TrainerConfig
 
@@ -56,7 +57,7 @@ def test_several_averages_are_each_what_it_would_be_alone():
         walk(model, 1)
         for ema in (together, *alone):
             ema.update(model)
-    state = together.state()
+    state = together.state_dict()
     assert len(state) == 3 * len(model.state_dict())
     for decay, single in zip(decays, alone, strict=True):
         for name, value in single.model.state_dict().items():
@@ -83,7 +84,7 @@ def test_a_power_function_average_is_the_weighted_sum_of_everything_it_saw():
         for place, name in enumerate(names):
             values = torch.stack([step[place] for step in seen]).double()
             expected = torch.tensordot(weights, values, dims=1).float()
-            torch.testing.assert_close(ema.state()[f"posthoc.{width}.{name}"], expected, rtol=1e-4, atol=2e-5)
+            torch.testing.assert_close(ema.state_dict()[f"posthoc.{width}.{name}"], expected, rtol=1e-4, atol=2e-5)
 
 
 def test_the_first_update_of_a_power_function_average_forgets_the_random_start():
@@ -100,19 +101,19 @@ def test_averages_lie_in_memory_as_the_parameters_do():
     ema = EMA(model, decays=[0.9, 0.99], posthoc=[0.1])
     for prefix in ("ema.0.99.", "posthoc.0.1."):
         for name, parameter in model.named_parameters():
-            assert ema.state()[f"{prefix}{name}"].stride() == parameter.stride()
+            assert ema.state_dict()[f"{prefix}{name}"].stride() == parameter.stride()
 
 
 def test_a_state_comes_back_whatever_its_layout_and_no_other_is_taken():
     model, options = network(), {"decays": [0.9, 0.99], "posthoc": [0.05, 0.1]}
     ema, again = EMA(model, **options), EMA(model, **options)
     follow(model, ema, 4)
-    state = {name: value.clone().contiguous() for name, value in ema.state().items()}
+    state = {name: value.clone().contiguous() for name, value in ema.state_dict().items()}
     again.model.load_state_dict(ema.model.state_dict())
-    again.load_state(state)
-    for name, value in again.state().items():
+    again.load_state_dict(state)
+    for name, value in again.state_dict().items():
         assert torch.equal(value, state[name])
-        assert value.stride() == ema.state()[name].stride()
+        assert value.stride() == ema.state_dict()[name].stride()
     name = "posthoc.0.05.0.weight"
     for wrong, says in (
         ({n: v for n, v in state.items() if n != name}, f"{name} is missing"),
@@ -120,7 +121,7 @@ def test_a_state_comes_back_whatever_its_layout_and_no_other_is_taken():
         (state | {name: torch.zeros(())}, r"0\.weight is \[\], should be \[4, 3, 3, 3\]"),
     ):
         with pytest.raises(ValueError, match=says):
-            again.load_state(wrong)
+            again.load_state_dict(wrong)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def make_trainer(steps: int = 6) -> Trainer:
         BatchLoader(digits(image_size=8), 8, seed=0),
         optimizer=adamw(unet.parameters(), lr=2e-3),
         ema=EMA(unet, decays=[0.99, 0.9], posthoc=[0.05, 0.1]),
-        settings=TrainerConfig(steps=steps, batch_size=8, log_every=1, device="cpu"),
+        config=TrainerConfig(steps=steps, batch_size=8, log_every=1, device="cpu"),
         compute=compute,
         seed=0,
     )
@@ -163,15 +164,15 @@ def test_all_averages_are_resumed_bit_for_bit(tmp_path: Path):
     list(straight.run())
     list(stopped.run())
     description = Metadata(step=3, image_shape=(1, 8, 8), images=1797, config={}, versions={})
-    ema, state = stopped.ema.model.state_dict(), stopped.state()
+    ema, state = stopped.ema.model.state_dict(), capture(stopped)
     path = checkpoint.save(tmp_path, ema=ema, training=state, description=description)
     found = checkpoint.verify(path, *checkpoint.FILES)
-    resumed.load_state(checkpoint.load_training(found), checkpoint.load_ema(found))
+    restore(resumed, checkpoint.load_training(found), checkpoint.load_ema(found))
     list(resumed.run())
-    assert {name.rpartition(".conv_in")[0] for name in straight.state() if name.endswith("conv_in.weight")} == {
+    assert {name.rpartition(".conv_in")[0] for name in capture(straight) if name.endswith("conv_in.weight")} == {
         "model", "ema.0.9", "posthoc.0.05", "posthoc.0.1"
     }  # fmt: skip
-    for name, value in straight.state().items():
-        assert torch.equal(value, resumed.state()[name]), name
+    for name, value in capture(straight).items():
+        assert torch.equal(value, capture(resumed)[name]), name
     for name, value in straight.ema.model.state_dict().items():
         assert torch.equal(value, resumed.ema.model.state_dict()[name]), name

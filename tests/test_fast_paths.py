@@ -26,6 +26,7 @@ from ddpm_cli.models.unet import UNet
 from ddpm_cli.runtime.device import Compute
 from ddpm_cli.runtime.seeds import ImageNoise
 from ddpm_cli.training.batch_size_finder import smallest_accumulate
+from ddpm_cli.training.train_state import capture, restore
 from ddpm_cli.training.trainer import NonFiniteError, Trainer
 
 CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
@@ -50,7 +51,7 @@ def plain() -> Tensor:
     return losses_of()
 
 
-# Translated ----------------------------------------------------------------------------------------------------------
+# Compiled ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_whole_forward_pass_is_one_graph():
@@ -77,7 +78,7 @@ def logged(directory: Path) -> list[dict]:
 
 def test_a_compiled_run_computes_the_same_and_leaves_the_same_files(tmp_path: Path):
     options = [*TINY_RUN, "model.dropout=0.0", "trainer.accumulate=2", "data.num_classes=10", "trainer.preview_every=0"]
-    options += ["model.channel_mults=[1]", "model.attention_resolutions=[16]"]  # translated in half the time
+    options += ["model.channel_mults=[1]", "model.attention_resolutions=[16]"]  # compiled in half the time
     for name, compile in (("compiled", "true"), ("plain", "false")):
         done = train(*options, f"name={name}", f"trainer.compile={compile}", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -123,7 +124,7 @@ def test_gradients_that_a_graph_leaves_in_its_own_memory_are_added_up():
         for parameter in trainer.ddpm.parameters():
             place = torch.empty_like(parameter)
             parameter.register_hook(lambda gradient, place=place: place.copy_(gradient).detach())
-    captured.settings = replace(captured.settings, compile="graphs")
+    captured.config = replace(captured.config, compile="graphs")
     losses = run(plain)
     assert run(captured) == losses
     assert_same_state(captured, plain)
@@ -147,7 +148,7 @@ def test_bf16_trains_as_float32_does_within_its_error(plain: Tensor):
 
 def test_compile_is_on_by_itself_only_where_it_pays():
     def compiles(device: str, **options) -> bool:
-        return make_trainer(**options).settings.compiles(device)
+        return make_trainer(**options).config.compiles(device)
 
     assert compiles("cuda", steps=5000)
     assert not compiles("cuda", steps=4999)
@@ -236,8 +237,8 @@ def test_a_run_on_cuda_resumes_bit_for_bit():
         for _ in range(3):
             next(steps)
         steps.close()
-        state = {name: value.clone() for name, value in stopped.state().items()}
-        resumed.load_state(state, copy.deepcopy(stopped.ema.model.state_dict()))
+        state = {name: value.clone() for name, value in capture(stopped).items()}
+        restore(resumed, state, copy.deepcopy(stopped.ema.model.state_dict()))
         assert run(resumed) == losses[3:]
         assert_same_state(straight, resumed)
     finally:
@@ -259,8 +260,8 @@ def test_a_run_finds_what_fits_and_goes_on_with_it(tmp_path: Path):
     """In a process that may take half a GiB more than it has when it begins to look."""
     code = (
         "import resource, ddpm_cli.training.run\n"
-        "from ddpm_cli.training import batch_size_finder as fitting\n"
-        "def limited(*arguments, whole=fitting.smallest_accumulate):\n"
+        "from ddpm_cli.training import batch_size_finder\n"
+        "def limited(*arguments, whole=batch_size_finder.smallest_accumulate):\n"
         "    pages = int(open('/proc/self/statm').read().split()[0])\n"
         "    most = pages * resource.getpagesize() + 2**29\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))\n"
@@ -268,7 +269,7 @@ def test_a_run_finds_what_fits_and_goes_on_with_it(tmp_path: Path):
         "    most += 2**29\n"  # what is imported later takes addresses
         "    resource.setrlimit(resource.RLIMIT_AS, (most, most))\n"
         "    return parts\n"
-        "fitting.smallest_accumulate = limited\n"
+        "batch_size_finder.smallest_accumulate = limited\n"
         "from ddpm_cli.train import main; main()"
     )
     options = [*TINY_RUN, "trainer.batch_size=4096", "trainer.accumulate=auto", "trainer.steps=1"]

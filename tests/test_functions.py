@@ -32,7 +32,8 @@ def functions() -> dict[str, ast.FunctionDef]:
 def lines(function: ast.FunctionDef) -> int:
     assert function.end_lineno is not None
     first = function.body[0]
-    documented = ast.get_docstring(function) is not None and first.end_lineno is not None
+    assert first.end_lineno is not None
+    documented = ast.get_docstring(function) is not None
     return function.end_lineno - function.lineno + 1 - (first.end_lineno - first.lineno + 1 if documented else 0)
 
 

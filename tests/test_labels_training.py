@@ -27,6 +27,7 @@ from ddpm_cli.sampling import build as prepare_sampling
 from ddpm_cli.training.optimizers import adamw
 from ddpm_cli.training.step_stats import Progress
 from ddpm_cli.training.timestep_samplers import LossSecondMoment, Uniform
+from ddpm_cli.training.train_state import capture, restore
 from ddpm_cli.training.trainer import Trainer
 from ddpm_cli.training.trainer_config import TrainerConfig
 
@@ -35,27 +36,27 @@ def make_trainer(
     *,
     num_classes: int | None = 10,
     images: ImageSet | None = None,
-    timesteps: Uniform | None = None,
+    timestep_sampler: Uniform | None = None,
     T: int = 100,
     rank: int = 0,
     ranks: int = 1,
-    **settings,
+    **config,
 ) -> Trainer:
     images = digits(image_size=8, num_classes=num_classes) if images is None else images
     compute = choose_compute("cpu", "fp32")
     torch.manual_seed(0)
     unet = UNet(8, 1, 16, (1, 2), 1, (4,), 0.0, norm_groups=4, num_classes=num_classes)
     compute.place(unet)
-    options = {"steps": 6, "batch_size": 16, "log_every": 1, "device": "cpu"} | settings
+    options = {"steps": 6, "batch_size": 16, "log_every": 1, "device": "cpu"} | config
     return Trainer(
         Spy(unet, cosine(T)),
         BatchLoader(images, options["batch_size"], seed=0, rank=rank, ranks=ranks),
         optimizer=adamw(unet.parameters(), lr=2e-3),
         ema=EMA(unet, decays=[0.99]),
-        settings=TrainerConfig(**options),
+        config=TrainerConfig(**options),
         compute=compute,
         seed=0,
-        timesteps=timesteps,
+        timestep_sampler=timestep_sampler,
     )
 
 
@@ -145,10 +146,10 @@ def test_labels_change_what_is_learned_and_data_without_labels_has_none():
 # Timesteps of large losses -------------------------------------------------------------------------------------------
 
 
-def loss_second_moment(**settings) -> Trainer:
+def loss_second_moment(**config) -> Trainer:
     """Its history is full after a step or two."""
-    options = {"steps": 9, "batch_size": 32, "log_every": 4, "warmup_steps": 3} | settings
-    return make_trainer(T=4, timesteps=LossSecondMoment(4, history=2, uniform=0.1), **options)
+    options = {"steps": 9, "batch_size": 32, "log_every": 4, "warmup_steps": 3} | config
+    return make_trainer(T=4, timestep_sampler=LossSecondMoment(4, history=2, uniform=0.1), **options)
 
 
 def test_a_run_that_remembers_losses_resumes_to_the_bit(tmp_path: Path):
@@ -163,27 +164,27 @@ def test_a_run_that_remembers_losses_resumes_to_the_bit(tmp_path: Path):
     assert weights.std() > 0.05, "timesteps are no longer drawn evenly"
     description = Metadata(step=6, image_shape=(1, 8, 8), images=1797, config={}, versions={})
     path = checkpoint.save(
-        tmp_path, ema=stopped.ema.model.state_dict(), training=stopped.state(), description=description
+        tmp_path, ema=stopped.ema.model.state_dict(), training=capture(stopped), description=description
     )
     resumed = loss_second_moment()
     found = checkpoint.verify(path, *checkpoint.FILES)
-    resumed.load_state(checkpoint.load_training(found), checkpoint.load_ema(found))
-    assert isinstance(resumed.timesteps, LossSecondMoment)
-    assert isinstance(stopped.timesteps, LossSecondMoment)
-    assert torch.equal(resumed.timesteps.probabilities(), stopped.timesteps.probabilities())
+    restore(resumed, checkpoint.load_training(found), checkpoint.load_ema(found))
+    assert isinstance(resumed.timestep_sampler, LossSecondMoment)
+    assert isinstance(stopped.timestep_sampler, LossSecondMoment)
+    assert torch.equal(resumed.timestep_sampler.probabilities(), stopped.timestep_sampler.probabilities())
     again = first + run(resumed)
     assert [(p.step, p.loss, p.grad_norm) for p in again] == [(p.step, p.loss, p.grad_norm) for p in logged]
     assert all(torch.equal(one.t, other.t) for one, other in zip(again, logged, strict=True))
-    assert straight.state().keys() == resumed.state().keys()
-    for name, value in straight.state().items():
-        assert torch.equal(value, resumed.state()[name]), name
+    assert capture(straight).keys() == capture(resumed).keys()
+    for name, value in capture(straight).items():
+        assert torch.equal(value, capture(resumed)[name]), name
 
 
 def test_a_run_without_such_a_history_is_not_gone_on_with_by_one_that_needs_it():
     plain = make_trainer(T=4, steps=1)
     run(plain)
     with pytest.raises(ValueError, match="the training state is not that of this configuration: 'losses'"):
-        loss_second_moment().load_state(plain.state(), plain.ema.model.state_dict())
+        restore(loss_second_moment(), capture(plain), plain.ema.model.state_dict())
 
 
 def test_the_logged_loss_is_the_weighted_mean_and_so_is_the_gradient():
@@ -207,7 +208,7 @@ def test_the_logged_loss_is_the_weighted_mean_and_so_is_the_gradient():
     for _ in range(6):
         next(steps)
     twin = loss_second_moment()  # at the same step, with the same weights: its gradient is worked out by hand
-    twin.load_state({name: value.clone() for name, value in trainer.state().items()}, trainer.ema.model.state_dict())
+    restore(twin, {name: value.clone() for name, value in capture(trainer).items()}, trainer.ema.model.state_dict())
     drawn, noise = twin._draw(torch.Size((1, 8, 8)))
     assert drawn.weights.std() > 0.05
     pixels, labels = twin.batches.load(6), twin.batches.labels(6)

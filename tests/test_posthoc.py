@@ -26,6 +26,7 @@ from ddpm_cli.ema.ema import EMA
 from ddpm_cli.ema.posthoc import LONGEST, check_length, coefficients, exponent, inner_product, newest_weight
 from ddpm_cli.io import run_dir as run_directory
 from ddpm_cli.training.run import check_space
+from ddpm_cli.training.train_state import capture
 
 KEPT = (0.05, 0.10)
 
@@ -151,9 +152,9 @@ def test_a_length_that_was_not_kept_is_reconstructed(length: float, within: floa
             for kept in KEPT:
                 times.append(step)
                 lengths.append(kept)
-                snapshots.append(ema.state()[f"posthoc.{kept}.x"].double().clone())
+                snapshots.append(ema.state_dict()[f"posthoc.{kept}.x"].double().clone())
     weights = torch.from_numpy(coefficients(times, lengths, t=2000, length=length))
-    error = weights @ torch.stack(snapshots) - ema.state()[f"posthoc.{length}.x"]
+    error = weights @ torch.stack(snapshots) - ema.state_dict()[f"posthoc.{length}.x"]
     scale = (snapshots[-1] - snapshots[-2]).norm()
     assert error.norm() < within * scale
 
@@ -398,9 +399,9 @@ def test_names_that_are_none_of_ours_are_not_looked_at(run: Path):
 
 def test_room_for_all_snapshots_is_asked_for_before_the_run(tmp_path: Path, monkeypatch):
     trainer = make_trainer(steps=1000)
-    trainer.settings = replace(trainer.settings, checkpoint_every=1, keep_last=1)
+    trainer.config = replace(trainer.config, checkpoint_every=1, keep_last=1)
     snapshots = 1000 * checkpoint.size(trainer.ema.snapshot(), {})
-    checkpoints = 3 * checkpoint.size(trainer.ema.model.state_dict(), trainer.state())
+    checkpoints = 3 * checkpoint.size(trainer.ema.model.state_dict(), capture(trainer))
     for free, enough in ((snapshots, False), (snapshots + 2 * checkpoints, True)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: type("Usage", (), {"free": free}))
         with nullcontext() if enough else pytest.raises(OSError, match="MB free, the run's checkpoints take"):

@@ -82,7 +82,7 @@ def test_loss_aware_forgets_all_but_the_last_losses():
 
 def test_loss_aware_goes_on_from_its_state():
     draws, other = warmed_up(), LossSecondMoment(T)
-    other.load_state({name: tensor.clone() for name, tensor in draws.state().items()})
+    other.load_state_dict({name: tensor.clone() for name, tensor in draws.state_dict().items()})
     for one, two in ((draws.draw(9, generator(3)), other.draw(9, generator(3))),):
         assert torch.equal(one.t, two.t)
         assert torch.equal(one.weights, two.weights)
@@ -100,7 +100,7 @@ def test_loss_aware_goes_on_from_its_state():
 )
 def test_a_history_that_cannot_be_is_refused(spoil, says: str):
     with pytest.raises(ValueError, match=says):
-        LossSecondMoment(T).load_state(spoil(LossSecondMoment(T).state()))
+        LossSecondMoment(T).load_state_dict(spoil(LossSecondMoment(T).state_dict()))
 
 
 def test_impossible_options_are_refused():

@@ -16,8 +16,9 @@ from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.data.loader import BatchLoader
 from ddpm_cli.ema.ema import EMA
 from ddpm_cli.runtime.seeds import ImageNoise
-from ddpm_cli.training import lr_schedule as learning_rate
+from ddpm_cli.training import lr_schedule
 from ddpm_cli.training.optimizers import adam, adamw
+from ddpm_cli.training.train_state import capture, restore
 from ddpm_cli.training.trainer import NonFiniteError, Trainer
 from ddpm_cli.training.trainer_config import TrainerConfig
 
@@ -65,13 +66,13 @@ def test_a_resumed_run_is_bit_equal_to_one_that_was_never_stopped(optimizer, tmp
     first = [progress.losses.mean().item() for progress in (next(steps) for _ in range(3)) if progress is not None]
     steps.close()
     description = Metadata(step=3, image_shape=(1, 8, 8), images=1797, config={}, versions={})
-    ema, state = stopped.ema.model.state_dict(), stopped.state()
+    ema, state = stopped.ema.model.state_dict(), capture(stopped)
     path = checkpoint.save(tmp_path, ema=ema, training=state, description=description)
     found = checkpoint.verify(path, *checkpoint.FILES)
     ema, state = checkpoint.load_ema(found), checkpoint.load_training(found)
     resumed = make_trainer(**options)
     torch.manual_seed(999)  # whatever state the process is in
-    resumed.load_state(state, ema)
+    restore(resumed, state, ema)
     assert first + run(resumed) == losses
     assert_same_state(straight, resumed)
 
@@ -121,7 +122,7 @@ def test_what_is_not_finite_stops_the_run_before_it_reaches_anything(where: str)
     steps = trainer.run()
     next(steps)
     next(steps)
-    before = {name: value.clone() for name, value in trainer.state().items()}
+    before = {name: value.clone() for name, value in capture(trainer).items()}
     average = {name: value.clone() for name, value in trainer.ema.model.state_dict().items()}
     if where == "loss":
         trainer.ddpm.weighting = lambda log_snr, log_scale: torch.full_like(log_snr, float("inf"))
@@ -137,7 +138,7 @@ def test_what_is_not_finite_stops_the_run_before_it_reaches_anything(where: str)
         f"the {where} at step 2 is not finite; timesteps t / images: {seen} and 8 more; "
         f"first parameter whose gradient is affected: {first}"
     )
-    for name, value in trainer.state().items():
+    for name, value in capture(trainer).items():
         assert torch.equal(value, before[name]), name
     for name, value in trainer.ema.model.state_dict().items():
         assert torch.equal(value, average[name]), name
@@ -168,7 +169,7 @@ def test_what_is_not_finite_has_no_effect_where_the_host_looks_late(where: str):
         assert trainer.ema.updates == 5
     assert messages[0] == messages[1]
     assert f"the {where} at step 5 is not finite" in messages[1]
-    ours, theirs = late.state(), at_once.state()
+    ours, theirs = capture(late), capture(at_once)
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         assert torch.equal(value, theirs[name]), name
@@ -180,9 +181,9 @@ def test_looking_late_changes_nothing_in_a_run_without_faults():
     one, other = make_trainer(dropout=0.2), make_trainer(dropout=0.2)
     other.defers_finite_check = True
     assert run(one) == run(other)
-    assert one.state().keys() == other.state().keys()
-    for name, value in one.state().items():
-        assert torch.equal(value, other.state()[name]), name
+    assert capture(one).keys() == capture(other).keys()
+    for name, value in capture(one).items():
+        assert torch.equal(value, capture(other)[name]), name
     for ours, theirs in zip(one.ema.model.parameters(), other.ema.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -193,7 +194,7 @@ def test_a_state_is_not_given_away_before_it_is_known_to_be_good():
     for _ in range(7):
         next(steps)
     with pytest.raises(NonFiniteError, match="the loss at step 5 is not finite"):
-        trainer.state()
+        capture(trainer)
 
 
 def test_a_step_asks_nothing_of_the_device_where_the_host_looks_late():
@@ -239,7 +240,7 @@ def test_a_float16_overflow_is_skipped_and_counted():
         assert torch.equal(value, before[name]), name
     restored = make_trainer(steps=2)
     restored.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    restored.load_state(trainer.state(), trainer.ema.model.state_dict())
+    restore(restored, capture(trainer), trainer.ema.model.state_dict())
     assert restored.scaler.get_scale() == 1.0
     assert restored.overflows == 2
 
@@ -255,7 +256,7 @@ def test_overflows_in_a_row_stop_the_run():
 def test_a_state_of_another_network_is_refused():
     trainer = make_trainer()
     with pytest.raises(ValueError, match="not that of this configuration"):
-        trainer.load_state({"model.x": torch.zeros(1)}, {})
+        restore(trainer, {"model.x": torch.zeros(1)}, {})
 
 
 def test_timesteps_are_uniform_and_noise_is_normal():
@@ -302,12 +303,12 @@ def test_an_ema_of_decay_zero_is_the_network():
 
 
 def test_learning_rate_shapes():
-    factor = partial(learning_rate.factor, steps=110, warmup_steps=10)
+    factor = partial(lr_schedule.factor, steps=110, warmup_steps=10)
     assert [factor(step, decay="constant") for step in (0, 4, 9, 10, 109)] == [0.1, 0.5, 1.0, 1.0, 1.0]
     assert [factor(step, decay="linear") for step in (10, 60)] == [1.0, 0.5]
     assert [factor(step, decay="cosine") for step in (10, 60)] == pytest.approx([1.0, 0.5])
     assert factor(109, decay="cosine") == pytest.approx(0.000247, rel=0.01)
-    assert learning_rate.factor(0, steps=5, warmup_steps=0, decay="linear") == 1.0
+    assert lr_schedule.factor(0, steps=5, warmup_steps=0, decay="linear") == 1.0
 
 
 def test_the_learning_rate_reaches_the_optimizer():
@@ -325,8 +326,8 @@ def test_the_learning_rate_reaches_the_optimizer():
         ({"preview_every": -1}, "preview_every must not be negative"),
         ({"accumulate": "some"}, "accumulate must be a number or auto, got 'some'"),
         ({"compile": "yes"}, "compile must be true, false, auto or graphs, got 'yes'"),
-        ({"shard": True, "compile": True}, "with fsdp=true choose compile=false or auto"),
-        ({"shard": True, "accumulate": "auto"}, "with fsdp=true say the number"),
+        ({"fsdp": True, "compile": True}, "with fsdp=true choose compile=false or auto"),
+        ({"fsdp": True, "accumulate": "auto"}, "with fsdp=true say the number"),
         ({"keep_last": 0}, "keep_last must be at least 1"),
         ({"keep_every": 300, "checkpoint_every": 200}, "keep_every 300 must be a multiple of checkpoint_every 200"),
         ({"lr_decay": "cosin"}, "lr_decay must be one of constant, cosine, linear, got 'cosin'"),

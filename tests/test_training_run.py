@@ -72,10 +72,10 @@ def test_a_signal_before_the_first_step_ends_the_command(tmp_path: Path):
 def test_a_stop_that_python_drops_ends_the_command_all_the_same(tmp_path: Path):
     """An exception that a signal's handler raises inside a destructor is lost."""
     code = (
-        "import os, signal, time; from ddpm_cli.runtime import signals; ending.GRACE_SECONDS = 0.5\n"
+        "import os, signal, time; from ddpm_cli.runtime import signals; signals.GRACE_SECONDS = 0.5\n"
         "class Dropped:\n"
         "    def __del__(self): os.kill(os.getpid(), signal.SIGTERM); time.sleep(0)\n"
-        "stop = ending.Stop(); stop.listen(); print('ready', flush=True)\n"
+        "stop = signals.Stop(); stop.listen(); print('ready', flush=True)\n"
         "Dropped(); print('dropped', flush=True); time.sleep(60)"
     )
     process = begin(cwd=tmp_path, says="dropped", code=code)
@@ -181,7 +181,7 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_gone_back_behind(home: Path
     assert done.returncode == 0, done.stderr
     assert re.search(r"damaged  .*step_00000004/training.safetensors is damaged: \d+ bytes, should be \d+", done.stdout)
     assert "set aside as damaged_step_00000004" in done.stdout
-    assert re.search(r"goes on from the newest whole checkpoint, .*step_00000002", done.stdout)
+    assert re.search(r"resumes from the newest whole checkpoint, .*step_00000002", done.stdout)
     assert "resumed  at step 2" in done.stdout
     assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == [
         "damaged_step_00000004", "step_00000002", "step_00000004", "step_00000006",

@@ -10,6 +10,7 @@ from ddpm_cli.ema.ema import EMA
 from ddpm_cli.models.unet import UNet
 from ddpm_cli.runtime.device import choose_compute
 from ddpm_cli.training.optimizers import adamw
+from ddpm_cli.training.train_state import capture
 from ddpm_cli.training.trainer import Trainer
 from ddpm_cli.training.trainer_config import TrainerConfig
 
@@ -22,15 +23,15 @@ def make_trainer(
     optimizer=adamw,
     device: str = "cpu",
     precision: str = "fp32",
-    **settings,
+    **config,
 ) -> Trainer:
-    """A network of a second on digits, 8 x 8; `settings` are those of the loop."""
+    """A network of a second on digits, 8 x 8; `config` is the loop's."""
     images = digits(image_size=8)
     compute = choose_compute(device, precision)
     torch.manual_seed(seed)
     unet = UNet(8, 1, 16, (1, 2), 1, (4,), dropout, norm_groups=4)
     compute.place(unet)
-    options = {"steps": 6, "batch_size": 16, "log_every": 1, "device": device, "precision": precision} | settings
+    options = {"steps": 6, "batch_size": 16, "log_every": 1, "device": device, "precision": precision} | config
     ddpm = DDPM(unet, cosine(100)).to(compute.device)
     if TrainerConfig(**options).compiles(compute.device.type):
         compute.compile(unet, graphs=options["compile"] == "graphs")
@@ -39,7 +40,7 @@ def make_trainer(
         BatchLoader(images, options["batch_size"], seed=seed),
         optimizer=optimizer(unet.parameters(), lr=2e-3),
         ema=EMA(unet, decays=[decay]),
-        settings=TrainerConfig(**options),
+        config=TrainerConfig(**options),
         compute=compute,
         seed=seed,
     )
@@ -50,9 +51,10 @@ def run(trainer: Trainer) -> list[float]:
 
 
 def assert_same_state(one: Trainer, other: Trainer) -> None:
-    assert one.state().keys() == other.state().keys()
-    for name, value in one.state().items():
-        assert torch.equal(value, other.state()[name]), name
+    state, expected = capture(one), capture(other)
+    assert state.keys() == expected.keys()
+    for name, value in state.items():
+        assert torch.equal(value, expected[name]), name
     averages, others = one.ema.model.state_dict(), other.ema.model.state_dict()
     for name, value in averages.items():
         assert torch.equal(value, others[name]), name

@@ -1,7 +1,7 @@
 """A network spread over several processes: each holds a part of every parameter, gradient and moment of the optimizer.
 
 By torch's fully_shard (Zhao et al. 2023, "PyTorch FSDP"): a layer is put together when it is computed, and taken apart
-again. A tensor of which a process holds a part says the shape of the whole.
+again. A tensor of which a process holds a part (a DTensor) says the shape of the full one.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,6 +23,8 @@ def shard(model: nn.Module, device: torch.device, size: int) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()  # the one layout in memory that fully_shard takes
     mesh = init_device_mesh(device.type, (size,))
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     for layer in [layer for layers in lists for layer in layers if any(True for _ in layer.parameters())]:
@@ -36,7 +38,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 @contextmanager
-def without_reduction(model: nn.Module) -> Iterator[None]:
+def no_sync(model: nn.Module) -> Iterator[None]:
     """Inside, the backward pass of a sharded network only adds up this process's own gradients."""
     from torch.distributed.fsdp import FSDPModule
 
@@ -48,24 +50,24 @@ def without_reduction(model: nn.Module) -> Iterator[None]:
         model.set_requires_gradient_sync(True)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All parts put together, on every process, each of which must call this; a tensor in one piece is that tensor."""
-    return tensor.full_tensor() if _in_parts(tensor) else tensor
+def full_tensor(tensor: Tensor) -> Tensor:
+    """All parts put together, on every process, each of which must call this; a tensor that is full is returned."""
+    return tensor.full_tensor() if _is_dtensor(tensor) else tensor
 
 
 def local_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Of each tensor the part that this process holds, to be changed in place, perhaps empty."""
-    return [tensor.to_local() if _in_parts(tensor) else tensor for tensor in tensors]
+    return [tensor.to_local() if _is_dtensor(tensor) else tensor for tensor in tensors]
 
 
-def part_for(own: Tensor | None, value: Tensor) -> Tensor:
-    """Of a tensor in one piece the part that this process has of `own`."""
-    if own is None or not _in_parts(own) or own.shape != value.shape:
-        return value
+def distribute_as(tensor: Tensor, other: Tensor | None) -> Tensor:
+    """A full tensor distributed over the processes as `other` is, of the same shape; itself where `other` is full."""
+    if other is None or not _is_dtensor(other) or other.shape != tensor.shape:
+        return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
-def _in_parts(tensor: Tensor) -> "TypeGuard[DTensor]":
+def _is_dtensor(tensor: Tensor) -> "TypeGuard[DTensor]":
     return hasattr(tensor, "placements")

@@ -1,7 +1,6 @@
-"""Several processes that train one model together, as torchrun starts them: which this is, what they tell each other.
+"""Several processes that work together, as torchrun starts them: which this is, what they tell each other.
 
-Rank 0 decides, logs and saves. Every rank holds the whole network, or a part of it (`ddpm_cli.distributed.fsdp`), and
-computes its part of each batch.
+Rank 0 decides, logs and saves. Every rank holds the whole network, or a part of it (`ddpm_cli.distributed.fsdp`).
 """
 
 import inspect
@@ -18,13 +17,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ddpm_cli.distributed.fsdp import is_sharded, local_tensors, whole, without_reduction
+from ddpm_cli.distributed import fsdp
 
 T = TypeVar("T")
 
-# How long a rank waits for the others: longer than a preview or a save of rank 0 takes.
+# How long a rank waits for the others where all do the same: longer than a save of rank 0 takes.
 TIMEOUT = timedelta(minutes=30)
-ANY_TIME = timedelta(days=365)  # where ranks work on their own: one that has died is noticed without a time-out
+# At a barrier, up to which ranks work on their own. One that has died is noticed at once: its connections are closed.
+BARRIER_TIMEOUT = timedelta(days=365)
 
 
 class LostRankError(RuntimeError):
@@ -33,11 +33,15 @@ class LostRankError(RuntimeError):
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together; `Ranks()` is a process on its own."""
+    """This process among those that work together; `World()` is a process on its own, `join` finds out which this is.
+
+    Every method but `main` and `answering` is to be called by all ranks, in the same order.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # among those on this machine: which of its GPUs is ours
+    barrier_group: dist.ProcessGroup | None = None  # of all ranks, with a time-out of its own; None: the default one
 
     @property
     def main(self) -> bool:
@@ -67,16 +71,15 @@ class World:
 
     def main_first(self, call: Callable[[], T]) -> T:
         """What `call` returns, on every rank; the others call it once rank 0 has done so, however long it takes."""
-        meet = self.meeting()
         value = call() if self.main else None
-        meet()
+        self.barrier()
         return cast(T, value) if self.main else call()
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any rank."""
-        return bool(self.most(int(flag)))
+        return bool(self.max(int(flag)))
 
-    def most(self, value: int) -> int:
+    def max(self, value: int) -> int:
         """The largest `value` of all ranks."""
         if self.size == 1:
             return value
@@ -87,7 +90,7 @@ class World:
 
     def finite(self, tensor: Tensor) -> bool:
         """Whether a tensor, of which every rank holds all or a part, has only finite numbers."""
-        (part,) = local_tensors([tensor])
+        (part,) = fsdp.local_tensors([tensor])
         return not self.any(not torch.isfinite(part).all())
 
     def gather(self, part: Tensor) -> Tensor:
@@ -108,48 +111,34 @@ class World:
             dist.all_gather_object(values, value)
         return next((found for found in values if found is not None), None)
 
-    def meeting(self) -> Callable[[], None]:
-        """What each rank is to call when it has done work of its own; all of them make it together.
-
-        It returns once every rank has called it, however late that is, and answers signals meanwhile.
-        """
+    def barrier(self) -> None:
+        """Return when every rank has called this, however late that is; signals are answered meanwhile."""
         if self.size == 1:
-            return lambda: None
+            return
         with self.answering():
-            group = dist.new_group(backend="gloo", timeout=ANY_TIME)
-        assert isinstance(group, dist.ProcessGroup)
-
-        def meet() -> None:
-            with self.answering():
-                work = dist.all_reduce(torch.zeros(1), group=group, async_op=True)
-                while work is not None and not work.is_completed():
-                    time.sleep(0.01)
-                if work is not None:
-                    work.wait()
-
-        return meet
+            work = dist.all_reduce(torch.zeros(1), group=self.barrier_group, async_op=True)
+            assert work is not None
+            while not work.is_completed():  # Python answers signals here, and not in a `wait` of torch's
+                time.sleep(0.01)
+            work.wait()
 
     def answering(self) -> AbstractContextManager:
         """Turns what a broken connection raises inside into `LostRankError`."""
         return nullcontext() if self.size == 1 else _answering()
 
-    def wait(self) -> None:
-        """Return when every rank has called this."""
-        self.any(False)
-
     def gather_full_tensors(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """On rank 0 all tensors in one piece; those that are sharded come to its CPU. On the others nothing."""
+        """On rank 0 all tensors, those that are sharded put together, on its CPU. On the others nothing."""
         kept = {}
         for name, tensor in tensors:
             with self.answering():
-                complete = whole(tensor)
+                full = fsdp.full_tensor(tensor)
             if self.main:
-                kept[name] = complete if complete is tensor else complete.cpu()
+                kept[name] = full if full is tensor else full.cpu()
         return kept
 
     def data_parallel(self, model: nn.Module) -> nn.Module:
         """`model` whose backward pass averages the gradients over all ranks; itself where nothing is to be added."""
-        if self.size == 1 or is_sharded(model):
+        if self.size == 1 or fsdp.is_sharded(model):
             return model
         device = next(model.parameters()).device
         ids = [device] if device.type == "cuda" else None
@@ -160,20 +149,27 @@ class World:
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager:
         """Inside, the backward pass of what `data_parallel` returned only adds up this rank's own gradients."""
-        if is_sharded(model):
-            return without_reduction(model)
+        if fsdp.is_sharded(model):
+            return fsdp.no_sync(model)
         return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def join() -> World:
-    """Meet the other processes that torchrun has started; a process that was started by itself stays so."""
+    """Connect to the other processes that torchrun has started; a process that was started by itself stays so.
+
+    Raises:
+        LostRankError: if one of them does not come.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World()
-    if not dist.is_initialized():
-        with _answering():
+    with _answering():
+        if not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
-    return World(dist.get_rank(), size, int(os.environ["LOCAL_RANK"]))
+        # Made while all ranks are here: making it at the first barrier would not wait for one that is late.
+        group = dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT)
+    assert isinstance(group, dist.ProcessGroup)
+    return World(dist.get_rank(), size, int(os.environ["LOCAL_RANK"]), group)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ddpm_cli.distributed.fsdp import local_tensors, part_for
+from ddpm_cli.distributed.fsdp import distribute_as, local_tensors
 from ddpm_cli.ema.posthoc import check_lengths, ema_prefix, exponent, newest_weight, posthoc_prefix
 
 
@@ -77,32 +77,32 @@ class EMA:
             copied.copy_(buffer)
         self.updates += 1
 
-    def state(self) -> dict[str, Tensor]:
-        """The weights of all averages but the main one, each named as in the network, after its prefix."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights of all averages but the main one, which is `model`, each named as there, after its prefix."""
         places = {id(parameter): i for i, parameter in enumerate(self.model.parameters())}
-        whole = self.model.state_dict(keep_vars=True)
+        main = self.model.state_dict(keep_vars=True)
         return {
             f"{prefix}{name}": averages[places[id(tensor)]] if id(tensor) in places else tensor
             for prefix, averages in self._further()
-            for name, tensor in whole.items()
+            for name, tensor in main.items()
         }
 
     @torch.no_grad()
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go back to what `state()` was; the main average's weights, and with them the buffers, are loaded before.
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go back to what `state_dict()` was; what `model` was, and with it the buffers, is to be loaded before.
 
         Raises:
             ValueError: if names or shapes are not those of this run.
         """
-        own = self.state()
-        misplaced = sorted(own.keys() ^ state.keys())
-        if misplaced:
-            what = "is missing" if misplaced[0] in own else "has no place"
-            raise ValueError(f"the run kept other averages: {misplaced[0]} {what}")
+        own = self.state_dict()
+        misplaced = min(own.keys() ^ state.keys(), default=None)
+        if misplaced is not None:
+            problem = "is missing" if misplaced in own else "has no place"
+            raise ValueError(f"the run kept other averages: {misplaced} {problem}")
         for name, tensor in own.items():
             if tensor.shape != state[name].shape:
                 raise ValueError(f"{name} is {list(state[name].shape)}, should be {list(tensor.shape)}")
-            tensor.copy_(part_for(tensor, state[name]))
+            tensor.copy_(distribute_as(state[name], tensor))
 
     def snapshot(self) -> dict[str, Tensor]:
         """The parameters of the power-function averages, to be kept for good."""

@@ -1,7 +1,7 @@
 """The U-Net of DDPM (Ho et al. 2020, appendix B): residual blocks with time embedding, self-attention at some sizes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ class UNet(nn.Module):
     Every level but the last halves the image. A level has `num_res_blocks` residual blocks on the way down and one more
     on the way up, each followed by self-attention if the level's resolution is in `attention_resolutions`. The last
     convolution of every block and of the network starts at zero, so that the network starts as the zero function.
+
+    The weights of convolutions lie in memory with channels last: convolutions are faster so, on CPUs and on GPUs.
 
     Set the attribute `activation_checkpointing` to keep only what goes in and out of each layer for the backward pass,
     which computes the rest again (Chen et al. 2016): less memory, the same result.
@@ -31,7 +33,7 @@ class UNet(nn.Module):
         norm_groups: of every group normalisation; must divide every level's channels.
         num_classes: labels that the network takes, 0 .. num_classes - 1; None: it takes none. A label adds a learned
             vector to the time embedding (Nichol & Dhariwal 2021, section 5), no label adds nothing.
-        learn_variance: answer with twice the channels; the second half is for `variance.learned_range`.
+        learn_variance: answer with twice the channels; the second half is for `variance=learned_range`.
 
     Raises:
         ValueError: if the sizes do not fit each other; the message names what would.
@@ -58,10 +60,19 @@ class UNet(nn.Module):
         self.learn_variance = learn_variance
         resolutions = _resolutions(image_size, len(channel_mults))
         widths = [base_channels * mult for mult in channel_mults]
-        _check(
-            in_channels, base_channels, widths, num_res_blocks, attention_resolutions, resolutions, dropout, num_heads,
-            norm_groups, num_classes,
-        )  # fmt: skip
+        _check_counts(
+            in_channels=in_channels,
+            base_channels=base_channels,
+            channel_mults=min(channel_mults),
+            num_res_blocks=num_res_blocks,
+            num_heads=num_heads,
+            norm_groups=norm_groups,
+            num_classes=1 if num_classes is None else num_classes,
+        )
+        _check_base_channels(base_channels)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {dropout:g}")
+        _check_levels(widths, resolutions, attention_resolutions, norm_groups=norm_groups, num_heads=num_heads)
         time_channels = 4 * base_channels
         self.time_frequencies: Tensor
         self.register_buffer("time_frequencies", _frequencies(base_channels), persistent=False)
@@ -79,33 +90,17 @@ class UNet(nn.Module):
             rest = {"num_heads": num_heads, "norm_groups": norm_groups}
             return Block(channels_in, channels_out, time_channels, attention, dropout, **rest)
 
+        levels = [(width, size in attention_resolutions) for width, size in zip(widths, resolutions, strict=True)]
         self.conv_in = nn.Conv2d(in_channels, base_channels, 3, padding=1)
-        self.down = nn.ModuleList()
-        channels = base_channels
-        skips = [channels]
-        for width, resolution in zip(widths, resolutions, strict=True):
-            for _ in range(num_res_blocks):
-                self.down.append(block(channels, width, resolution in attention_resolutions))
-                channels = width
-                skips.append(channels)
-            if resolution != resolutions[-1]:
-                self.down.append(Downsample(channels))
-                skips.append(channels)
-
-        self.middle = nn.ModuleList([block(channels, channels, True), block(channels, channels, False)])
-
-        self.up = nn.ModuleList()
-        for width, resolution in zip(reversed(widths), reversed(resolutions), strict=True):
-            for _ in range(num_res_blocks + 1):
-                self.up.append(block(channels + skips.pop(), width, resolution in attention_resolutions))
-                channels = width
-            if resolution != resolutions[0]:
-                self.up.append(Upsample(channels))
-        assert not skips
-
-        self.norm_out = nn.GroupNorm(norm_groups, channels, eps=1e-6)
-        self.conv_out = nn.Conv2d(channels, in_channels * (2 if learn_variance else 1), 3, padding=1)
+        self.down, skips = _down(block, base_channels, levels, num_res_blocks)
+        self.middle = nn.ModuleList([block(widths[-1], widths[-1], True), block(widths[-1], widths[-1], False)])
+        self.up = _up(block, skips, levels, num_res_blocks)
+        self.norm_out = nn.GroupNorm(norm_groups, widths[0], eps=1e-6)
+        self.conv_out = nn.Conv2d(widths[0], in_channels * (2 if learn_variance else 1), 3, padding=1)
         self._initialise()
+        for parameter in self.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """x is `[B, C, H, W]`, t is `[B]`, labels are `[B]` int64, -1 for none; returns `[B, C or 2 C, H, W]`."""
@@ -113,8 +108,7 @@ class UNet(nn.Module):
         if labels is not None:
             time = time + self._embed_labels(labels)
         time = F.silu(time)  # every block begins by this on the embedding: once is enough
-        # Channels last, in which convolutions are faster on CPUs and on GPUs. Every layer keeps the layout it gets, but
-        # the first one cannot tell that of an image with one channel.
+        # Every layer keeps the layout it gets, but the first one cannot tell that of an image with one channel.
         h = self.conv_in(x).contiguous(memory_format=torch.channels_last)
         skips = [h]
         for layer in self.down:
@@ -244,6 +238,41 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
+def _down(
+    block: Callable[[int, int, bool], Block], channels: int, levels: Sequence[tuple[int, bool]], num_res_blocks: int
+) -> tuple[nn.ModuleList, list[int]]:
+    """The layers from the image's resolution down, and the channels of every output that the way up is given again.
+
+    Args:
+        channels: of the first of these outputs, which the first layer is given.
+        levels: of each the channels, and whether it has self-attention.
+    """
+    layers, skips = nn.ModuleList(), [channels]
+    for level, (width, attention) in enumerate(levels, start=1):
+        for _ in range(num_res_blocks):
+            layers.append(block(skips[-1], width, attention))
+            skips.append(width)
+        if level < len(levels):
+            layers.append(Downsample(width))
+            skips.append(width)
+    return layers, skips
+
+
+def _up(
+    block: Callable[[int, int, bool], Block], skips: list[int], levels: Sequence[tuple[int, bool]], num_res_blocks: int
+) -> nn.ModuleList:
+    """The layers back to the image's resolution; each block is given one of `skips`, the last first, beside its own."""
+    layers, channels = nn.ModuleList(), skips[-1]
+    for level, (width, attention) in reversed(list(enumerate(levels))):
+        for _ in range(num_res_blocks + 1):
+            layers.append(block(channels + skips.pop(), width, attention))
+            channels = width
+        if level > 0:
+            layers.append(Upsample(channels))
+    assert not skips
+    return layers
+
+
 def _frequencies(channels: int) -> Tensor:
     half = channels // 2
     # Not torch.exp(torch.arange()): on "meta" tensors these would import a second's worth of compilers.
@@ -270,36 +299,29 @@ def _resolutions(image_size: int | Sequence[int], levels: int) -> list[int]:
     return [min(height, width) // 2**level for level in range(levels)]
 
 
-def _check(
-    in_channels: int,
-    base_channels: int,
-    widths: Sequence[int],
-    num_res_blocks: int,
-    attention_resolutions: Sequence[int],
-    resolutions: Sequence[int],
-    dropout: float,
-    num_heads: int,
-    norm_groups: int,
-    num_classes: int | None,
-) -> None:
-    for name, value in (
-        ("in_channels", in_channels),
-        ("base_channels and channel_mults", min(widths)),
-        ("num_res_blocks", num_res_blocks),
-        ("num_heads", num_heads),
-        ("norm_groups", norm_groups),
-        ("num_classes", 1 if num_classes is None else num_classes),
-    ):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+
+
+def _check_base_channels(base_channels: int) -> None:
     if base_channels > 2**16:  # before a table of its size is made
         raise ValueError(f"base_channels must be at most {2**16}, got {base_channels}")
     if base_channels % 2 != 0:
         raise ValueError(
             f"base_channels must be even, for the sines and cosines of the time embedding, got {base_channels}"
         )
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout:g}")
+
+
+def _check_levels(
+    widths: Sequence[int],
+    resolutions: Sequence[int],
+    attention_resolutions: Sequence[int],
+    *,
+    norm_groups: int,
+    num_heads: int,
+) -> None:
     for resolution in attention_resolutions:
         if resolution not in resolutions:
             raise ValueError(f"attention_resolutions has {resolution}, but this network's are {list(resolutions)}")

@@ -16,17 +16,14 @@ class Compute:
     precision: str
 
     def place(self, module: nn.Module) -> None:
-        """Move a network here, its convolutions with channels last: they are faster so on CPUs and on GPUs."""
+        """Move a network here; each parameter keeps its layout in memory, which is the network's own affair."""
         module.to(self.device)
-        for parameter in module.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     def compile(self, module: nn.Module, *, graphs: bool = False) -> None:
-        """Let `torch.compile` translate `module`'s forward and backward pass when it is first called, as one graph.
+        """Have `torch.compile` compile `module`'s forward and backward pass when it is first called, as one graph.
 
-        In place: the module, its parameters and their names stay what they are. Every shape of input is translated for
-        itself, which takes up to minutes.
+        In place: the module, its parameters and their names stay what they are. It is compiled anew for every shape of
+        input, which takes up to minutes.
 
         Args:
             graphs: on CUDA, let CUDA graphs launch the kernels: the host cannot launch those of small networks in time.
@@ -44,6 +41,7 @@ class Compute:
         torch.use_deterministic_algorithms(True)
 
     def autocast(self) -> AbstractContextManager:
+        """Inside, a forward pass computes in this precision."""
         if self.precision == "fp32":
             return nullcontext()
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16

@@ -20,9 +20,9 @@ _LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SUBMITIT_EXECUTOR")
 class Stop:
     """Whether a signal has asked this process to stop.
 
-    As long as there is nothing to lose the first signal raises `Stopped` where the program is. Once `note_only` has
-    been called it only sets `requested`, for the training loop to look at. A second signal ends the process at once, as
-    it would any other program.
+    As long as there is nothing to lose the first signal raises `Stopped` where the program is. Once `defer` has been
+    called it only sets `requested`, for the training loop to look at. A second signal ends the process at once, as it
+    would any other program.
 
     Pickled into another process, it is that process's own.
 
@@ -34,7 +34,7 @@ class Stop:
     def __init__(self) -> None:
         self.signal: str | None = None
         self.pass_on: Callable[[], bool] | None = None
-        self._note_only = False
+        self._deferred = False
         self._last_resort: threading.Timer | None = None
 
     def __reduce__(self) -> tuple:
@@ -56,20 +56,20 @@ class Stop:
 
         Raises `Stopped` at once for a job that is given after a signal.
         """
-        self._note_only = False
+        self._deferred = False
         self._raise_if_nothing_to_lose()
         self.listen(*more)
         try:
             yield
         finally:
-            self._note_only = True
+            self._deferred = True
             if self._last_resort is not None:
                 self._last_resort.cancel()
 
     def defer(self) -> None:
         """There is something to lose now: only take note of a signal. Raises `Stopped` if there was one already."""
         self._raise_if_nothing_to_lose()
-        self._note_only = True
+        self._deferred = True
 
     @contextmanager
     def unmistaken(self) -> Iterator[None]:
@@ -81,7 +81,7 @@ class Stop:
             raise
 
     def _raise_if_nothing_to_lose(self) -> None:
-        if self.requested and not self._note_only:
+        if self.requested and not self._deferred:
             raise Stopped(f"{self.signal}: stopped before the first step")
 
     def _answer(self, number: int, frame: FrameType | None) -> None:
@@ -93,9 +93,9 @@ class Stop:
             return
         self.signal = signal.Signals(number).name
         if passed_on:
-            self._note_only = True
+            self._deferred = True
             return
-        if not self._note_only:
+        if not self._deferred:
             # Python drops an exception that is raised in a destructor. Whatever became of it, the process ends.
             self._last_resort = threading.Timer(GRACE_SECONDS, os._exit, [GO_ON_LATER])
             self._last_resort.daemon = True

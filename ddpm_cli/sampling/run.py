@@ -89,7 +89,7 @@ def _sample(task: _Task, held: ExitStack) -> Path:
         followed = TRAJECTORY_IMAGES if options.save_trajectory else 0
         loop.draw(missing[world.rank :: world.size], store.keep, followed=followed, show_progress=world.main)
         store.flush()
-        world.wait()
+        world.barrier()
         if world.main:
             written = write(store, loop.plan, save=options.save)
             store.end()

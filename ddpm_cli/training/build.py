@@ -1,135 +1,124 @@
-"""The options of a training run, and everything that is built of them before it begins.
+"""From the options of a training run to its trainer: parts, what they must have in common, their place, the trainer.
 
 Heavy modules are imported inside the functions: a mistyped key is answered without torch.
 """
 
 import copy
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from ddpm_cli.config.build_ddpm import build_ddpm
 from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.instantiate import instantiate
 from ddpm_cli.config.train_options import TrainOptions
+from ddpm_cli.io.text import size_text
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
     from ddpm_cli.data.image_set import ImageSet
     from ddpm_cli.diffusion.ddpm import DDPM
     from ddpm_cli.diffusion.samplers import Sampler
     from ddpm_cli.distributed.process_group import World
+    from ddpm_cli.ema.ema import EMA
     from ddpm_cli.runtime.device import Compute
+    from ddpm_cli.training.timestep_samplers import Uniform
     from ddpm_cli.training.trainer import Trainer
     from ddpm_cli.training.trainer_config import TrainerConfig
 
 
-def prepare(options: TrainOptions, world: "World") -> "tuple[Trainer, Sampler]":
-    """A trainer at step 0, and the sampler of its previews.
+class Parts(NamedTuple):
+    """What the nodes of a configuration describe, but its images: each on its own, on the CPU."""
+
+    config: "TrainerConfig"
+    ddpm: "DDPM"
+    sampler: "Sampler"  # of the previews
+    timestep_sampler: "Uniform"
+    optimizer: "Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]"
+    ema: "Callable[[nn.Module, nn.Module], EMA]"  # of a network, and of the copy that is to hold its average
+
+
+class Training(NamedTuple):
+    """What a run is made of."""
+
+    trainer: "Trainer"  # at step 0
+    sampler: "Sampler"  # of the previews
+    options: TrainOptions  # without `auto` where a number has been found for it
+
+
+def build_training(options: TrainOptions, world: "World") -> Training:
+    """What the options of a run describe, in four steps: its parts, whether they fit, where they are, the trainer.
 
     Raises:
         ConfigError: if the configuration cannot be run here; names the key.
     """
-    import numpy as np
-    import torch
-
     from ddpm_cli.data.loader import BatchLoader
-    from ddpm_cli.distributed.fsdp import shard
     from ddpm_cli.runtime.device import choose_compute
-    from ddpm_cli.runtime.seeds import derive_seed
     from ddpm_cli.training.trainer import Trainer
 
-    settings = instantiate(options.trainer, "trainer")
+    parts = instantiate_parts(options)
     with naming("trainer"):
-        compute = choose_compute(settings.device, settings.precision, local_rank=world.local_rank)
-        _check_loop(settings, compute, world)
-    torch.manual_seed(derive_seed(options.seed, "weights"))
-    ddpm = build_ddpm(asdict(options))
-    if settings.activation_checkpointing:
-        _activation_checkpointing(ddpm)
-    sampler = instantiate(options.sampler, "sampler")
-    with naming("sampler"):
-        sampler.times(ddpm.schedule)
+        compute = choose_compute(parts.config.device, parts.config.precision, local_rank=world.local_rank)
+    check_compatible(parts, compute, world)
     with naming("data"):
-        # Rank 0 first: the others find what it has decoded or fetched.
+        # Rank 0 first: the others find what it has decoded or fetched. After the checks above, as this may take hours.
         images = world.main_first(lambda: instantiate(options.data, "data"))
-    with naming("model"):
-        _check_images(ddpm, options.model.get("image_size"), images.shape)
-    _check_labels(ddpm, images, settings)
-    with naming("weighting"):
-        ddpm.check_weighting()
-    with naming("timestep_sampler"):
-        timesteps = instantiate(options.timestep_sampler, "timestep_sampler")(ddpm.schedule.timesteps)
-    replica = copy.deepcopy(ddpm.model)  # what the EMA begins with
-    if settings.fsdp:
-        for model in (ddpm.model, replica):
-            shard(model, compute.device, world.size)
-        ddpm.schedule.to(compute.device)
-    else:
-        compute.place(ddpm)
-        compute.place(replica)
-    if settings.deterministic:
-        compute.make_deterministic()
-    else:
-        # Shapes stay the same: which of cuDNN's algorithms is the fastest is worth finding. It is found by timing, and
-        # another may round another way, so ddpm-sample, of which all runs are to agree, does not ask for it.
-        torch.backends.cudnn.benchmark = True
-    if settings.accumulate == "auto":
-        settings = _with_accumulate(settings, ddpm, compute, images.shape, world)
-        options.trainer["accumulate"] = settings.accumulate  # so that the run goes on as it began
-    if settings.compiles(compute.device.type):
-        compute.compile(ddpm.model, graphs=settings.compile == "graphs")
+    check_images(parts, images, options.model.get("image_size"))
+
+    replica = place(parts, compute, world)
+    config = parts.config
+    if config.accumulate == "auto":
+        config = replace(config, accumulate=_find_accumulate(parts, compute, world, images.shape))
+        options = replace(options, trainer=options.trainer | {"accumulate": config.accumulate})
+    if config.compiles(compute.device.type):
+        compute.compile(parts.ddpm.model, graphs=config.compile == "graphs")
     with naming("optimizer"):
-        optimizer = instantiate(options.optimizer, "optimizer")(ddpm.model.parameters())
+        optimizer = parts.optimizer(parts.ddpm.model.parameters())
     with naming("ema"):
-        ema = instantiate(options.ema, "ema")(ddpm.model, replica)
-    batches = BatchLoader(images, settings.batch_size, seed=options.seed, rank=world.rank, ranks=world.size)
-    pixels_on_device = None
-    if isinstance(images.pixels, np.ndarray) and compute.has_room_for(images.pixels.nbytes):
-        pixels_on_device = torch.from_numpy(images.pixels).to(compute.device)
+        ema = parts.ema(parts.ddpm.model, replica)
     trainer = Trainer(
-        ddpm,
-        batches,
+        parts.ddpm,
+        BatchLoader(images, config.batch_size, seed=options.seed, rank=world.rank, ranks=world.size),
         optimizer=optimizer,
         ema=ema,
-        settings=settings,
+        config=config,
         compute=compute,
         seed=options.seed,
-        timesteps=timesteps,
+        timestep_sampler=parts.timestep_sampler,
         world=world,
-        pixels_on_device=pixels_on_device,
+        pixels_on_device=_pixels_on_device(images, compute),
     )
-    return trainer, sampler
+    return Training(trainer, parts.sampler, options)
 
 
-def _check_loop(settings: "TrainerConfig", compute: "Compute", world: "World") -> None:
-    """Raise ValueError unless every process gets as many images, and every option has an effect here."""
-    parts = 1 if settings.accumulate == "auto" else settings.accumulate
-    if settings.batch_size % (world.size * parts) != 0:
-        raise ValueError(
-            f"batch_size {settings.batch_size} cannot be divided among {world.size} processes with accumulate {parts}"
-        )
-    if settings.fsdp and world.size == 1:
-        raise ValueError("fsdp=true has an effect only with several processes, as torchrun starts them")
-    if settings.compile == "graphs" and compute.device.type != "cuda":
-        raise ValueError(f"compile=graphs has an effect only on CUDA, not on {compute}")
+def instantiate_parts(options: TrainOptions) -> Parts:
+    """Every node built, but `data`. The network's random numbers are those of the seed, whatever was drawn before.
+
+    Raises:
+        ConfigError: if a node refuses a value, or those of the network and its diffusion cannot work together.
+    """
+    import torch
+
+    from ddpm_cli.runtime.seeds import derive_seed
+
+    config = instantiate(options.trainer, "trainer")
+    torch.manual_seed(derive_seed(options.seed, "weights"))
+    ddpm = build_ddpm(asdict(options))
+    with naming("timestep_sampler"):
+        timestep_sampler = instantiate(options.timestep_sampler, "timestep_sampler")(ddpm.schedule.timesteps)
+    return Parts(
+        config=config,
+        ddpm=ddpm,
+        sampler=instantiate(options.sampler, "sampler"),
+        timestep_sampler=timestep_sampler,
+        optimizer=instantiate(options.optimizer, "optimizer"),
+        ema=instantiate(options.ema, "ema"),
+    )
 
 
-def _with_accumulate(
-    settings: "TrainerConfig", ddpm: "DDPM", compute: "Compute", image_shape: tuple[int, int, int], world: "World"
-) -> "TrainerConfig":
-    """`accumulate` as small as every rank's memory allows."""
-    from ddpm_cli.training.batch_size_finder import smallest_accumulate
-
-    share = settings.batch_size // world.size
-    with naming("trainer"):
-        # What fits on the smallest GPU is what all do.
-        found = world.most(smallest_accumulate(ddpm, compute, image_shape, share))
-    return replace(settings, accumulate=found)
-
-
-def pixels(shape: tuple[int, int, int]) -> str:
-    """Height x width x channels, as people write it."""
-    channels, height, width = shape
-    return f"{height} x {width} x {channels}"
+# What fits ------------------------------------------------------------------------------------------------------------
 
 
 @runtime_checkable
@@ -137,31 +126,114 @@ class _CanCheckpoint(Protocol):
     activation_checkpointing: bool  # to be set: the network then keeps fewer activations for its backward pass
 
 
-def _activation_checkpointing(ddpm: "DDPM") -> None:
-    model: object = ddpm.model
-    if not isinstance(model, _CanCheckpoint):
-        name = type(model).__name__
+def check_compatible(parts: Parts, compute: "Compute", world: "World") -> None:
+    """Check all that two parts, or a part and this machine, must have in common; the images are still to come.
+
+    Raises:
+        ConfigError: naming the key of the first that does not fit, or has no effect here.
+    """
+    ddpm, config = parts.ddpm, parts.config
+    with naming("trainer"):
+        _check_loop(config, compute, world)
+    if config.activation_checkpointing and not isinstance(ddpm.model, _CanCheckpoint):
+        name = type(ddpm.model).__name__
         raise ConfigError(f"trainer.activation_checkpointing: {name} has no attribute of that name to switch on")
-    model.activation_checkpointing = True
+    with naming("sampler"):
+        parts.sampler.times(ddpm.schedule)
+    with naming("weighting"):
+        ddpm.check_weighting()
+    if getattr(ddpm.model, "learn_variance", False) and not ddpm.learns_variance:
+        raise ConfigError("model: learn_variance has no effect with a fixed variance; variance=learned_range sets it")
 
 
-def _check_labels(ddpm: "DDPM", images: "ImageSet", settings: "TrainerConfig") -> None:
+def check_images(parts: Parts, images: "ImageSet", image_size: object) -> None:
+    """Check that the network takes the images and their labels: now, and not after the run has begun.
+
+    Args:
+        image_size: what `model` says of them.
+
+    Raises:
+        ConfigError: naming the key of what does not fit.
+    """
+    with naming("model"):
+        sides = [image_size, image_size] if isinstance(image_size, int) else image_size
+        if sides is not None and sides != list(images.shape[1:]):
+            raise ValueError(f"image_size is {image_size}, but the data's images are {size_text(images.shape)}")
+        parts.ddpm.check_images(images.shape)
     given = 0 if images.labels is None else len(images.class_names)
-    taken = ddpm.num_classes or 0
+    taken = parts.ddpm.num_classes or 0
     if given != taken:
         raise ConfigError(
             f"model.num_classes: the network takes {taken} classes, the data has labels of {given}; "
             "data.num_classes says how many for both"
         )
-    if settings.label_dropout is not None and given == 0:
+    if parts.config.label_dropout is not None and given == 0:
         raise ConfigError("trainer.label_dropout: has no effect without labels; data.num_classes=N brings them")
 
 
-def _check_images(ddpm: "DDPM", image_size: object, shape: tuple[int, int, int]) -> None:
-    """Find now, not after the run has begun, that the network and the data do not fit."""
-    sides = [image_size, image_size] if isinstance(image_size, int) else image_size
-    if sides is not None and sides != list(shape[1:]):
-        raise ValueError(f"image_size is {image_size}, but the data's images are {pixels(shape)}")
-    ddpm.check_images(shape)
-    if getattr(ddpm.model, "learn_variance", False) and not ddpm.learns_variance:
-        raise ValueError("learn_variance has no effect with a fixed variance; variance=learned_range sets it")
+def _check_loop(config: "TrainerConfig", compute: "Compute", world: "World") -> None:
+    """Raise ValueError unless every process gets as many images, and every option has an effect here."""
+    micro_batches = 1 if config.accumulate == "auto" else config.accumulate
+    if config.batch_size % (world.size * micro_batches) != 0:
+        raise ValueError(
+            f"batch_size {config.batch_size} cannot be divided among {world.size} processes "
+            f"with accumulate {micro_batches}"
+        )
+    if config.fsdp and world.size == 1:
+        raise ValueError("fsdp=true has an effect only with several processes, as torchrun starts them")
+    if config.compile == "graphs" and compute.device.type != "cuda":
+        raise ValueError(f"compile=graphs has an effect only on CUDA, not on {compute}")
+
+
+# Where it is ----------------------------------------------------------------------------------------------------------
+
+
+def place(parts: Parts, compute: "Compute", world: "World") -> "nn.Module":
+    """Bring network and diffusion to where they are trained, and set torch's switches for it.
+
+    Returns:
+        A copy of the network as it is now, in the same place: what its average begins with.
+    """
+    import torch
+
+    from ddpm_cli.distributed.fsdp import shard
+
+    ddpm, model = parts.ddpm, parts.ddpm.model
+    if parts.config.activation_checkpointing:
+        assert isinstance(model, _CanCheckpoint)
+        model.activation_checkpointing = True
+    replica = copy.deepcopy(ddpm.model)
+    if parts.config.fsdp:
+        for network in (ddpm.model, replica):
+            shard(network, compute.device, world.size)
+        ddpm.schedule.to(compute.device)
+    else:
+        compute.place(ddpm)
+        compute.place(replica)
+    if parts.config.deterministic:
+        compute.make_deterministic()
+    else:
+        # Shapes stay the same: which of cuDNN's algorithms is the fastest is worth finding. It is found by timing, and
+        # another may round another way, so ddpm-sample, of which all runs are to agree, does not ask for it.
+        torch.backends.cudnn.benchmark = True
+    return replica
+
+
+def _find_accumulate(parts: Parts, compute: "Compute", world: "World", image_shape: tuple[int, int, int]) -> int:
+    """`accumulate` as small as every rank's memory allows."""
+    from ddpm_cli.training.batch_size_finder import smallest_accumulate
+
+    share = parts.config.batch_size // world.size
+    with naming("trainer"):
+        # What fits on the smallest GPU is what all do.
+        return world.max(smallest_accumulate(parts.ddpm, compute, image_shape, share))
+
+
+def _pixels_on_device(images: "ImageSet", compute: "Compute") -> "Tensor | None":
+    """All pixels of a set that is in memory, on a GPU that has room for them."""
+    import numpy as np
+    import torch
+
+    if not (isinstance(images.pixels, np.ndarray) and compute.has_room_for(images.pixels.nbytes)):
+        return None
+    return torch.from_numpy(images.pixels).to(compute.device)

@@ -1,4 +1,4 @@
-"""Optimizers, by torch. The learning rate given here is the peak; `learning_rate.py` shapes it over the run."""
+"""Optimizers, by torch. The learning rate given here is the peak; `lr_schedule.py` shapes it over the run."""
 
 from collections.abc import Iterable
 

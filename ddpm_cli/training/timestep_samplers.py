@@ -33,12 +33,12 @@ class Uniform:
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Learn from the unweighted losses `[B]` at t `[B]`."""
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """What has been learned, for a checkpoint."""
         return {}
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go back to what `state()` was."""
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go back to what `state_dict()` was."""
 
 
 class Stratified(Uniform):
@@ -101,11 +101,11 @@ class LossSecondMoment(Uniform):
             self.losses[i, self.seen[i] % self.losses.shape[1]] = loss
             self.seen[i] += 1
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {"losses": self.losses, "seen": self.seen}
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """As `Uniform.load_state`. Raises ValueError for what cannot have been."""
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """As `Uniform.load_state_dict`. Raises ValueError for what cannot have been."""
         losses, seen = state["losses"], state["seen"]
         if losses.shape != self.losses.shape or seen.shape != self.seen.shape or seen.dtype != torch.int64:
             raise ValueError(f"the losses seen at each t are {list(losses.shape)}, not {list(self.losses.shape)}")

@@ -3,21 +3,21 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddpm_cli.data.loader import Batch, BatchLoader, augment
 from ddpm_cli.diffusion.ddpm import DDPM
-from ddpm_cli.distributed.fsdp import whole
+from ddpm_cli.distributed.fsdp import full_tensor
 from ddpm_cli.distributed.process_group import World
 from ddpm_cli.ema.ema import EMA
 from ddpm_cli.runtime.device import Compute
 from ddpm_cli.runtime.seeds import derive_seed, generator
-from ddpm_cli.training import lr_schedule as learning_rate
+from ddpm_cli.training import lr_schedule
 from ddpm_cli.training.step_stats import Progress, StepResult, of_steps
 from ddpm_cli.training.timestep_samplers import Draw, Uniform
-from ddpm_cli.training.train_state import named_tensors, restore
 from ddpm_cli.training.trainer_config import TrainerConfig
 
 MOST_OVERFLOWS_IN_A_ROW = 20
@@ -27,20 +27,36 @@ class NonFiniteError(ArithmeticError):
     """A loss or a gradient is not a finite number; parameters, moments and EMA were left as they were."""
 
 
+class Example(NamedTuple):
+    """What a step computes its losses of: this rank's part of a batch, and all that was drawn for it."""
+
+    x_0: Tensor  # [part, C, H, W] in [-1, 1]
+    t: Tensor  # [part]
+    weights: Tensor  # [part], by which the losses count
+    noise: Tensor  # [part, C, H, W]
+    labels: Tensor | None  # [part], -1 where left out; None: the data has none
+
+    def chunk(self, count: int) -> "Iterator[Example]":
+        """The same in `count` parts, one after another."""
+        fields = ([None] * count if tensor is None else tensor.chunk(count) for tensor in self)
+        return (Example(*part) for part in zip(*fields, strict=True))
+
+
 class Trainer:
     """Trains `ddpm` on `batches`. All that changes during a run is here: parameters, optimizer, EMA, scaler, step.
 
-    Nothing random is kept: the order and flips of the images are functions of (seed, step) in `Batches`, timesteps and
-    noise are keyed on (seed, step) below and dropout on (seed, step, rank), so a run that is resumed draws what it
+    Nothing random is kept: the order and flips of the images are functions of (seed, step) in `BatchLoader`, timesteps
+    and noise are keyed on (seed, step) below and dropout on (seed, step, rank), so a run that is resumed draws what it
     would have drawn, and any number of ranks trains on the same stream of (image, t, noise).
 
     A step whose loss or gradient is not finite changes nothing, and neither does any after it. On a CPU that is seen at
     once. On a GPU the host would have to wait for every step to see it; there the device itself lets the steps pass
-    without effect (`found_inf` of torch's fused optimizers), and `settle` finds out when something is to be logged,
-    shown or saved, and goes back to that step.
+    without effect (`found_inf` of torch's fused optimizers), and `check_finite` finds out when something is to be
+    logged, shown or saved, and goes back to that step.
 
     Args:
-        resident: the set's pixels, uint8 `[N, C, H, W]` on the device, if they are there as a whole.
+        timestep_sampler: None: every t is as likely.
+        pixels_on_device: the set's pixels, uint8 `[N, C, H, W]` on the device, if they are there as a whole.
     """
 
     def __init__(
@@ -50,22 +66,23 @@ class Trainer:
         *,
         optimizer: torch.optim.Optimizer,
         ema: EMA,
-        settings: TrainerConfig,
+        config: TrainerConfig,
         compute: Compute,
         seed: int,
-        timesteps: Uniform | None = None,
+        timestep_sampler: Uniform | None = None,
         world: World | None = None,
         pixels_on_device: Tensor | None = None,
     ):
         self.world = World() if world is None else world
         self.ddpm = ddpm
-        self.parallel = ddpm.with_model(self.world.data_parallel(ddpm.model))
+        parallel = self.world.data_parallel(ddpm.model)
+        self.parallel = ddpm if parallel is ddpm.model else ddpm.with_model(parallel)
         self.batches = batches
         self.pixels_on_device = pixels_on_device
         self.optimizer = optimizer
         self.ema = ema
-        self.timesteps = Uniform(ddpm.schedule.timesteps) if timesteps is None else timesteps
-        self.settings = settings
+        self.timestep_sampler = Uniform(ddpm.schedule.timesteps) if timestep_sampler is None else timestep_sampler
+        self.config = config
         self.compute = compute
         self.seed = seed
         self.scaler = compute.grad_scaler()
@@ -79,107 +96,48 @@ class Trainer:
         self.defers_finite_check = (
             compute.device.type == "cuda"
             and not self.scaler.is_enabled()
-            and not self.timesteps.learns
+            and not self.timestep_sampler.learns
             and getattr(optimizer, "_step_supports_amp_scaling", False)
         )
-        self._first_fault = torch.tensor(-1, device=compute.device)  # the step, where `looks_late`
+        self._first_fault = torch.tensor(-1, device=compute.device)  # the step, where `defers_finite_check`
+
+    def run(self) -> Iterator[Progress | None]:
+        """Train up to `config.steps`; after every step yields None, or the `Progress` when it is time to log."""
+        self.ddpm.train()
+        images, waited, since = 0, 0.0, time.perf_counter()
+        pin_memory = self.compute.device.type == "cuda"
+        prefetched = self.batches.prefetch(self.step, pixels=self.pixels_on_device is None, pin_memory=pin_memory)
+        with closing(prefetched) as stream:
+            while self.step < self.config.steps:
+                asked = time.perf_counter()
+                batch = next(stream)
+                waited += time.perf_counter() - asked
+                self.pending.append(self.train_step(batch))
+                images += self.config.batch_size
+                if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                    self.check_finite()
+                    elapsed = time.perf_counter() - since
+                    progress = self._progress(images_per_second=images / elapsed, data_fraction=waited / elapsed)
+                    self.pending = []
+                    yield progress
+                    images, waited, since = 0, 0.0, time.perf_counter()
+                else:
+                    asked = time.perf_counter()
+                    yield None
+                    since += time.perf_counter() - asked  # previews and checkpoints are not training time
 
     def train_step(self, batch: Batch) -> StepResult:
         """One optimizer step (DDPM, algorithm 1) on this rank's part of a batch. Advances `self.step`.
 
         Raises:
-            NonFiniteError: before anything has been changed; where `looks_late`, `settle` does that.
+            NonFiniteError: before anything has been changed; where `defers_finite_check`, `check_finite` does that.
         """
-        losses, drawn, grad_norm = self._backward(batch)
-        finite = torch.isfinite(grad_norm) & torch.isfinite(losses).all()
-        if self.defers_finite_check:
-            self._first_fault = torch.where(finite | (self._first_fault >= 0), self._first_fault, self.step)
-            skipped = False
-            self._update(grad_norm, fault=(self._first_fault >= 0).float())
-        else:
-            skipped = not finite
-            if skipped:
-                self._check_overflow(losses, drawn, grad_norm)
-            else:
-                self.overflows_in_a_row = 0
-                self._update(grad_norm)
-            self.scaler.update()
-        self.timesteps.update(drawn.t, losses)
+        example, drawn = self._example(batch)
+        losses, grad_norm = self._backward(example)
+        skipped = self._update(losses, drawn, grad_norm)
+        self.timestep_sampler.update(drawn.t, losses)
         self.step += 1
         return StepResult(losses, *drawn, grad_norm, skipped)
-
-    def _backward(self, batch: Batch) -> tuple[Tensor, Draw, Tensor]:
-        """The gradients of this step. Returns the losses of the whole batch, its draw and the norm of the gradients."""
-        batch = batch.to(self.compute.device)
-        pixels = (
-            self.pixels_on_device[batch.indices]
-            if batch.pixels is None and self.pixels_on_device is not None
-            else batch.pixels
-        )
-        assert pixels is not None
-        x_0 = augment(pixels, batch.flips)
-        drawn, noise = self._draw(x_0.shape[1:])
-        own = (x_0, drawn.t[self.batches.part], drawn.weights[self.batches.part], noise[self.batches.part])
-        if batch.labels is not None:
-            own += (self._drop_labels(batch.labels),)
-        torch.manual_seed(derive_seed(self.seed, "dropout", self.step, self.world.rank))
-        self._set_learning_rate()
-
-        self._clear_gradients()
-        losses = []
-        parts = self.settings.parts
-        micro_batches = zip(*(tensor.chunk(parts) for tensor in own), strict=True)
-        for part, (images, t, weights, *rest) in enumerate(micro_batches, start=1):
-            last = part == parts
-            with nullcontext() if last else self.world.no_sync(self.parallel.model), self.world.answering():
-                with self.compute.autocast():
-                    loss = self.parallel.losses(images, t, *rest)
-                self.scaler.scale((weights * loss).sum() / len(x_0)).backward()
-            losses.append(loss.detach())
-        self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.ddpm.parameters() if p.grad is not None]
-        with self.world.answering():
-            grad_norm = whole(torch.nn.utils.get_total_norm(gradients))
-        return self.world.gather(torch.cat(losses)), drawn, grad_norm
-
-    def _clear_gradients(self) -> None:
-        captured = self.settings.compile == "graphs" and self.settings.parts > 1
-        self.optimizer.zero_grad(set_to_none=not captured)
-        if captured:
-            # A captured backward pass leaves its gradients where the next one leaves its own: those of the parts are
-            # to be added up in memory that is ours.
-            for parameter in self.ddpm.parameters():
-                if parameter.requires_grad and parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-
-    def _update(self, grad_norm: Tensor, fault: Tensor | None = None) -> None:
-        """Clip, step, average; nothing of it has an effect where `fault` is 1."""
-        limit = self.settings.grad_clip
-        if limit is not None and (
-            self.defers_finite_check or grad_norm > limit
-        ):  # where it costs no wait: all by 1 is left out
-            torch.nn.utils.clip_grads_with_norm_(self.ddpm.parameters(), limit, grad_norm)
-        if fault is None:
-            self.scaler.step(self.optimizer)
-        else:
-            # What a GradScaler would tell a fused optimizer.
-            self.optimizer.grad_scale, self.optimizer.found_inf = None, fault  # pyright: ignore[reportAttributeAccessIssue]
-            self.optimizer.step()
-        self.ema.update(self.ddpm.model, unless=fault)
-
-    def _check_overflow(self, losses: Tensor, drawn: Draw, grad_norm: Tensor) -> None:
-        """Count a gradient that overflowed in float16: the step is skipped and the scale lowered.
-
-        Raises:
-            NonFiniteError: if it is anything else that is not finite, or there were too many in a row.
-        """
-        may_skip = self.scaler.is_enabled() and self.overflows_in_a_row < MOST_OVERFLOWS_IN_A_ROW
-        if not (torch.isfinite(losses).all() and may_skip):
-            message = self._describe_non_finite(losses, drawn.t)
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NonFiniteError(message)
-        self.overflows_in_a_row += 1
-        self.overflows += 1
 
     def check_finite(self) -> None:
         """Wait for the device and make sure that every step so far was finite; costs nothing where each was looked at.
@@ -195,57 +153,119 @@ class Trainer:
         self.ema.updates -= undone
         del self.pending[len(self.pending) - undone :]
         self._first_fault.fill_(-1)
-        losses, drawn, _ = self._backward(self.batches.batch(fault))  # once more, to see where it happens
-        message = self._describe_non_finite(losses, drawn.t)
-        self.optimizer.zero_grad(set_to_none=True)
-        raise NonFiniteError(message)
+        example, drawn = self._example(self.batches.batch(fault))
+        losses, _ = self._backward(example)  # once more, to see where it happens
+        raise self._non_finite(losses, drawn)
 
-    def run(self) -> Iterator[Progress | None]:
-        """Train up to `settings.steps`; after every step yields None, or the `Progress` when it is time to log."""
-        self.ddpm.train()
-        images, waited, since = 0, 0.0, time.perf_counter()
-        pin_memory = self.compute.device.type == "cuda"
-        prefetched = self.batches.prefetch(self.step, pixels=self.pixels_on_device is None, pin_memory=pin_memory)
-        with closing(prefetched) as stream:
-            while self.step < self.settings.steps:
-                asked = time.perf_counter()
-                batch = next(stream)
-                waited += time.perf_counter() - asked
-                self.pending.append(self.train_step(batch))
-                images += self.settings.batch_size
-                if self.step % self.settings.log_every == 0 or self.step == self.settings.steps:
-                    self.check_finite()
-                    elapsed = time.perf_counter() - since
-                    progress = self._progress(images_per_second=images / elapsed, data_fraction=waited / elapsed)
-                    self.pending = []
-                    yield progress
-                    images, waited, since = 0, 0.0, time.perf_counter()
-                else:
-                    asked = time.perf_counter()
-                    yield None
-                    since += time.perf_counter() - asked  # previews and checkpoints are not training time
+    # A step: what it is trained on, its gradient, what becomes of it -------------------------------------------------
+
+    def _example(self, batch: Batch) -> tuple[Example, Draw]:
+        """x_0 ~ q(x_0), t and eps ~ N(0, I): of this rank what it computes, and the draw of the whole batch."""
+        batch = batch.to(self.compute.device)
+        pixels = batch.pixels
+        if pixels is None:
+            assert self.pixels_on_device is not None
+            pixels = self.pixels_on_device[batch.indices]
+        x_0 = augment(pixels, batch.flips)
+        drawn, noise = self._draw(x_0.shape[1:])
+        part = self.batches.part
+        labels = None if batch.labels is None else self._drop_labels(batch.labels)
+        return Example(x_0, drawn.t[part], drawn.weights[part], noise[part], labels), drawn
 
     def _draw(self, image_shape: torch.Size) -> tuple[Draw, Tensor]:
         """Timesteps `[B]` and noise `[B, C, H, W]` of this step: drawn for the whole batch, however it is split."""
-        size, device = self.settings.batch_size, self.compute.device
+        size, device = self.config.batch_size, self.compute.device
         source = generator(self.seed, "diffusion", self.step, device=device)
-        drawn = self.timesteps.draw(size, source)
+        drawn = self.timestep_sampler.draw(size, source)
         return drawn, torch.randn((size, *image_shape), generator=source, device=device)
 
     def _drop_labels(self, labels: Tensor) -> Tensor:
         """This rank's labels, -1 (none) in place of some: the network learns both (Ho & Salimans 2022, algorithm 1)."""
         source = generator(self.seed, "labels", self.step, device=labels.device)
-        drawn = torch.rand(self.settings.batch_size, generator=source, device=labels.device)
-        dropped = drawn < self.settings.dropped_labels
+        drawn = torch.rand(self.config.batch_size, generator=source, device=labels.device)
+        dropped = drawn < self.config.dropped_labels
         return torch.where(dropped[self.batches.part], -1, labels)
 
+    def _backward(self, example: Example) -> tuple[Tensor, Tensor]:
+        """The gradient of the weighted mean of the losses, left in the parameters.
+
+        Returns:
+            The losses of the whole batch, `[B]`, and the norm of the gradient, `[]`.
+        """
+        torch.manual_seed(derive_seed(self.seed, "dropout", self.step, self.world.rank))
+        self._clear_gradients()
+        losses = []
+        for i, part in enumerate(example.chunk(self.config.micro_batches), start=1):
+            last = i == self.config.micro_batches
+            with nullcontext() if last else self.world.no_sync(self.parallel.model), self.world.answering():
+                with self.compute.autocast():
+                    loss = self.parallel.losses(part.x_0, part.t, part.noise, part.labels)
+                self.scaler.scale((part.weights * loss).sum() / len(example.x_0)).backward()
+            losses.append(loss.detach())
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.ddpm.parameters() if p.grad is not None]
+        with self.world.answering():
+            grad_norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
+        return self.world.gather(torch.cat(losses)), grad_norm
+
+    def _clear_gradients(self) -> None:
+        captured = self.config.compile == "graphs" and self.config.micro_batches > 1
+        self.optimizer.zero_grad(set_to_none=not captured)
+        if captured:
+            # A captured backward pass leaves its gradients where the next one leaves its own: those of the parts are
+            # to be added up in memory that is ours.
+            for parameter in self.ddpm.parameters():
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+
+    def _update(self, losses: Tensor, drawn: Draw, grad_norm: Tensor) -> bool:
+        """Take the step where everything is finite. Returns whether it was skipped: a gradient overflowed in float16.
+
+        Raises:
+            NonFiniteError: if anything else is not finite, or there were too many overflows in a row.
+        """
+        self._set_learning_rate()
+        finite = torch.isfinite(grad_norm) & torch.isfinite(losses).all()
+        if self.defers_finite_check:
+            self._first_fault = torch.where(finite | (self._first_fault >= 0), self._first_fault, self.step)
+            self._take_step(grad_norm, fault=(self._first_fault >= 0).float())
+            return False
+        skipped = not finite
+        if skipped:
+            may_skip = self.scaler.is_enabled() and self.overflows_in_a_row < MOST_OVERFLOWS_IN_A_ROW
+            if not (torch.isfinite(losses).all() and may_skip):
+                raise self._non_finite(losses, drawn)
+            self.overflows_in_a_row += 1
+            self.overflows += 1
+        else:
+            self.overflows_in_a_row = 0
+            self._take_step(grad_norm)
+        self.scaler.update()
+        return skipped
+
     def _set_learning_rate(self) -> None:
-        settings = self.settings
-        factor = learning_rate.factor(
-            self.step, steps=settings.steps, warmup_steps=settings.warmup_steps, decay=settings.lr_decay
+        config = self.config
+        factor = lr_schedule.factor(
+            self.step, steps=config.steps, warmup_steps=config.warmup_steps, decay=config.lr_decay
         )
         for group, peak in zip(self.optimizer.param_groups, self.peak_lr, strict=True):
             group["lr"] = peak * factor
+
+    def _take_step(self, grad_norm: Tensor, fault: Tensor | None = None) -> None:
+        """Clip, step, average; nothing of it has an effect where `fault` is 1."""
+        limit = self.config.grad_clip
+        # Where it costs no wait, a gradient that is short enough is not multiplied by 1.
+        if limit is not None and (self.defers_finite_check or grad_norm > limit):
+            torch.nn.utils.clip_grads_with_norm_(self.ddpm.parameters(), limit, grad_norm)
+        if fault is None:
+            self.scaler.step(self.optimizer)
+        else:
+            # What a GradScaler would tell a fused optimizer.
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, fault  # pyright: ignore[reportAttributeAccessIssue]
+            self.optimizer.step()
+        self.ema.update(self.ddpm.model, unless=fault)
+
+    # What there is to say of it ---------------------------------------------------------------------------------------
 
     def _progress(self, *, images_per_second: float, data_fraction: float) -> Progress:
         return Progress(
@@ -258,45 +278,24 @@ class Trainer:
             overflows=self.overflows,
         )
 
-    def _describe_non_finite(self, losses: Tensor, t: Tensor) -> str:
+    def _non_finite(self, losses: Tensor, drawn: Draw) -> NonFiniteError:
+        """The error of this step's losses and gradient, which says where they are not finite; clears the gradient."""
         bad = ~torch.isfinite(losses).cpu()
         what = "the loss" if bad.any() else "the gradient"
         images = torch.from_numpy(self.batches.indices(self.step))
         if not bad.any():
             bad = torch.ones_like(bad)  # a gradient is that of the whole batch
-        seen = ", ".join(f"{a}/{b}" for a, b in zip(t.cpu()[bad].tolist()[:8], images[bad].tolist()[:8], strict=True))
+        pairs = zip(drawn.t.cpu()[bad].tolist()[:8], images[bad].tolist()[:8], strict=True)
+        seen = ", ".join(f"{t}/{image}" for t, image in pairs)
         more = f" and {bad.sum() - 8} more" if bad.sum() > 8 else ""
-        first = next(
-            (
-                name
-                for name, parameter in self.ddpm.model.named_parameters()
-                if parameter.grad is not None and not self.world.finite(parameter.grad)
-            ),
-            "none, only their norm",
+        affected = (
+            name
+            for name, parameter in self.ddpm.model.named_parameters()
+            if parameter.grad is not None and not self.world.finite(parameter.grad)
         )
-        return (
+        first = next(affected, "none, only their norm")
+        self.optimizer.zero_grad(set_to_none=True)
+        return NonFiniteError(
             f"{what} at step {self.step} is not finite; timesteps t / images: {seen}{more}; "
             f"first parameter whose gradient is affected: {first}"
         )
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything besides the main EMA that a resumed run needs, as named tensors.
-
-        Of sharded ones this rank has its parts: `Ranks.whole_on_main` puts them together.
-
-        Raises:
-            NonFiniteError: as `settle`.
-        """
-        self.check_finite()
-        return named_tensors(self)
-
-    def load_state(self, state: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
-        """Go back to what `state()` and the EMA's weights were.
-
-        Raises:
-            ValueError: if names or shapes are not those of this run.
-        """
-        try:
-            restore(self, state, ema)
-        except (KeyError, RuntimeError) as error:
-            raise ValueError(f"the training state is not that of this configuration: {error}") from error

@@ -5,40 +5,17 @@ from typing import Literal
 
 _CHOICES = {"precision": ("auto", "fp32", "bf16", "fp16"), "lr_decay": ("constant", "cosine", "linear")}
 
-COMPILE_FROM = 5000  # steps: translating takes a minute or two, and saves milliseconds a step
+COMPILE_FROM = 5000  # steps: compiling takes a minute or two, and saves milliseconds a step
 LABEL_DROPOUT = 0.1  # as Ho & Salimans (2022) recommend, and enough for guidance
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    """What `trainer=` configures.
+    """What `trainer=` configures; configs/trainer/default.yaml says what each option means.
 
-    Args:
-        steps: optimizer steps of the whole run.
-        batch_size: images per optimizer step.
-        accumulate: micro-batches a step is computed in; must divide `batch_size`. Saves memory; the step
-            is the same but for rounding and the draws of dropout. "auto": as few as memory allows, found by trying
-            before the run begins (`training.fitting`).
-        activation_checkpointing: compute activations again in the backward pass instead of keeping them. Saves memory,
-            costs a second forward pass; the step is the same.
-        fsdp: with several processes, keep only a part of the network, its averages and the optimizer's state in each
-            (`ddpm_cli.distributed.fsdp`). Saves memory, costs communication; the step is the same.
-        compile: have `torch.compile` translate the network. "auto": on CUDA, for runs of at least COMPILE_FROM steps;
-            "graphs": and let CUDA graphs launch its kernels, for small networks.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        deterministic: use only algorithms that give the same bits every time: what exact resume takes on
-            CUDA. On a CPU it is exact anyway.
-        precision: of the forward pass. "auto": bf16 where CUDA has it, fp16 on older CUDA, fp32 elsewhere.
-        grad_clip: largest norm of the whole gradient; None: not clipped.
-        warmup_steps: steps over which the learning rate rises to `optimizer.lr`.
-        lr_decay: what the learning rate does after that.
-        log_every: steps between two entries of the log.
-        preview_every: steps between two grids of EMA samples; 0: none.
-        preview_images: images in such a grid.
-        checkpoint_every: steps between two checkpoints; 0: only at the end.
-        keep_last: checkpoints kept; older ones are removed.
-        keep_every: checkpoints whose step is a multiple of this are kept for good; 0: none.
-        label_dropout: where the data has labels, the share of images trained without; None: LABEL_DROPOUT.
+    `accumulate`, `activation_checkpointing`, `fsdp` and `compile` decide what a step takes, not what it computes, but
+    for rounding and, where a batch is split, the draws of dropout. `accumulate="auto"` stands for a number that is
+    found before the run begins (`ddpm_cli.training.build`), `label_dropout=None` for LABEL_DROPOUT.
 
     Raises:
         ValueError: if a value is out of its range; the message names it.
@@ -83,7 +60,7 @@ class TrainerConfig:
         if self.accumulate == "auto" and self.fsdp:
             raise ValueError("accumulate=auto is tried on a network in one piece; with fsdp=true say the number")
         if self.compile in (True, "graphs") and self.fsdp:
-            raise ValueError("compile translates a network in one piece; with fsdp=true choose compile=false or auto")
+            raise ValueError("compile takes a network in one piece; with fsdp=true choose compile=false or auto")
         if self.keep_every > 0 and (self.checkpoint_every == 0 or self.keep_every % self.checkpoint_every != 0):
             raise ValueError(
                 f"keep_every {self.keep_every} must be a multiple of checkpoint_every {self.checkpoint_every}: "
@@ -95,15 +72,15 @@ class TrainerConfig:
             raise ValueError(f"grad_clip must be positive or null, got {self.grad_clip:g}")
 
     @property
-    def parts(self) -> int:
-        """Micro-batches of a step, once they are known."""
+    def micro_batches(self) -> int:
+        """How many a step is computed in, once that is known."""
         assert self.accumulate != "auto"
         return self.accumulate
 
     def compiles(self, device: str) -> bool:
-        """Whether the network is translated on a device of this type.
+        """Whether the network is compiled on a device of this type.
 
-        Not by a measurement: what is translated computes other last bits, and a run that goes on must compute the same.
+        Not by a measurement: a compiled network computes other last bits, and a resumed run must compute the same.
         """
         if self.compile == "auto":
             return device == "cuda" and self.steps >= COMPILE_FROM and not self.fsdp

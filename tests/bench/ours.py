@@ -18,7 +18,7 @@ from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.distributed.process_group import World
 from ddpm_cli.io.images import to_uint8
 from ddpm_cli.runtime.device import Compute, choose_compute
-from ddpm_cli.training.build import prepare
+from ddpm_cli.training.build import build_training
 from ddpm_cli.training.step_stats import Progress
 from ddpm_cli.training.trainer import Trainer
 
@@ -69,7 +69,7 @@ class Training:
         config = place.compose(
             f"trainer.log_every={log_every}", f"trainer.compile={way}", f"trainer.precision={place.precision}"
         )
-        self.trainer, _ = prepare(TrainOptions(**config), World())
+        self.trainer = build_training(TrainOptions(**config), World()).trainer
         self.steps = self.trainer.run()
         self.progress: list[Progress] = []
 

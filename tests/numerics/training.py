@@ -28,14 +28,14 @@ def trained(marks: Sequence[int], **options) -> Iterator[DDPM]:
     torch.manual_seed(0)
     unet = UNet(8, 1, 16, (1, 2), 1, (4,), 0.0, norm_groups=8)
     compute.place(unet)
-    settings = TrainerConfig(steps=marks[-1], batch_size=64, warmup_steps=50, log_every=marks[-1], device="cpu")
+    config = TrainerConfig(steps=marks[-1], batch_size=64, warmup_steps=50, log_every=marks[-1], device="cpu")
     ddpm = DDPM(unet, **options)
     trainer = Trainer(
         ddpm,
         BatchLoader(images, 64, seed=0),
         optimizer=adamw(unet.parameters(), lr=2e-3),
         ema=EMA(unet, decays=(0.995,)),
-        settings=settings,
+        config=config,
         compute=compute,
         seed=0,
     )

@@ -70,6 +70,7 @@ def _seconds(recipe: str, place: Path, saves: int, steps: int) -> dict:
     from ddpm_cli.diffusion.ddpm import DDPM
     from ddpm_cli.ema.ema import EMA
     from ddpm_cli.runtime.device import choose_compute
+    from ddpm_cli.training.train_state import capture
     from ddpm_cli.training.trainer import Trainer
 
     torch.set_num_threads(2)
@@ -82,9 +83,7 @@ def _seconds(recipe: str, place: Path, saves: int, steps: int) -> dict:
     pixels = np.random.default_rng(0).integers(0, 256, (64, *shape), dtype=np.uint8)
     batches = BatchLoader(ImageSet(pixels, "noise", flip=False), settings.batch_size, seed=0)
     optimizer = instantiate(config["optimizer"], "optimizer")(ddpm.model.parameters())
-    trainer = Trainer(
-        ddpm, batches, optimizer=optimizer, ema=EMA(ddpm.model), settings=settings, compute=compute, seed=0
-    )
+    trainer = Trainer(ddpm, batches, optimizer=optimizer, ema=EMA(ddpm.model), config=settings, compute=compute, seed=0)
     if steps == 0:  # the optimizer's state is there after one step, however small
         for parameter in ddpm.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -94,7 +93,7 @@ def _seconds(recipe: str, place: Path, saves: int, steps: int) -> dict:
         began = time.perf_counter()
         trainer.train_step(batches.batch(trainer.step))
         took.append(time.perf_counter() - began)
-    ema, training = trainer.ema.model.state_dict(), trainer.state()
+    ema, training = trainer.ema.model.state_dict(), capture(trainer)
     saved = []
     for step in range(saves):
         description = checkpoint.Metadata(step=step, image_shape=shape, images=64, config=config, versions={})

@@ -60,13 +60,14 @@ def _states_of_every_step(place: Path) -> list[str]:
     kept = place / "states.json"
 
     def prepare() -> None:
+        from ddpm_cli.training.train_state import capture
         from ddpm_cli.training.trainer import Trainer
 
         step, states = Trainer.train_step, []
 
         def train_step(self: Trainer, *arguments):
             ema = {f"ema/{name}": tensor for name, tensor in self.ema.model.state_dict().items()}
-            states.append(_fingerprint(ema | self.state()))
+            states.append(_fingerprint(ema | capture(self)))
             kept.write_text(json.dumps(states))
             return step(self, *arguments)
 
