@@ -1,7 +1,7 @@
-"""Checkpoints of earlier formats are kept here: every later version must compute with them what theirs computed.
+"""A checkpoint of every format is kept here: every later version must compute with them what theirs computed.
 
-What is expected was computed by the last version that wrote the format; for format 1 by the last that wrote format 2.
-Both were saved at step 3 of 4, and between two entries of the log.
+What is expected was computed by the last version that wrote the format, for format 1 by the last that wrote format 2,
+for format 3 by the first that wrote it. All were saved at step 3 of 4, and between two entries of the log.
 """
 
 import json
@@ -95,6 +95,29 @@ KEPT = [
             "training/posthoc": "ee14ac115f0bc75dc6620b058bc05f2c411c329ba18e0d04ff4aee27197e5f9a",
             "training/timesteps": "1f730af64c96928a7aad3afbb261cafd20466c0c2b2f040e258adf7251cd2c1c",
             "training/unlogged": "a612d5d80f68147ecdb415464c05e3523f5d61674cf0901c7208c39c603b309a",
+        },
+    ),
+    Kept(
+        format=3,
+        size=50_000,
+        t=4,
+        label=None,
+        answers={
+            "": [-0.0555975549, 0.0864981264, 0.0171933416, 0.0531483181],
+            "weights=model": [-0.0618315153, 0.1026509255, 0.0200856775, 0.0568397455],
+        },
+        classes=("n=4",),
+        pixels=[108, 245, 132, 126],
+        loss=0.38843435,
+        digests={
+            "ema": "c996a6ecfe582d44da7b48698878d69c6bd6716f6c8fbc130504a00d2987d33a",
+            "images": "674bb911292b2071edc1b1d44395e36636c6fb555247c38231bf142f5a3dfa46",
+            "metrics": "fbc3f325531a7c264b7c8b319dc6f3fcbfffd5fbe024ed902279e66cb7a9ae62",
+            "picture": "4dac70f9d790666e075d6e393534c25041d4cbc16fea2406dd249f4a8a46b1f2",
+            "training/counter": "254b8ee2cbf3f9760ae95e0021b32e02f6a3ad6fc5752f37181358d407955008",
+            "training/model": "89e27fa69dab632c18a28def5e549c9c673062c6528861ee1f8440caf82276d4",
+            "training/optimizer": "8b9bedd6905e855bafb99d5308030a85a3242c4865198999ace265bb22599d5e",
+            "training/unlogged": "3b1bfad5a62cc8dafe91b1a0d9d875084ff60f8ae1ccdaa27502c60429e9bb6d",
         },
     ),
 ]

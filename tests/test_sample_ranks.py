@@ -135,15 +135,23 @@ def test_what_cannot_be_is_said_once(labelled: Path, tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_one_process_alone_cannot_do_is_said_too(labelled: Path, tmp_path: Path):
-    """Here the second has another checkpoint: as if a newer one had been saved while they read it."""
+def test_what_one_process_alone_would_draw_is_said_too(labelled: Path, tmp_path: Path):
+    main, other = two_ranks(f"ckpt={labelled}", "seed=RANK", "out=out", cwd=tmp_path, own=[3, 4])
+    assert_one_message(finished(main), "sample", "not every process would draw what the first does: seed: was 3, now 4")
+    assert finished(other).returncode == 2
+
+
+def test_all_draw_from_the_checkpoint_that_the_first_has_read(labelled: Path, tmp_path: Path):
+    """As if a newer one had been saved meanwhile: here the second's own lacks the newest."""
     own = [labelled, tmp_path / "copy"]
     shutil.copytree(labelled, own[1])
     shutil.rmtree(own[1] / "checkpoints" / "step_00000004")
-    main, other = two_ranks("ckpt=RANK", "out=out", cwd=tmp_path, own=own)
-    says = "not every process would draw what the first does: ckpt: was 'step 4, [0-9a-f]*', now 'step 2, "
-    assert_one_message(finished(main), "sample", says)
-    assert finished(other).returncode == 2
+    main, other = two_ranks("ckpt=RANK", "n=4", "batch_size=2", "out=out", cwd=tmp_path, own=own)
+    done = finished(main)
+    assert done.returncode == finished(other).returncode == 0, done.stderr
+    alone = sample(f"ckpt={labelled}", "n=4", "out=alone", cwd=tmp_path)
+    assert "step 4" in done.stdout, alone.stdout
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
 
 
 def test_a_sweep_is_refused(labelled: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Going on with a run: its own configuration, with the few changes that leave valid what it has learned."""
+"""Resuming a run: its own configuration, with the few changes that leave valid what it has learned."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ CHANGEABLE = (
     *("trainer.checkpoint_every", "trainer.keep_last", "trainer.keep_every"),
     *("data.path", "data.root", "data.download", "data.workers", "data.cache_dir", "data.memory_mb", "data.on_bad"),
 )
-OF_THE_CALL = ("resume", "trust")  # said anew each time; what the checkpoint has of them counts for nothing
+OF_THE_INVOCATION = ("resume", "trust")  # said anew each time; what the checkpoint has of them counts for nothing
 
 
 def merge(saved: dict, changes: dict[str, Any]) -> dict:
-    """The configuration to go on with.
+    """The configuration to resume with.
 
     Args:
         saved: the configuration in the run's checkpoint; not modified.
@@ -34,7 +34,7 @@ def merge(saved: dict, changes: dict[str, Any]) -> dict:
     for key, new in changes.items():
         group, _, option = key.partition(".")
         node = merged.get(group)
-        if key in OF_THE_CALL:
+        if key in OF_THE_INVOCATION:
             continue
         if key in CHANGEABLE and not option:
             merged[key] = new
@@ -62,7 +62,7 @@ def _differences(saved: dict, config: dict, path: str) -> list[tuple[str, object
     for key in sorted(saved.keys() | config.keys()):
         where = f"{path}.{key}" if path else key
         old, new = saved.get(key, _ABSENT), config.get(key, _ABSENT)
-        if where in (*CHANGEABLE, *OF_THE_CALL) or old == new:
+        if where in (*CHANGEABLE, *OF_THE_INVOCATION) or old == new:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             found += _differences(old, new, where)
