@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 from trainers import assert_same_state, make_trainer, run
 
-from ddpm_cli.diffusion.samplers import ddim
+from ddpm_cli.diffusion.samplers import DDIM
 from ddpm_cli.models.unet import UNet
 from ddpm_cli.runtime.device import Compute
 from ddpm_cli.runtime.seeds import ImageNoise
@@ -195,7 +195,9 @@ def test_a_step_does_not_wait_for_cuda(options: dict):
 def test_a_sampler_does_not_wait_for_cuda():
     trainer = make_trainer(device="cuda")
     noise = ImageNoise(0, range(4), (1, 8, 8), "cuda")
-    states = trainer.ddpm.sample_states(noise, ddim)
+    ddpm, ddim = trainer.ddpm, DDIM()
+    times = ddim.times(ddpm.schedule)
+    states = ddpm.reverse_process(ddim.solve(ddpm.denoiser(), ddpm.schedule, times, noise(), noise))
     next(states)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

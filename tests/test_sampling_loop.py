@@ -1,4 +1,4 @@
-"""How batches are drawn: without waiting for the device, and through a network that has been compiled."""
+"""How batches are drawn: by one loop, without waiting for the device, and through a network that has been compiled."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from commands import run
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ddpm_cli.checkpoint.pretrained import load
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.guidance import Guidance
@@ -22,8 +24,10 @@ from ddpm_cli.diffusion.samplers import DDIM, Ancestral, DPMSolverPP2M, DPMSolve
 from ddpm_cli.diffusion.schedule import expand_t, linear
 from ddpm_cli.diffusion.threshold import Dynamic
 from ddpm_cli.diffusion.variance import FixedSmall, LearnedRange
+from ddpm_cli.io.images import grid, to_uint8
 from ddpm_cli.models.unet import UNet
 from ddpm_cli.runtime.device import Compute, choose_compute
+from ddpm_cli.runtime.seeds import ImageNoise, generator
 from ddpm_cli.sampling.build import _compiled
 from ddpm_cli.sampling.loop import SamplingLoop
 from ddpm_cli.sampling.modes import Generate, Plan, SampleContext
@@ -68,10 +72,12 @@ class Watching(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+# Every way to decide something by t or by x_0.
+GUIDANCE, THRESHOLD = Guidance(scale=2, interval=(3, 15), rescale=0.5), Dynamic(quantile=0.9)
+
+
 def guided(ddpm: DDPM, labels: Tensor | None) -> Denoiser:
-    """Every way to decide something by t or by x_0."""
-    guidance = Guidance(scale=2, interval=(3, 15), rescale=0.5)
-    return ddpm.denoiser(labels, guidance=guidance, threshold=Dynamic(quantile=0.9))
+    return ddpm.denoiser(labels, guidance=GUIDANCE, threshold=THRESHOLD)
 
 
 def ways(ddpm: DDPM) -> dict[str, Iterator[Tensor]]:
@@ -126,6 +132,19 @@ def test_the_images_of_a_gpu_are_those_of_a_cpu_nearly():
         plan = make_plan(SOLVERS["ddpm"], ddpm, n=3)
         found.append(drawn(SamplingLoop(ddpm, plan, compute(device), denoiser=partial(guided, ddpm))))
     assert (found[0].int() - found[1].int()).abs().max() <= 2
+
+
+@pytest.mark.cuda
+def test_a_schedule_goes_to_the_gpu_with_its_model_and_stays_exact():
+    ddpm, t = make_ddpm(), torch.arange(20)
+    expected = [*ddpm.schedule.alpha_sigma(t, (20, 1)), *ddpm.schedule.posterior(t, t - 1, (20, 1))]
+    ddpm.to("cuda", torch.bfloat16)
+    assert torch.equal(ddpm.schedule.log_alpha_bar.cpu(), linear(20).log_alpha_bar)
+    t = t.cuda()
+    found = [*ddpm.schedule.alpha_sigma(t, (20, 1)), *ddpm.schedule.posterior(t, t - 1, (20, 1))]
+    for one, other in zip(expected, found, strict=True):
+        assert other.device.type == "cuda"
+        torch.testing.assert_close(one, other.cpu(), rtol=1e-6, atol=1e-8)
 
 
 def test_a_time_is_told_to_the_network_without_reading_one():
@@ -228,3 +247,51 @@ def test_auto_compiles_by_the_number_of_calls(device: str, n: int, scale: float,
     plan = make_plan(SOLVERS["ddim"], ddpm, n=n)  # three classes of them, four steps
     assert plan.steps == 4
     assert _compiled(plan, Compute(torch.device(device), "fp32"), options) is compiled
+
+
+# One loop ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_ddpm_alone_draws_what_the_loop_draws_bit_for_bit(solver: str):
+    ddpm, sampler = make_ddpm(), SOLVERS[solver]
+    loop = SamplingLoop(ddpm, make_plan(sampler, ddpm, n=1), compute(), denoiser=partial(guided, ddpm))
+    for i in range(3):
+        alone = ddpm.sample(
+            1,
+            SHAPE[1:],
+            SHAPE[0],
+            show_progress=False,
+            sampler=sampler,
+            generator=generator(0, "image", i),
+            labels=torch.tensor([i]),
+            guidance=GUIDANCE,
+            threshold=THRESHOLD,
+        )
+        *_, x = loop.states(range(i, i + 1))
+        assert torch.equal(alone, x.clamp(-1, 1))
+        assert torch.equal(to_uint8(alone), drawn(loop, batch_size=1)[i : i + 1])
+
+
+@pytest.mark.parametrize("labels", [False, True], ids=["without labels", "labels"])
+def test_the_preview_of_a_run_is_what_its_last_checkpoint_draws(labels: bool, request, sample_here):
+    """Bit for bit: by the command, and by a DDPM that somebody loads and draws with."""
+    if labels:
+        run_directory = request.getfixturevalue("labelled")
+    else:
+        (run_directory,) = (request.getfixturevalue("finished")[0] / "outputs" / "digits").iterdir()
+    asked = ["classes=[0,1,2,3]", "n=1"] if labels else ["n=4"]
+    done = sample_here(f"ckpt={run_directory}", *asked, "sampler=ddim", "sampler.steps=3", "save=npz", "out=out")
+    assert done.returncode == 0, done.stderr
+    with np.load("out/samples.npz") as archive:
+        by_command = torch.from_numpy(archive["arr_0"]).permute(0, 3, 1, 2)
+    with Image.open(run_directory / "previews" / "step_00000004.png") as picture:
+        preview = torch.from_numpy(np.array(picture))[None]
+    assert torch.equal(preview, grid(by_command))
+    pretrained = load(str(run_directory))
+    sampler, schedule, noise = DDIM(steps=3), pretrained.ddpm.schedule, ImageNoise(0, range(4), (1, 16, 16))
+    compute().place(pretrained.ddpm)
+    denoise = pretrained.ddpm.denoiser(torch.arange(4) if labels else None)
+    states = sampler.solve(denoise, schedule, sampler.times(schedule), noise(), noise)
+    *_, x = pretrained.ddpm.reverse_process(states)
+    assert torch.equal(to_uint8(x), by_command)
