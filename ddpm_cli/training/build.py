@@ -82,7 +82,7 @@ def prepare(options: TrainOptions, world: "World") -> "tuple[Trainer, Sampler]":
         optimizer = instantiate(options.optimizer, "optimizer")(ddpm.model.parameters())
     with naming("ema"):
         ema = instantiate(options.ema, "ema")(ddpm.model, replica)
-    batches = BatchLoader(images, settings.batch_size, seed=options.seed, rank=world.rank, ranks=world.size)
+    batches = BatchLoader(images, settings.batch_size, seed=options.seed, rank=world.rank, world_size=world.size)
     pixels_on_device = None
     if isinstance(images.pixels, np.ndarray) and compute.has_room_for(images.pixels.nbytes):
         pixels_on_device = torch.from_numpy(images.pixels).to(compute.device)
