@@ -197,12 +197,12 @@ def test_a_batch_that_does_not_divide_is_refused_in_one_message(tmp_path: Path):
 def test_the_parts_of_the_ranks_make_up_the_batch():
     images = digits(flip=True)
     whole = BatchLoader(images, 12, seed=3)
-    parts = [BatchLoader(images, 12, seed=3, rank=rank, ranks=3) for rank in range(3)]
+    parts = [BatchLoader(images, 12, seed=3, rank=rank, world_size=3) for rank in range(3)]
     for step in (0, 149, 150):
-        assert torch.equal(torch.cat([part.load(step) for part in parts]), whole.load(step))
+        assert torch.equal(torch.cat([part.batch(step).pixels for part in parts]), whole.batch(step).pixels)
     streams = [part.prefetch(7) for part in (whole, *parts)]
     (indices, pixels, flips, _), *others = (next(stream) for stream in streams)
     for i, expected in enumerate((indices, pixels, flips)):
         assert torch.equal(torch.cat([other[i] for other in others]), expected)
     with pytest.raises(ValueError, match="batch_size 10 cannot be divided among 3 processes"):
-        BatchLoader(images, 10, seed=0, ranks=3)
+        BatchLoader(images, 10, seed=0, world_size=3)
