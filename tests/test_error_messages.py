@@ -89,7 +89,9 @@ MISTAKES = {
     "sampler.steps=[500,100]": "sampler: steps must begin at 999, where the noise is, got 500",
     "schedule=custom schedule.betas=[x]": r'schedule.betas: expected a list of numbers, got \["x"\]',
     "weighting=min_snr weighting.gamma=0": "weighting: gamma must be positive, got 0",
-    "timestep_sampler=loss_second_moment timestep_sampler.history=0": "timestep_sampler: history must be at least 1",
+    "timestep_sampler=loss_second_moment timestep_sampler.history=0": (
+        "timestep_sampler: history must be at least 1, got 0"
+    ),
     "guidance=classifier_free": "guidance: no such option of this command",
     "+experiment=quickstart": r"\+experiment: there is one already",
     "schedule@x=cosine": r"schedule@x: no such option \(did you mean 'schedule'\?\)",
