@@ -114,7 +114,10 @@ class TrainingRun:
         trainer = self.trainer
         try:
             if trainer.world.main:
-                self._begin(warnings)
+                for warning in warnings:
+                    log.warning(warning)
+                self._begin_records()
+                self._announce()
             with self._metrics_logger() as metrics:
                 self.stop.defer()
                 self._train(metrics)
@@ -177,9 +180,7 @@ class TrainingRun:
 
     # What a run leaves: rank 0, which alone has a MetricsLogger, writes it; every rank takes part in making it --------
 
-    def _begin(self, warnings: Sequence[str]) -> None:
-        for warning in warnings:
-            log.warning(warning)
+    def _begin_records(self) -> None:
         text = yaml.safe_dump(asdict(self.options), sort_keys=False)
         durable.replace(self.directory / run_dir.CONFIG_FILE, text.encode())
         cut_back(self.directory, self.first_step, **_RECORDS)
@@ -188,6 +189,8 @@ class TrainingRun:
         if skipped:
             listed = "".join(f"{line}\n" for line in skipped)
             durable.replace(self.directory / run_dir.SKIPPED_FILE, listed.encode())
+
+    def _announce(self) -> None:
         trainer, images, config = self.trainer, self.trainer.batches.images, self.trainer.config
         parameters = sum(p.numel() for p in trainer.ddpm.parameters())
         epochs = config.steps * config.batch_size / len(images)
@@ -195,8 +198,8 @@ class TrainingRun:
         if images.labels is not None:
             more = ["..."] if len(images.class_names) > CLASSES_SHOWN else []
             log.info(f"classes  from 0 on: {', '.join([*images.class_names[:CLASSES_SHOWN], *more])}")
-        if skipped:
-            log.warning(f"skipped  {len(skipped):,} bad images, listed in {run_dir.SKIPPED_FILE}")
+        if images.skipped:
+            log.warning(f"skipped  {len(images.skipped):,} bad images, listed in {run_dir.SKIPPED_FILE}")
         log.info(f"network  {self.options.model['_target_'].rpartition('.')[2]}, {parameters:,} parameters")
         together = f", {trainer.world.size} processes" if trainer.world.size > 1 else ""
         sharded = ", sharded" if config.fsdp else ""
