@@ -1,8 +1,6 @@
 """What a mistake gets: one message, exit status 2, nothing started."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -167,8 +165,7 @@ def test_a_read_only_output_directory_is_named(tmp_path: Path):
         "    raise OSError(errno.EROFS, 'Read-only file system', str(path))\n"
         "from ddpm_cli.train import main; os.mkdir = mkdir; main()"
     )
-    command = [sys.executable, "-c", code, *TINY_RUN]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = train(*TINY_RUN, cwd=tmp_path, code=code)
     assert_one_message(done, "train", "output_dir: .*outputs: Read-only file system")
     assert_one_message(train(*TINY_RUN, "output_dir=/proc/x", cwd=tmp_path), "train", "output_dir: /proc")
 
@@ -184,11 +181,7 @@ def test_a_full_disk_is_named_before_the_run_and_in_it(tmp_path: Path):
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
         "from ddpm_cli.train import main; main()"
     )
-    command = [sys.executable, "-c", code]
-    before, during = (
-        subprocess.run([*command, when, *TINY_RUN], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        for when in ("before", "during")
-    )
+    before, during = (train(when, *TINY_RUN, cwd=tmp_path, code=code) for when in ("before", "during"))
     assert_one_message(before, "train", f"output_dir: {tmp_path} has 0 MB free, the run's checkpoints take")
     assert during.returncode == 1
     assert re.match(r"ddpm-train: step 2: .*safetensors.*; earlier checkpoints are untouched", during.stderr)

@@ -5,10 +5,7 @@ Where a test takes a device it is run on a CPU here and on CUDA where there is o
 
 import copy
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -272,10 +269,7 @@ def test_a_run_finds_what_fits_and_goes_on_with_it(tmp_path: Path):
         "from ddpm_cli.train import main; main()"
     )
     options = [*TINY_RUN, "trainer.batch_size=4096", "trainer.accumulate=auto", "trainer.steps=1"]
-    command = [sys.executable, "-c", code, *options, "trainer.preview_every=0", "name=x"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
+    done = train(*options, "trainer.preview_every=0", "name=x", cwd=tmp_path, code=code)
     assert done.returncode == 0, done.stderr
     found = re.search(r"steps    1 of batch 4096 in (\d+) parts", done.stdout)
     assert found is not None, done.stdout

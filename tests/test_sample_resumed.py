@@ -13,23 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import assert_one_message, sample
+from commands import Process, assert_one_message, sample, start
 
 from ddpm_cli.sampling.image_store import ImageStore
 
 MANY = ["n=605", "batch_size=10", "save=npz", "save_trajectory=true", "sampler=ddim", "sampler.steps=8"]
 
 
-def begin(*arguments: str, cwd: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "ddpm_cli.sample", *arguments],
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+def begin(*arguments: str, cwd: Path) -> Process:
+    return start("sample", *arguments, cwd=cwd, PYTHONUNBUFFERED="1")
 
 
 def batches_done(out: Path) -> int:
@@ -39,7 +31,7 @@ def batches_done(out: Path) -> int:
         return 0
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+def wait_for(condition: Callable[[], bool], process: Process) -> None:
     until = time.monotonic() + 90
     while not condition():
         assert process.poll() is None, process.communicate()

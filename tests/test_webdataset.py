@@ -11,8 +11,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -20,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset as wds
-from commands import TINY, assert_one_message, only, train
+from commands import TINY, assert_one_message, only, start, train
 from pictures import smooth
 from safetensors.numpy import load_file
 
@@ -507,9 +505,7 @@ def test_a_run_that_is_killed_and_resumed_ends_where_one_that_was_not_ends(tars,
     straight = train(*common, "data.path=tars", "name=straight", cwd=tmp_path)
     assert straight.returncode == 0, straight.stderr
     assert "data     tars: 50 images, 16 x 16 x 3" in straight.stdout
-    command = [sys.executable, "-m", "ddpm_cli.train", *common, "data.path=tars", "name=killed"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    process = start("train", *common, "data.path=tars", "name=killed", cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("outputs/killed/*/checkpoints/step_00000010")) and time.monotonic() < deadline:
         time.sleep(0.005)

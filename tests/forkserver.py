@@ -1,0 +1,151 @@
+"""A process that has imported what the commands import and forks them; `commands` starts it and says what it is for.
+
+    python forkserver.py FD PYTHONPATH
+
+FD is one end of a Unix socket. A request is the length of a JSON object in four bytes, with which come three
+descriptors - standard output, standard error, and where to tell - and the object: `module` or `code`, `arguments`,
+`cwd`, `environment`. Told are two lines: the process's id at once, and in the end its exit status as subprocess has it.
+"""
+
+import atexit
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import runpy
+import select
+import signal
+import socket
+import sys
+import tempfile
+import types
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+LIBRARIES = ("sklearn.datasets", "tensorboard.compat.proto.event_pb2", "torch._dynamo", "torch.utils.tensorboard")
+COMMANDS = ("ddpm_cli.train", "ddpm_cli.sample")  # each is to be `__main__`, hence not imported before
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+THREADS = Path("/proc/self/task")  # where there is one
+POLL_SECONDS = 0.005
+
+
+def preload() -> None:
+    """Import what the commands import, and nothing that begins a thread: threads do not survive a fork."""
+    for name in (*LIBRARIES, "ddpm_cli"):
+        importlib.import_module(name)
+    for module in pkgutil.walk_packages(sys.modules["ddpm_cli"].__path__, "ddpm_cli."):
+        if module.name not in COMMANDS:
+            importlib.import_module(module.name)
+    Image.init()  # imports its formats
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):  # imports plug-ins; its parsers learn the grammar
+        compose("train", ["trainer.steps=1", "sampler.steps=[1,2]", "schedule=linear"])
+    gc.collect()
+    gc.freeze()  # a forked process looks through nothing that is here already, and so need not copy it
+    assert not THREADS.exists() or len(list(THREADS.iterdir())) == 1
+
+
+def serve(requests: socket.socket) -> dict[str, Any]:
+    """Fork a process for each request, and return in it, with what it is to do. Ends with the one who asks."""
+    forked: dict[int, int] = {}  # by id, the descriptor to which its end is told
+    while True:
+        ready, _, _ = select.select([requests], [], [], POLL_SECONDS if forked else None)
+        for pid in list(forked):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                _tell(forked.pop(pid), os.waitstatus_to_exitcode(status))
+        if not ready:
+            continue
+        size, descriptors, _, _ = socket.recv_fds(requests, 4, 3)
+        if not size:
+            for pid in forked:
+                os.killpg(pid, signal.SIGKILL)
+            os._exit(0)
+        request = json.loads(_receive(requests, int.from_bytes(size, "big")))
+        out, err, told = descriptors
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            os.dup2(out, 1)
+            os.dup2(err, 2)
+            for descriptor in (requests.detach(), *descriptors, *forked.values()):
+                os.close(descriptor)
+            return request
+        os.close(out)
+        os.close(err)
+        os.write(told, f"{pid}\n".encode())
+        forked[pid] = told
+
+
+def _tell(descriptor: int, status: int) -> None:
+    try:
+        os.write(descriptor, f"{status}\n".encode())
+    except BrokenPipeError:  # nobody wants to know any more
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    received = bytearray()
+    while len(received) < size:
+        received += connection.recv(size - len(received))
+    return bytes(received)
+
+
+class Leaving:
+    """Ends this process before anything is torn down, which takes longer than most commands."""
+
+    status = 1
+
+    def __call__(self) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(self.status)
+
+
+def become(request: dict[str, Any], installed: list[str], leaving: Leaving) -> None:
+    """Run a module or code as if this were a new interpreter with these arguments, directory and environment.
+
+    Args:
+        installed: what follows PYTHONPATH in `sys.path`.
+        leaving: is told the exit status.
+    """
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    path = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    sys.path[:] = [os.getcwd() if request["code"] is None else "", *map(os.path.abspath, path), *installed]
+    tempfile.tempdir = None  # has been looked up in another environment
+    importlib.import_module("numpy").random.seed()  # nobody's seed: another one in every process
+    if os.environ.get("PYTHONUNBUFFERED"):
+        sys.stdout.reconfigure(line_buffering=True)
+    try:
+        if request["code"] is None:
+            sys.argv[1:] = request["arguments"]
+            runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv[:] = ["-c", *request["arguments"]]
+            main = sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(compile(request["code"], "<string>", "exec"), vars(main))
+        leaving.status = 0
+    except SystemExit as ended:
+        leaving.status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        raise
+
+
+def main() -> None:
+    leaving = Leaving()
+    atexit.register(leaving)  # the first to be registered is the last to be called
+    descriptor, path = sys.argv[1:]
+    installed = sys.path[1:]
+    sys.path[:] = [*filter(None, path.split(os.pathsep)), *installed]
+    preload()
+    become(serve(socket.socket(fileno=int(descriptor))), installed, leaving)
+
+
+if __name__ == "__main__":
+    main()
