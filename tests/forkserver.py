@@ -8,6 +8,7 @@ descriptors - standard output, standard error, and where to tell - and the objec
 """
 
 import atexit
+import contextlib
 import gc
 import importlib
 import json
@@ -21,12 +22,20 @@ import sys
 import tempfile
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-LIBRARIES = ("sklearn.datasets", "tensorboard.compat.proto.event_pb2", "torch._dynamo", "torch.utils.tensorboard")
+LIBRARIES = (  # what is imported inside functions, or by functions of torch
+    "sklearn.datasets",
+    "tensorboard.compat.proto.event_pb2",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "torch.utils.tensorboard",
+    "torchvision.datasets",
+)
 COMMANDS = ("ddpm_cli.train", "ddpm_cli.sample")  # each is to be `__main__`, hence not imported before
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 THREADS = Path("/proc/self/task")  # where there is one
@@ -53,40 +62,42 @@ def serve(requests: socket.socket) -> dict[str, Any]:
     forked: dict[int, int] = {}  # by id, the descriptor to which its end is told
     while True:
         ready, _, _ = select.select([requests], [], [], POLL_SECONDS if forked else None)
+        if ready:
+            size, descriptors, _, _ = socket.recv_fds(requests, 4, 3)
+            if not size:
+                _end(list(forked))
+            request = json.loads(_receive(requests, int.from_bytes(size, "big")))
+            out, err, told = descriptors
+            pid = os.fork()
+            if pid == 0:
+                os.setsid()
+                os.dup2(out, 1)
+                os.dup2(err, 2)
+                _tell(told, os.getpid())
+                for descriptor in (requests.detach(), *descriptors, *forked.values()):
+                    os.close(descriptor)
+                return request
+            os.close(out)
+            os.close(err)
+            forked[pid] = told
         for pid in list(forked):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
-                _tell(forked.pop(pid), os.waitstatus_to_exitcode(status))
-        if not ready:
-            continue
-        size, descriptors, _, _ = socket.recv_fds(requests, 4, 3)
-        if not size:
-            for pid in forked:
-                os.killpg(pid, signal.SIGKILL)
-            os._exit(0)
-        request = json.loads(_receive(requests, int.from_bytes(size, "big")))
-        out, err, told = descriptors
-        pid = os.fork()
-        if pid == 0:
-            os.setsid()
-            os.dup2(out, 1)
-            os.dup2(err, 2)
-            for descriptor in (requests.detach(), *descriptors, *forked.values()):
-                os.close(descriptor)
-            return request
-        os.close(out)
-        os.close(err)
-        os.write(told, f"{pid}\n".encode())
-        forked[pid] = told
+                _tell(forked[pid], os.waitstatus_to_exitcode(status))
+                os.close(forked.pop(pid))
 
 
-def _tell(descriptor: int, status: int) -> None:
-    try:
-        os.write(descriptor, f"{status}\n".encode())
-    except BrokenPipeError:  # nobody wants to know any more
-        pass
-    finally:
-        os.close(descriptor)
+def _end(forked: list[int]) -> NoReturn:
+    """End this process and, with all that they have started, those that it has forked."""
+    for pid in forked:
+        with contextlib.suppress(ProcessLookupError):  # it may not lead a group yet
+            os.killpg(pid, signal.SIGKILL)
+    os._exit(0)
+
+
+def _tell(descriptor: int, number: int) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody may want to know any more
+        os.write(descriptor, f"{number}\n".encode())
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:

@@ -82,6 +82,9 @@ MISTAKES = {
     f"schedule=custom schedule.betas=[{','.join(['0.001'] * 9000)}] sampler.steps=9": (
         "schedule.betas: no checkpoint may hold this: 9000 entries"
     ),
+    f"ema=posthoc ema.posthoc=[{','.join(f'{0.05 + 0.001 * i:.3f}' for i in range(64))}]": (
+        "ema.posthoc: no checkpoint may hold this: 64 entries"
+    ),
     "prediction=v weighting=min_snr schedule.zero_terminal_snr=true": "weighting: gives t = 999 the weight 0",
     "weighting=p2 weighting.gamma=1e6": "weighting: gives t = .* the weight 0, and sampling passes through it",
     "sampler.steps=[500,100]": "sampler: steps must begin at 999, where the noise is, got 500",
@@ -98,7 +101,10 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+MINUTES_TO_PARSE = [pytest.param(mistake, marks=pytest.mark.slow) for mistake in MISTAKES if len(mistake) > 10_000]
+
+
+@pytest.mark.parametrize("mistake", [*(mistake for mistake in MISTAKES if len(mistake) <= 10_000), *MINUTES_TO_PARSE])
 def test_a_mistake_gets_one_message_and_starts_nothing(mistake: str, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,12 @@ def whole(labelled: Path, tmp_path_factory) -> dict[str, bytes]:
     return contents(place / "out")
 
 
-def test_two_processes_draw_what_one_does(labelled: Path, whole, tmp_path: Path):
-    together = torchrun(f"ckpt={labelled}", *MANY, "out=out", cwd=tmp_path)
+BY_TORCHRUN = pytest.param(torchrun, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("launch", [partial(run_ranks, "sample"), BY_TORCHRUN], ids=["forked", "torchrun"])
+def test_two_processes_draw_what_one_does(launch: Callable, labelled: Path, whole, tmp_path: Path):
+    together = launch(f"ckpt={labelled}", *MANY, "out=out", cwd=tmp_path)
     assert together.returncode == 0, together.stderr
     assert together.stdout.splitlines() == [
         f"{labelled}: step 4, ema weights, on cpu, fp32, 2 processes",
