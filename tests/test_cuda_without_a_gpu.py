@@ -266,7 +266,7 @@ def waits_of_steps(trainer: Trainer, cuda: FakeCuda) -> list[Wait]:
 def assert_trained(trainer: Trainer) -> None:
     """On the device, all of it, and what was computed there was finite."""
     tensors = [*trainer.ddpm.model.parameters(), *trainer.ddpm.buffers(), *trainer.ema.model.state_dict().values()]
-    tensors += [tensor for tensor in trainer.ema.state_dict().values()]
+    tensors += list(trainer.ema.state_dict().values())
     tensors += [tensor for moments in trainer.optimizer.state.values() for tensor in moments.values()]
     tensors += [tensor for result in trainer.pending for tensor in (result.losses, result.t, result.grad_norm)]
     assert {tensor.device for tensor in tensors} == {CUDA}
