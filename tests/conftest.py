@@ -16,7 +16,6 @@ import torch
 from commands import TINY_RUN, train
 
 from ddpm_cli import sample as sample_command
-from ddpm_cli.cli.sweep import SweepReport
 from ddpm_cli.data import decode
 from ddpm_cli.runtime.signals import Stop
 
@@ -74,7 +73,6 @@ def sample_here(tmp_path: Path, monkeypatch) -> Callable[..., subprocess.Complet
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
         monkeypatch.setattr(sys, "argv", ["ddpm-sample", *arguments])
-        monkeypatch.setattr(SweepReport, "failed", 0)
         monkeypatch.setattr(Stop, "listen", lambda self: None)  # signals are for pytest here
         status, out, err = 0, io.StringIO(), io.StringIO()
         with mock.patch.dict(os.environ), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -42,11 +42,11 @@ def ours(place: Path, workers: int, images: int) -> Callable[[], None]:
     """Batches in training order, ready to be trained on; the processes are running."""
     data = webdataset(str(place), image_size=SIZE, workers=workers, cache_dir=f"{place}/cache")
     batches = BatchLoader(data, BATCH, seed=0)
-    batches.load(0)
+    batches.batch(0)
 
     def read() -> None:
         for step in range(images // BATCH):
-            batches.load(step)
+            batches.batch(step)
 
     return read
 

@@ -13,7 +13,6 @@ import pytest
 from pictures import smooth
 from PIL import Image
 
-from ddpm_cli.data import decoded_cache as caches
 from ddpm_cli.data import folder
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.io.text import printable
@@ -127,7 +126,6 @@ def test_skipping_leaves_the_good_images_as_they_were(good, mixed, read):
 def test_bad_images_leave_no_gaps(good, read, bad, workers, monkeypatch):
     monkeypatch.setattr(folder, "FEW_IMAGES", 1)
     monkeypatch.setattr(folder, "CHUNK", 2)
-    monkeypatch.setattr(caches, "BLOCK", 100)
     pixels = read(good).pixels
     for position, path in enumerate(sorted(good.rglob("*.png"))):
         if position in bad:

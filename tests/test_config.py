@@ -1,5 +1,7 @@
 """Checking and building configurations, without Hydra."""
 
+import ast
+import inspect
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,7 @@ from ddpm_cli.config.errors import ConfigError, naming, nearest
 from ddpm_cli.config.instantiate import instantiate
 from ddpm_cli.config.schema import check
 from ddpm_cli.config.shipped import shipped_targets
-from ddpm_cli.config.signatures import signature
+from ddpm_cli.config.signatures import class_variable, resolve, signature
 from ddpm_cli.io import run_dir as run_directory
 
 OWN_MODULE = """
@@ -54,18 +56,104 @@ Side = int | Sequence[int]
 def aliased(side: Side = 1): ...
 """
 
+# Bases in one module, what inherits in another: nothing of either is imported by a check.
+BASES = """
+from abc import ABC
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+Pace = Literal["slow", "fast"]
+Paces = Pace | None
+
+
+class Shape(Protocol):
+    def area(self) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(ABC):
+    noisy: ClassVar[bool] = True
+    steps: int | None = None
+    pace: Paces = "slow"
+    width: float
+
+
+class Bare:
+    pass
+
+
+class Built:
+    def __init__(self, *, size: int): ...
+"""
+HEIRS = """
+import enum
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from collections import OrderedDict
+from typing import ClassVar
+
+from mybases import Bare as Plain
+from mybases import Base, Built, Pace, Shape
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heir(Plain, Base):
+    steps: int = 3
+    width: ClassVar[float] = 1.0
+    paces: Sequence[Pace] = ()
+    shape: Shape
+    colour: Colour = Colour.RED
+    cache: dict = field(init=False, default_factory=dict)
+    _: KW_ONLY
+    sizes: list[int] = field(default_factory=list)
+    depth: int = field(metadata={})
+    not_a_field = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grandchild(Heir):
+    noisy: ClassVar[bool] = False
+    pace: Pace
+
+
+class Undecorated(Grandchild):
+    more: int = 3
+
+
+class BuiltToo(Plain, Built):
+    pass
+
+
+@dataclass
+class OfALibrary(OrderedDict):
+    scale: float = 1.0
+"""
+LOST = """
+from another import Missing
+
+
+class Lost(Missing):
+    pass
+"""
+
 
 @pytest.fixture(autouse=True)
-def own_module(tmp_path: Path, monkeypatch):
-    """A module of the user's own, so that what is checked here is not our signatures but the mechanism."""
-    (tmp_path / "mymodule.py").write_text(OWN_MODULE)
+def own_modules(tmp_path: Path, monkeypatch):
+    """Modules of the user's own, so that what is checked here is not our signatures but the mechanism."""
+    for name, content in (("mymodule", OWN_MODULE), ("mybases", BASES), ("myheirs", HEIRS), ("mylost", LOST)):
+        (tmp_path / f"{name}.py").write_text(content)
     monkeypatch.syspath_prepend(tmp_path)
     yield
-    sys.modules.pop("mymodule", None)
+    for name in ("mymodule", "mybases", "myheirs"):
+        sys.modules.pop(name, None)
 
 
-def node(target: str = "part", *, partial: bool = True, **options) -> dict:
-    return {"_target_": f"mymodule.{target}"} | ({"_partial_": True} if partial else {}) | options
+def node(target: str = "part", *, module: str = "mymodule", partial: bool = True, **options) -> dict:
+    return {"_target_": f"{module}.{target}"} | ({"_partial_": True} if partial else {}) | options
 
 
 def test_a_right_configuration_passes_without_importing_its_targets():
@@ -114,7 +202,7 @@ def test_what_is_wrong_is_named(config: dict, says: str):
         check(config, "mymodule.root")
 
 
-def test_build_makes_nested_objects_and_partials():
+def test_instantiate_makes_nested_objects_and_partials():
     made = instantiate(node(mode="fast", betas=[0.1, 0.2]), "part")
     assert isinstance(made, partial)
     assert made("x") == ("x", "fast", (0.1, 0.2), False)
@@ -122,7 +210,7 @@ def test_build_makes_nested_objects_and_partials():
     assert nested["inner"].height == 3
 
 
-def test_build_says_which_group_a_refused_value_is_in():
+def test_instantiate_says_which_group_a_refused_value_is_in():
     with pytest.raises(ConfigError, match=r"outer\.inner: cannot be on when slow"):
         instantiate(node("anything", partial=False, inner=node(partial=False, given=1, on=True)), "outer")
 
@@ -154,6 +242,89 @@ def test_classes_without_an_init_of_their_own_are_asked():
     assert aliased is not None
 
 
+def options_of(target: str) -> dict[str, tuple[str, bool]]:
+    parameters = signature(target)
+    assert parameters is not None
+    assert not any(p.positional for p in parameters)
+    return {p.name: ("" if p.annotation is None else ast.unparse(p.annotation), p.required) for p in parameters}
+
+
+def test_fields_are_inherited_through_modules_and_may_be_replaced():
+    """Also types by other names are what the module in which the field stands means by them."""
+    pace = "Literal['slow', 'fast']"
+    inherited = {"steps": ("int", False), "pace": (f"{pace} | None", False)}
+    own = {
+        "paces": (f"Sequence[{pace}]", False),
+        "shape": ("dict | None", True),
+        "colour": ("Colour", False),
+        "sizes": ("list[int]", False),
+        "depth": ("int", True),
+    }
+    assert options_of("mybases.Base") == {"steps": ("int | None", False)} | {
+        "pace": inherited["pace"], "width": ("float", True)
+    }  # fmt: skip
+    assert options_of("myheirs.Heir") == inherited | own
+    assert list(options_of("myheirs.Heir")) == [*inherited, *own]
+    assert options_of("myheirs.Grandchild") == inherited | {"pace": (pace, False)} | own
+    assert options_of("myheirs.Undecorated") == options_of("myheirs.Grandchild")
+    assert options_of("myheirs.BuiltToo") == {"size": ("int", True)}
+    assert not {"myheirs", "mybases"} & sys.modules.keys()
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"pace": "fats"}, r"part.pace: expected one of slow, fast \(did you mean 'fast'\?\)"),
+        ({"paces": ["slow", 3]}, "part.paces: expected a list of values"),
+        ({"shape": "round"}, "part.shape: expected a group of options or null"),
+        ({"shape": None, "depth": 1.5}, "part.depth: expected a whole number, got 1.5"),
+        ({"width": 2.0}, "part.width: no such option"),
+        ({"cache": {}}, "part.cache: no such option"),
+        ({"noisy": True}, "part.noisy: no such option"),
+        ({}, "part.shape: missing"),
+    ],
+)
+def test_inherited_options_are_checked_like_any_others(option: dict, says: str):
+    with pytest.raises(ConfigError, match=says):
+        check({"count": 1, "part": node("Heir", module="myheirs", partial=False, **option)}, "mymodule.root")
+
+
+@pytest.mark.parametrize("target", ["mybases.Base", "myheirs.Heir", "myheirs.Undecorated", "myheirs.BuiltToo"])
+def test_source_says_what_the_class_itself_says(target: str):
+    read = options_of(target)
+    live = inspect.signature(resolve(target)).parameters
+    assert list(live) == list(read)
+    assert [p.default is p.empty for p in live.values()] == [required for _, required in read.values()]
+
+
+def test_a_class_of_a_library_is_asked_itself():
+    assert "scale" in (p.name for p in signature("myheirs.OfALibrary") or [])
+
+
+def test_a_base_that_cannot_be_found_is_named():
+    with pytest.raises(ConfigError, match=r"part\._target_: there is no 'mylost.Lost' \(No module named 'another'\)"):
+        check({"count": 1, "part": node("Lost", module="mylost")}, "mymodule.root")
+
+
+def test_names_that_lead_in_a_circle_end(tmp_path: Path):
+    content = "from circle_b import Thing\n\nclass Heir(Thing): ...\nAlias = Alias | None\ndef made(x: Alias): ...\n"
+    (tmp_path / "circle_a.py").write_text(content)
+    (tmp_path / "circle_b.py").write_text("from circle_a import Thing\n")
+    with pytest.raises(ImportError, match=r"there is no 'circle_a\.Heir'"):
+        signature("circle_a.Heir")
+    (x,) = signature("circle_a.made") or []
+    assert ast.unparse(x.annotation) == "Alias | None"
+
+
+def test_a_class_variable_is_read_from_source():
+    assert class_variable("mybases.Base", "noisy") is True
+    assert class_variable("myheirs.Heir", "noisy") is True
+    assert class_variable("myheirs.Undecorated", "noisy") is False
+    for target in ("mylost.Lost", "myheirs.nothing", "mymodule.part", "nowhere.x", ""):
+        assert class_variable(target, "noisy") is None
+    assert not {"myheirs", "mybases", "mymodule"} & sys.modules.keys()
+
+
 def test_nothing_inside_a_list_is_built():
     assert instantiate(node("anything", partial=False, inner=[{"_target_": "os.getpid"}]), "x") == {
         "inner": ({"_target_": "os.getpid"},)
@@ -165,8 +336,7 @@ def test_shipped_targets_are_kept_apart_by_group():
     schedules = ("linear", "cosine", "sigmoid", "scaled_linear", "custom")
     assert targets["schedule"] == {f"ddpm_cli.diffusion.schedule.{name}": False for name in schedules}
     assert targets["model"] == {"ddpm_cli.models.unet.UNet": False}
-    weightings = ("uniform", "min_snr", "p2", "truncated_snr")
-    assert targets["weighting"] == {f"ddpm_cli.diffusion.weighting.{name}": True for name in weightings}
+    assert targets["timestep_sampler"]["ddpm_cli.training.timestep_samplers.Uniform"] is True
     assert "ddpm_cli.data.folder.folder" in targets["data"]
     assert not any(target.startswith("hydra") for names in targets.values() for target in names)
 

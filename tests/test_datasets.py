@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 from published import Published, idx_file, md5
 
-from ddpm_cli.data import datasets as sources
-from ddpm_cli.data import image_set
+from ddpm_cli.data import datasets
 from ddpm_cli.data.image_set import ImageSet
+from ddpm_cli.data.options import height_width
 
 
 def test_image_set_reports_its_length_and_shape():
@@ -35,52 +35,52 @@ def test_image_set_refuses_other_arrays(pixels: np.ndarray):
 
 @pytest.mark.parametrize("size", [(7, 5), (20, 31)])
 def test_resize_agrees_with_pil_and_goes_batch_by_batch(size, rng, monkeypatch):
-    monkeypatch.setattr(image_set, "RESIZE_BATCH", 2)
+    monkeypatch.setattr(datasets, "RESIZE_BATCH", 2)
     pixels = rng.integers(0, 256, (5, 1, 12, 15), dtype=np.uint8)
     # In PIL's float mode: its 8-bit mode clips also between the horizontal and the vertical pass.
     oracle = [Image.fromarray(p[0].astype("f4")).resize(size[::-1], Image.Resampling.BICUBIC) for p in pixels]
     expected = np.stack([np.asarray(picture) for picture in oracle]).round().clip(0, 255)
-    resized = image_set.resize(pixels, list(size))
+    resized = datasets.resize(pixels, list(size))
     assert resized.dtype == np.uint8
     np.testing.assert_array_equal(resized[:, 0], expected)
 
 
 def test_resize_to_the_same_size_changes_nothing(rng):
     pixels = rng.integers(0, 256, (2, 3, 8, 8), dtype=np.uint8)
-    assert image_set.resize(pixels, 8) is pixels
+    assert datasets.resize(pixels, 8) is pixels
 
 
 @pytest.mark.parametrize("size", [0, -4, True, 8.0, "8", [8], [8, 8, 8], [8, 0], [8, 8.5], None])
 def test_impossible_image_size_is_refused(size):
     with pytest.raises(ValueError, match=f"image_size .*{re.escape(repr(size))}"):
-        image_set.height_width(size)
+        height_width(size)
 
 
 def test_channels_are_converted_as_pil_does(rng):
     colour = rng.integers(0, 256, (3, 3, 9, 9), dtype=np.uint8)
-    grey = image_set.with_channels(colour, 1)
+    grey = datasets.with_channels(colour, 1)
     oracle = np.stack([np.asarray(Image.fromarray(c.transpose(1, 2, 0)).convert("L")) for c in colour])
     np.testing.assert_array_equal(grey, oracle[:, None])
-    np.testing.assert_array_equal(image_set.with_channels(grey, 3), np.stack([oracle] * 3, axis=1))
-    assert image_set.with_channels(colour, 3) is colour
+    np.testing.assert_array_equal(datasets.with_channels(grey, 3), np.stack([oracle] * 3, axis=1))
+    assert datasets.with_channels(colour, 3) is colour
 
 
 @pytest.mark.parametrize("channels", [2, 4, 0, True, "3"])
 def test_other_channels_are_refused(channels):
     with pytest.raises(ValueError, match=f"channels .*{channels!r}"):
-        sources.digits(channels=channels)
+        datasets.digits(channels=channels)
 
 
 def test_digits_are_sklearns_scaled_to_bytes():
     from sklearn.datasets import load_digits
 
-    images = sources.digits()
+    images = datasets.digits()
     pixels = images.pixels[:, 0]
     assert (len(images), images.shape, images.name, images.flip) == (1797, (1, 8, 8), "digits", False)
     assert (pixels.min(), pixels.max()) == (0, 255)
     levels, _ = load_digits(return_X_y=True)  # 0..16
     assert np.abs(pixels.reshape(-1, 64) - np.asarray(levels) * 255 / 16).max() <= 0.5
-    assert sources.digits(image_size=[12, 10], channels=3, flip=True).pixels.shape == (1797, 3, 12, 10)
+    assert datasets.digits(image_size=[12, 10], channels=3, flip=True).pixels.shape == (1797, 3, 12, 10)
 
 
 @pytest.fixture(params=["mnist", "fashion_mnist", "cifar10"])
@@ -232,7 +232,7 @@ def test_an_archive_that_leads_outside_is_refused_whole(member, tmp_path, monkey
     (root / "cifar-10-python.tar.gz").write_bytes(content)
     (tmp_path / "secret").touch()
     with pytest.raises(ValueError, match=rf"{re.escape(str(root))}/cifar-10-python\.tar\.gz .*{re.escape(name)}"):
-        sources.cifar10(root=str(root))
+        datasets.cifar10(root=str(root))
     assert {path.name for path in tmp_path.rglob("*")} == {"data", "cifar-10-python.tar.gz", "secret"}
 
 
@@ -250,7 +250,7 @@ def test_a_link_in_an_archive_is_no_way_out(tmp_path, monkeypatch):
     root.mkdir()
     (root / "cifar-10-python.tar.gz").write_bytes(content)
     with pytest.raises(OSError, match=r"cifar-10-python\.tar\.gz.*a/escaped.*outside"):
-        sources.cifar10(root=str(root))
+        datasets.cifar10(root=str(root))
     assert not any((place / "escaped").exists() for place in (root, tmp_path, tmp_path.parent))
 
 

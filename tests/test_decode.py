@@ -235,6 +235,8 @@ def test_running_out_of_memory_is_no_fault_of_an_image(error, tmp_path, monkeypa
         decode.decode_into(tmp_path / "pixels", str(tmp_path), (2, 2), 1, 0, ["x.png"])
 
 
-def test_workers_need_not_import_torch():
-    code = "import ddpm_cli.data.decode, sys; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["decode", "tar_reader", "index_cache"])
+def test_workers_need_not_import_torch(module):
+    """Each is where a function is that a worker pool calls."""
+    code = f"import ddpm_cli.data.{module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

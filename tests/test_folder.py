@@ -118,7 +118,8 @@ def test_memory_limit_decides_between_memory_and_map(pictures):
     assert not isinstance(small.pixels, np.memmap)
     assert isinstance(large.pixels, np.memmap)
     assert not large.pixels.flags.writeable
-    assert torch.equal(BatchLoader(small, 64, seed=0).load(3), BatchLoader(large, 64, seed=0).load(3))
+    batches = [BatchLoader(images, 64, seed=0).batch(3) for images in (small, large)]
+    assert torch.equal(batches[0].pixels, batches[1].pixels)
 
 
 def test_worker_processes_give_the_same_pixels(pictures, tmp_path, monkeypatch):

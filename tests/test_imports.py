@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import ddpm_cli
+
 PACKAGE = Path(__file__).resolve().parent.parent / "ddpm_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -95,6 +97,29 @@ def test_the_diffusion_room_stands_on_torch_alone():
         name.split(".")[0] for module in MODULES if room(module) == "diffusion" for name in imported(module)
     } - set(sys.stdlib_module_names)
     assert outside == {"ddpm_cli", "torch", "tqdm"}
+
+
+def test_the_public_names_are_in_one_table():
+    """What a type checker is told, what `import *` gives and what is imported on use are the same."""
+    homes = {f"{home}.{name}" for name, home in ddpm_cli._HOMES.items()}
+    assert {name for name in imported(PACKAGE / "__init__.py") if name.startswith("ddpm_cli.")} == homes
+    assert sorted(ddpm_cli._HOMES) == ddpm_cli.__all__
+    assert room(PACKAGE / "__init__.py") not in ROOMS
+
+
+def test_the_public_names_cost_nothing_until_they_are_used():
+    code = (
+        "import sys, ddpm_cli\n"
+        "assert {*ddpm_cli.__all__, '__version__'} <= set(dir(ddpm_cli)), dir(ddpm_cli)\n"
+        "assert not hasattr(ddpm_cli, 'ddpm')\n"
+        "assert 'torch' not in sys.modules\n"
+        "from ddpm_cli import DDPM, UNet, NoiseSchedule, linear, cosine, load\n"
+        "assert isinstance(cosine(timesteps=4), NoiseSchedule) and isinstance(linear(timesteps=4), NoiseSchedule)\n"
+        "assert ddpm_cli.DDPM is DDPM and callable(load) and callable(UNet)\n"
+        "assert 'torch' in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

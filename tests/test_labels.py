@@ -1,4 +1,4 @@
-"""Class labels: of image sets, of the well-known sets, of a folder of folders. Those of archives: test_sources.py."""
+"""Class labels: of image sets, of the well-known sets, of a folder of folders. Those of archives: test_datasets.py."""
 
 import errno
 import os
@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_cli.data import datasets as sources
-from ddpm_cli.data import folder
+from ddpm_cli.data import datasets, folder
 from ddpm_cli.data.image_set import ImageSet
 
 
@@ -52,10 +51,10 @@ def test_labels_that_do_not_fit_are_refused(labels, class_names, says):
 def test_digits_have_sklearns_labels():
     from sklearn.datasets import load_digits
 
-    images = sources.digits(num_classes=10)
+    images = datasets.digits(num_classes=10)
     np.testing.assert_array_equal(images.labels, load_digits(return_X_y=True)[1])
     assert images.class_names == tuple("0123456789")
-    plain = sources.digits()
+    plain = datasets.digits()
     assert (plain.labels, plain.class_names) == (None, ())
     np.testing.assert_array_equal(plain.pixels, images.pixels)
 
@@ -65,13 +64,13 @@ def test_digits_have_sklearns_labels():
 def test_another_number_of_classes_is_refused_before_anything_is_read(name, num_classes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where there is no data
     with pytest.raises(ValueError, match=f"^num_classes is {num_classes}, but {name} has 10 classes$"):
-        getattr(sources, name)(num_classes=num_classes)
+        getattr(datasets, name)(num_classes=num_classes)
 
 
 def test_class_names_are_torchvisions():
     from torchvision.datasets import FashionMNIST
 
-    assert list(sources.TEN_CLOTHES) == FashionMNIST.classes
+    assert list(datasets.TEN_CLOTHES) == FashionMNIST.classes
 
 
 @pytest.fixture

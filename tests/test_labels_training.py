@@ -50,7 +50,7 @@ def make_trainer(
     options = {"steps": 6, "batch_size": 16, "log_every": 1, "device": "cpu"} | config
     return Trainer(
         Spy(unet, cosine(T)),
-        BatchLoader(images, options["batch_size"], seed=0, rank=rank, ranks=ranks),
+        BatchLoader(images, options["batch_size"], seed=0, rank=rank, world_size=ranks),
         optimizer=adamw(unet.parameters(), lr=2e-3),
         ema=EMA(unet, decays=[0.99]),
         config=TrainerConfig(**options),
@@ -211,8 +211,9 @@ def test_the_logged_loss_is_the_weighted_mean_and_so_is_the_gradient():
     restore(twin, {name: value.clone() for name, value in capture(trainer).items()}, trainer.ema.model.state_dict())
     drawn, noise = twin._draw(torch.Size((1, 8, 8)))
     assert drawn.weights.std() > 0.05
-    pixels, labels = twin.batches.load(6), twin.batches.labels(6)
-    losses = twin.ddpm.losses(pixels / 127.5 - 1, drawn.t, noise, twin._drop_labels(labels))
+    batch = twin.batches.batch(6)
+    assert batch.pixels is not None
+    losses = twin.ddpm.losses(batch.pixels / 127.5 - 1, drawn.t, noise, twin._drop_labels(batch.labels))
     (drawn.weights * losses).mean().backward()
     next(steps)
     steps.close()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_cli.data import loader as batches
+from ddpm_cli.data import loader
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.data.loader import BatchLoader, augment
 
@@ -54,9 +54,10 @@ def test_order_does_not_depend_on_the_batch_size():
     np.testing.assert_array_equal(streams[0], streams[1])
 
 
-def test_load_gathers_the_images_of_the_step():
+def test_a_batch_gathers_the_images_of_the_step():
     stream = BatchLoader(numbered(20), 8, seed=0)
-    pixels = stream.load(5)
+    pixels = stream.batch(5).pixels
+    assert pixels is not None
     assert (pixels.dtype, pixels.shape) == (torch.uint8, (8, 1, 2, 3))
     np.testing.assert_array_equal(pixels[:, 0, 1, 2].numpy(), stream.indices(5))
 
@@ -98,7 +99,8 @@ def test_prefetch_gives_every_step_in_turn_and_its_thread_ends():
     ahead = stream.prefetch(7)
     for step in range(7, 17):
         batch = next(ahead)
-        assert torch.equal(batch.pixels, stream.load(step))
+        assert batch.pixels is not None
+        assert torch.equal(batch.pixels[:, 0, 0, 0], torch.from_numpy(stream.indices(step)))
         assert torch.equal(batch.flips, stream.flips(step))
         assert batch.labels is None
     assert len(batch_threads()) == 1
@@ -106,20 +108,20 @@ def test_prefetch_gives_every_step_in_turn_and_its_thread_ends():
     assert batch_threads() == []
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_labels_stay_with_their_images_across_ranks_and_epochs(ranks):
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_labels_stay_with_their_images_across_ranks_and_epochs(world_size):
     """A set smaller than a batch: each holds parts of several epochs."""
-    parts = [BatchLoader(labelled(10), 12, seed=1, rank=rank, ranks=ranks) for rank in range(ranks)]
+    parts = [BatchLoader(labelled(10), 12, seed=1, rank=rank, world_size=world_size) for rank in range(world_size)]
     streams = [part.prefetch(3) for part in parts]
     for step in range(3, 9):
         batches = [next(stream) for stream in streams]
         for batch in batches:
             assert batch.labels is not None
             assert batch.pixels is not None
-            assert (batch.labels.dtype, batch.labels.shape) == (torch.int64, (12 // ranks,))
+            assert (batch.labels.dtype, batch.labels.shape) == (torch.int64, (12 // world_size,))
             assert torch.equal(batch.labels, batch.pixels[:, 0, 0, 0].long() % 7)
-        assert torch.equal(torch.cat([batch.labels for batch in batches]), parts[0].labels(step))
-        np.testing.assert_array_equal(parts[0].labels(step), parts[0].indices(step) % 7)
+        labels = torch.cat([batch.labels for batch in batches])
+        np.testing.assert_array_equal(labels, parts[0].indices(step) % 7)
     for stream in streams:
         stream.close()
 
@@ -127,9 +129,10 @@ def test_labels_stay_with_their_images_across_ranks_and_epochs(ranks):
 def test_labels_change_neither_order_nor_flips():
     plain, with_labels = (BatchLoader(images, 4, seed=5) for images in (numbered(10, flip=True), labelled(10)))
     for step in (0, 2, 7):
-        assert plain.labels(step) is None
-        assert torch.equal(plain.load(step), with_labels.load(step))
-        assert torch.equal(plain.flips(step), with_labels.flips(step))
+        batch, labelled_batch = plain.batch(step), with_labels.batch(step)
+        assert batch.labels is None
+        assert torch.equal(batch.pixels, labelled_batch.pixels)
+        assert torch.equal(batch.flips, labelled_batch.flips)
 
 
 @pytest.mark.parametrize("images", [numbered(10), labelled(10)], ids=["plain", "labelled"])
@@ -145,28 +148,37 @@ def test_prefetch_pins_every_tensor_of_a_batch(images, monkeypatch):
 
 def test_prefetch_prepares_two_batches_while_one_trains(monkeypatch):
     stream = BatchLoader(numbered(10), 4, seed=0)
-    loaded = []
-    monkeypatch.setattr(stream, "load", lambda step: loaded.append(step) or torch.zeros(4, 1, 2, 3))
+    original, loaded = stream.batch, []
+    monkeypatch.setattr(stream, "batch", lambda step, *, pixels: loaded.append(step) or original(step, pixels=pixels))
     ahead = stream.prefetch(0)
     next(ahead)
     deadline = time.monotonic() + 5
-    while len(loaded) < 1 + batches.PREFETCHED and time.monotonic() < deadline:
+    while len(loaded) < 1 + loader.PREFETCHED and time.monotonic() < deadline:
         time.sleep(0.001)
     time.sleep(0.02)
     assert loaded == [0, 1, 2]
     ahead.close()
 
 
+def test_what_a_batch_holds_is_found_once(monkeypatch):
+    stream = BatchLoader(labelled(10), 4, seed=0, rank=1, world_size=2)
+    original, found = stream.indices, []
+    monkeypatch.setattr(stream, "indices", lambda step: found.append(step) or original(step))
+    batch = stream.batch(3)
+    assert found == [3]
+    np.testing.assert_array_equal(batch.indices, original(3)[2:])
+
+
 def test_prefetch_raises_what_its_thread_raised(monkeypatch):
     stream = BatchLoader(numbered(10), 4, seed=0)
-    original = stream.load
+    original = stream.batch
 
-    def failing(step: int) -> torch.Tensor:
+    def failing(step: int, *, pixels: bool) -> loader.Batch:
         if step == 3:
             raise OSError("the disk is gone")
-        return original(step)
+        return original(step, pixels=pixels)
 
-    monkeypatch.setattr(stream, "load", failing)
+    monkeypatch.setattr(stream, "batch", failing)
     ahead = stream.prefetch(1)
     for _ in range(2):
         next(ahead)

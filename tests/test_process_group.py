@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import TINY, TINY_RUN, only, train
+from commands import TINY, TINY_RUN, Ranks, only, train
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -135,6 +135,14 @@ def test_shards_resume_bit_for_bit(tmp_path: Path):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_preview_leaves_an_average_in_shards(tmp_path: Path):
+    """Also where no checkpoint, for which everything is put together and taken apart, follows it at once."""
+    options = [*TINY_RUN, "trainer.fsdp=true", "trainer.steps=3", "trainer.preview_every=1"]
+    ranks = Ranks("train", *options, "trainer.checkpoint_every=0", cwd=tmp_path)
+    _, error = ranks.communicate()
+    assert ranks.returncodes == [0, 0], error
+
+
 def test_shards_are_smaller_than_the_whole(tmp_path: Path):
     """Each of two processes holds about half of parameters, moments and averages; cuDNN is tuned as for a whole one."""
     code = (
@@ -197,12 +205,12 @@ def test_a_batch_that_does_not_divide_is_refused_in_one_message(tmp_path: Path):
 def test_the_parts_of_the_ranks_make_up_the_batch():
     images = digits(flip=True)
     whole = BatchLoader(images, 12, seed=3)
-    parts = [BatchLoader(images, 12, seed=3, rank=rank, ranks=3) for rank in range(3)]
+    parts = [BatchLoader(images, 12, seed=3, rank=rank, world_size=3) for rank in range(3)]
     for step in (0, 149, 150):
-        assert torch.equal(torch.cat([part.load(step) for part in parts]), whole.load(step))
+        assert torch.equal(torch.cat([part.batch(step).pixels for part in parts]), whole.batch(step).pixels)
     streams = [part.prefetch(7) for part in (whole, *parts)]
     (indices, pixels, flips, _), *others = (next(stream) for stream in streams)
     for i, expected in enumerate((indices, pixels, flips)):
         assert torch.equal(torch.cat([other[i] for other in others]), expected)
     with pytest.raises(ValueError, match="batch_size 10 cannot be divided among 3 processes"):
-        BatchLoader(images, 10, seed=0, ranks=3)
+        BatchLoader(images, 10, seed=0, world_size=3)

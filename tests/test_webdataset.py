@@ -24,12 +24,12 @@ from commands import TINY, assert_one_message, only, train
 from pictures import smooth
 from safetensors.numpy import load_file
 
-from ddpm_cli.data import webdataset as shards
+from ddpm_cli.data import index_cache, tar_reader
 from ddpm_cli.data.decode import decode_bytes
 from ddpm_cli.data.folder import folder
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.data.loader import BatchLoader
-from ddpm_cli.data.shuffle import Blocks, WindowedOrder
+from ddpm_cli.data.shuffle import Blocks, WindowedShuffle
 from ddpm_cli.data.webdataset import webdataset
 
 COUNT, PER_SHARD = 50, 8
@@ -92,7 +92,7 @@ def add(tar: tarfile.TarFile, name: str, content: bytes = b"", **more) -> None:
 def test_images_are_those_of_the_same_files_in_a_folder(tars, tmp_path, read):
     images = read(tars)
     assert (images.name, images.shape, len(images), images.flip) == ("tars", (3, 16, 16), COUNT, True)
-    assert (images.pixels.nbytes, images.pixels.size) == (COUNT * 3 * 256,) * 2
+    assert images.pixels.nbytes == COUNT * 3 * 256
     same = folder(str(tmp_path / "pictures"), image_size=16, cache_dir=str(tmp_path / "cache"))
     np.testing.assert_array_equal(every(images), same.pixels)
     some = np.array([49, 3, 3, 17])
@@ -191,15 +191,17 @@ def test_an_epoch_is_a_permutation_whatever_the_batch_and_wherever_it_begins(win
     assert not np.array_equal(other.indices(0), BatchLoader(images, 24, seed=4).indices(0))
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_ranks_divide_the_batches_of_one(tars, read, ranks):
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_divide_the_batches_of_one(tars, read, world_size):
     images = read(tars, num_classes=3, window=2)
     alone = BatchLoader(images, 12, seed=1)
     for step in (0, 3, 4, 9):
-        parts = [BatchLoader(images, 12, seed=1, rank=rank, ranks=ranks).load(step) for rank in range(ranks)]
-        np.testing.assert_array_equal(np.concatenate(parts), alone.load(step))
-        np.testing.assert_array_equal(alone.load(step), images.pixels[alone.indices(step)])
-        assert alone.labels(step).tolist() == (alone.indices(step) % 3).tolist()
+        ranks = [BatchLoader(images, 12, seed=1, rank=rank, world_size=world_size) for rank in range(world_size)]
+        parts = [loader.batch(step).pixels for loader in ranks]
+        whole = alone.batch(step)
+        np.testing.assert_array_equal(np.concatenate(parts), whole.pixels)
+        np.testing.assert_array_equal(whole.pixels, images.pixels[alone.indices(step)])
+        assert whole.labels.tolist() == (alone.indices(step) % 3).tolist()
 
 
 def test_a_batch_touches_few_shards_and_a_window_mixes_its_own():
@@ -215,9 +217,9 @@ def test_a_batch_touches_few_shards_and_a_window_mixes_its_own():
 
 def test_windows_are_even_and_one_of_all_blocks_is_a_permutation():
     sizes = [1000] * 17
-    order = WindowedOrder(Blocks(np.cumsum([0, *sizes]), 16), 0, "order", 0)
+    order = WindowedShuffle(Blocks(np.cumsum([0, *sizes]), 16), 0, "order", 0)
     assert [len(window) for window in order.windows] == [9, 8]
-    whole = WindowedOrder(Blocks(np.cumsum([0, *sizes]), 17), 0, "order", 0)[0:17_000]
+    whole = WindowedShuffle(Blocks(np.cumsum([0, *sizes]), 17), 0, "order", 0)[0:17_000]
     ranks = np.corrcoef(whole, np.arange(len(whole)))[0, 1]
     assert abs(ranks) < 6 / np.sqrt(len(whole))
     assert len(order[8_990:9_100]) == 10
@@ -245,12 +247,12 @@ def test_a_window_below_one_and_blocks_of_other_images_are_refused(tars, read):
 
 def test_processes_index_and_decode_the_same(tars, read, monkeypatch, tmp_path):
     expected = every(read(tars))
-    monkeypatch.setattr(shards, "FEW_BYTES", 0)
+    monkeypatch.setattr(index_cache, "FEW_BYTES", 0)
     images = read(tars, workers=2, cache_dir=str(tmp_path / "another"))
     np.testing.assert_array_equal(every(images), expected)
     for indices in ([5], [49, 0, 49], list(range(9)), []):
         np.testing.assert_array_equal(images.pixels[np.array(indices, np.int64)], expected[indices])
-    children = images.pixels._processes._idle
+    children = images.pixels._pool._idle
     assert len(children) == 2
     for _, process in children:
         process.kill()
@@ -258,20 +260,20 @@ def test_processes_index_and_decode_the_same(tars, read, monkeypatch, tmp_path):
     with pytest.raises(OSError, match=r"a process decoding images died .*data\.workers"):
         every(images)
     np.testing.assert_array_equal(every(images), expected)
-    again = [process for _, process in images.pixels._processes._idle]
+    again = [process for _, process in images.pixels._pool._idle]
     del images
     assert not any(process.is_alive() for process in again)
 
 
 def test_only_new_and_changed_shards_are_indexed(tars, read, monkeypatch, tmp_path, rng):
     indexed = []
-    original = shards.index_shard
+    original = index_cache.index_shard
 
     def recording(shard, extensions):
         indexed.append(Path(shard.path).name)
         return original(shard, extensions)
 
-    monkeypatch.setattr(shards, "index_shard", recording)
+    monkeypatch.setattr(index_cache, "index_shard", recording)
     for _ in range(2):
         read(tars)
     assert sorted(indexed) == [f"set-{index:06}.tar" for index in range(7)]
@@ -489,7 +491,7 @@ def test_nothing_but_bad_images_ends_the_run(tmp_path, read):
 
 
 def test_an_image_of_an_impossible_size_is_a_bad_one(tmp_path, read, monkeypatch):
-    monkeypatch.setattr("ddpm_cli.data.tar_reader.MOST_BYTES", 1000)
+    monkeypatch.setattr(tar_reader, "MOST_BYTES", 1000)
     path = tar_of(tmp_path / "x.tar", ("x.jpg", b"x" * 2000))
     with pytest.raises(OSError, match=r"x\.jpg: 2,000 bytes are too many for an image"):
         every(read(path))

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from ddpm_cli.data import folder
-from ddpm_cli.data.worker_pool import ProcessDiedError, map_in_processes
+from ddpm_cli.data.worker_pool import WorkerDiedError, WorkerPool
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="asks /proc which processes there are")
 
@@ -97,22 +97,23 @@ def started(tmp_path: Path) -> int:
 
 def test_every_task_is_done_once(tasks, descendants):
     numbers = [(number,) for number in range(50)]
-    results = dict(map_in_processes(tasks.square, numbers, 3))
+    with WorkerPool(tasks.square, 3) as pool:
+        results = dict(pool.map(numbers))
     assert results == {(number,): number * number for number in range(50)}
     assert descendants() == set()
 
 
 def test_what_a_function_raises_is_raised(tasks, descendants):
-    with pytest.raises(KeyError, match="number 5") as caught:
-        list(map_in_processes(tasks.fail, [(5,)], 2))
+    with pytest.raises(KeyError, match="number 5") as caught, WorkerPool(tasks.fail, 2) as pool:
+        list(pool.map([(5,)]))
     assert "in fail" in caught.value.__notes__[0]
     assert descendants() == set()
 
 
 @pytest.mark.parametrize(("function", "how"), [("die", r"died \(Killed\)"), ("leave", r"ended \(exit status 7\)")])
 def test_death_of_a_process_is_reported_with_its_task(tasks, descendants, function, how):
-    with pytest.raises(ProcessDiedError, match=how) as caught:
-        list(map_in_processes(getattr(tasks, function), [(number,) for number in range(3, 100)], 2))
+    with pytest.raises(WorkerDiedError, match=how) as caught, WorkerPool(getattr(tasks, function), 2) as pool:
+        list(pool.map([(number,) for number in range(3, 100)]))
     assert caught.value.task[0] in (3, 4)
     assert descendants() == set()
 
@@ -143,26 +144,46 @@ def stopped_after(seconds: float) -> Iterator[None]:
 
 @pytest.mark.parametrize("seconds", [0.001, 0.004, 0.01, 0.03, 0.1, 0.3])
 def test_an_exception_at_any_moment_ends_the_processes(tasks, descendants, seconds):
-    with stopped_after(seconds):
-        list(map_in_processes(tasks.busy, [(number,) for number in range(100)], 3))
+    with stopped_after(seconds), WorkerPool(tasks.busy, 3) as pool:
+        list(pool.map([(number,) for number in range(100)]))
     wait_until(lambda: not descendants(), seconds=3)
 
 
 def test_leaving_the_loop_ends_the_processes(tasks, descendants):
-    with contextlib.closing(map_in_processes(tasks.square, [(number,) for number in range(1000)], 2)) as results:
-        next(results)
-        assert descendants() != set()
+    with WorkerPool(tasks.square, 2) as pool:
+        with contextlib.closing(pool.map([(number,) for number in range(1000)])) as results:
+            next(results)
+            assert descendants() != set()
+        assert descendants() == set()
+
+
+def test_processes_are_kept_from_one_lot_of_tasks_to_the_next(tasks, descendants):
+    with WorkerPool(tasks.square, 2) as pool:
+        assert len(dict(pool.map([(number,) for number in range(10)]))) == 10
+        kept = descendants()
+        assert len(kept) == 2
+        assert dict(pool.map([(7,)])) == {(7,): 49}
+        assert descendants() == kept
     assert descendants() == set()
+
+
+def test_a_pool_of_none_does_the_work_here(tasks, descendants):
+    pool = WorkerPool(tasks.square, 0)
+    assert list(pool.map([(3,), (2,)])) == [((3,), 9), ((2,), 4)]
+    assert descendants() == set()
+    with pytest.raises(KeyError, match="number 5"):
+        list(WorkerPool(tasks.fail, 0).map([(5,)]))
 
 
 PARENT = """
     import signal, sys, tasks
-    from ddpm_cli.data.worker_pool import map_in_processes
+    from ddpm_cli.data.worker_pool import WorkerPool
     signals, done = [], sys.argv[2]
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         signal.signal(getattr(signal, name), lambda number, frame: signals.append(number))
     numbers = [(number,) for number in range(20)]
-    results = dict(map_in_processes(getattr(tasks, sys.argv[1]), numbers, 2))
+    with WorkerPool(getattr(tasks, sys.argv[1]), 2) as pool:
+        results = dict(pool.map(numbers))
     assert results == {(number,): number * number for number in range(20)}, results
     assert len(set(signals)) == 3, signals
     open(done, "w").close()

@@ -6,6 +6,9 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,109 +50,131 @@ def stop_workers() -> bool:
     return bool(workers)
 
 
-def write_result(
-    directory: Path,
-    *,
-    overrides: list[str],
-    loss: float | None,
-    error: str | None,
-    stopped: bool = False,
-    details: str | None = None,
-    picture: str | None = None,
-    gpu: str | None = None,
-) -> None:
-    """Keep in a run of a sweep how it ended, where `SweepReport` finds it whichever launcher ran it.
+@dataclass
+class RunResult:
+    """How a run of a sweep ended, kept in its directory: the report finds it there whichever launcher ran it."""
 
-    Args:
-        stopped: whether `error` says that it was asked to stop: then it may go on here.
-        picture: the file to show in the sweep's contact sheet.
-        gpu: the one that the run had to itself, if it had to choose one.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    if details is not None:
-        (directory / "error.log").write_text(details, encoding="utf-8")
-    result = {"overrides": overrides, "final_loss": loss, "error": error, "stopped": stopped}
-    result |= {"picture": picture, "gpu": gpu}
-    (directory / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    overrides: list[str]
+    final_loss: float | None = None
+    error: str | None = None
+    stopped: bool = False  # `error` says that it was asked to stop: then it may be resumed here
+    picture: str | None = None  # the file to show in the sweep's contact sheet
+    gpu: str | None = None  # the one that the run had to itself, if it had to choose one
+
+    @property
+    def ending(self) -> str:
+        if self.error is not None:
+            return self.error
+        return "done" if self.final_loss is None else f"loss {self.final_loss:.4f}"
+
+    def write(self, directory: Path, *, traceback: str | None) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        if traceback is not None:
+            (directory / "error.log").write_text(traceback, encoding="utf-8")
+        (directory / RESULT_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, file: Path) -> "RunResult":
+        return cls(**json.loads(file.read_text(encoding="utf-8")))
 
 
 def has_result(directory: Path) -> bool:
     """Whether a run of some sweep has ended in this directory, and was not only asked to stop."""
     file = directory / RESULT_FILE
-    return file.exists() and not json.loads(file.read_text(encoding="utf-8")).get("stopped", False)
+    return file.exists() and not RunResult.read(file).stopped
 
 
-def ended(loss: float | None) -> str:
-    """How a run ended well."""
-    return "done" if loss is None else f"loss {loss:.4f}"
-
-
-class SweepReport(Callback):
-    """Hydra callback: when a sweep is over, prints one line per run with its overrides and final loss or error.
+class SweepReport:
+    """What one process knows of the sweep that it runs; over, it prints a line per run with its overrides and ending.
 
     Where the runs have left pictures, they are put together on one sheet.
+
+    Attributes:
+        failed: how many runs have failed, once it is over: the exit status says so.
     """
 
-    failed = 0  # runs of this process's sweep that failed: the exit status says so
-    current: "SweepReport | None" = None  # of the sweep that has begun
-
     def __init__(self) -> None:
-        self.launcher = _BASIC
-        self.directory = Path()
+        self.failed = 0
+        self._launcher = _BASIC
+        self._directory = Path()
+        self._under_way = False
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+    @contextmanager
+    def told_by_hydra(self) -> Iterator[None]:
+        """Inside, this is the report that `SweepCallback` tells when a sweep begins and ends."""
+        token = _report_to_tell.set(self)
+        try:
+            yield
+        finally:
+            _report_to_tell.reset(token)
+
+    def begin(self, config: DictConfig) -> None:
         """Raises RefusedSweep if the directory holds another sweep."""
-        self.launcher = config.hydra.launcher._target_
-        self.directory = Path(config.hydra.sweep.dir)
-        earlier = next(_results(self.directory), None)
+        self._launcher = config.hydra.launcher._target_
+        self._directory = Path(config.hydra.sweep.dir)
+        earlier = next(self._directory.glob(f"*/{RESULT_FILE}"), None)
         if earlier is not None:
             raise RefusedSweep(f"hydra.sweep.dir: {earlier.parent} already holds a run; choose another directory")
-        if self.launcher == JOBLIB and device_is_auto(config):
+        if self._launcher == JOBLIB and device_is_auto(config):
             _one_job_per_gpu(config)
-        SweepReport.current = self
+        self._under_way = True
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        SweepReport.current = None
-        self._report()
+    def end(self) -> None:
+        self._under_way = False
+        self._print()
 
-    @classmethod
-    def lost(cls, error: Exception) -> bool:
+    def lost(self, error: Exception) -> bool:
         """Report on a sweep whose launcher has lost jobs, say because one was killed; False if it is not about that."""
-        report, library = cls.current, type(error).__module__.partition(".")[0]
-        if report is None or library not in ("joblib", "submitit") or not report.directory.is_dir():
+        library = type(error).__module__.partition(".")[0]
+        if not self._under_way or library not in ("joblib", "submitit") or not self._directory.is_dir():
             return False
         first, *_ = str(error).strip().splitlines() or [type(error).__name__]
         print(f"the sweep has lost a job: {first}", file=sys.stderr)
-        report._report()
+        self._print()
         return True
 
-    @classmethod
-    def left_behind(cls, asked: str | None) -> str | None:
+    def left_behind(self, asked: str | None) -> str | None:
         """What to say where this process stops and its jobs go on; None if they do not."""
-        if cls.current is None or cls.current.launcher not in SUBMITIT:
+        if not self._under_way or self._launcher not in SUBMITIT:
             return None
-        return f"{asked}: waits no longer; jobs that were submitted go on by themselves, in {cls.current.directory}"
+        return f"{asked}: waits no longer; jobs that were submitted go on by themselves, in {self._directory}"
 
-    def _report(self) -> None:
+    def _print(self) -> None:
         from ddpm_cli.cli.contact_sheet import contact_sheet  # brings torch with it
 
-        print(f"\nsweep in {self.directory}")
+        print(f"\nsweep in {self._directory}")
         pictures = []
-        runs = [path for path in self.directory.glob("*") if path.is_dir() and not path.name.startswith(".")]
+        runs = [path for path in self._directory.glob("*") if path.is_dir() and not path.name.startswith(".")]
         for run in sorted(runs, key=lambda path: (len(path.name), path.name)):
             file = run / RESULT_FILE
             if not file.exists():
                 print(f"  {run.name}  FAILED: no result; it was killed, or is still running")
-                SweepReport.failed += 1
+                self.failed += 1
                 continue
-            result = json.loads(file.read_text(encoding="utf-8"))
-            print(f"  {run.name}  {' '.join(result['overrides'])}  {_ended(result)}")
-            SweepReport.failed += result["error"] is not None
-            pictures.append((result["overrides"], None if result["picture"] is None else Path(result["picture"])))
+            result = RunResult.read(file)
+            failed = "" if result.error is None else "STOPPED: " if result.stopped else "FAILED: "
+            print(f"  {run.name}  {' '.join(result.overrides)}  {failed}{result.ending}")
+            self.failed += result.error is not None
+            pictures.append((result.overrides, None if result.picture is None else Path(result.picture)))
         sheet = contact_sheet(pictures)
         if sheet is not None:
-            sheet.save(self.directory / SHEET_FILE)
-            print(f"  {self.directory / SHEET_FILE}")
+            sheet.save(self._directory / SHEET_FILE)
+            print(f"  {self._directory / SHEET_FILE}")
+
+
+# Where a report and its callback meet: Hydra makes callbacks itself, by the name in a YAML file, and hands them nothing
+# of ours.
+_report_to_tell: ContextVar[SweepReport] = ContextVar("_report_to_tell")
+
+
+class SweepCallback(Callback):
+    """What Hydra calls when a sweep begins and ends, as configs/train.yaml and configs/sample.yaml ask."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _report_to_tell.get().begin(config)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        _report_to_tell.get().end()
 
 
 def _one_job_per_gpu(config: DictConfig) -> None:
@@ -158,13 +183,3 @@ def _one_job_per_gpu(config: DictConfig) -> None:
     if gpus > 0 and (launcher.n_jobs < 0 or launcher.n_jobs > gpus):
         with read_write(config):
             launcher.n_jobs = gpus
-
-
-def _results(directory: Path) -> Iterator[Path]:
-    return directory.glob(f"*/{RESULT_FILE}")
-
-
-def _ended(result: dict) -> str:
-    if result["error"] is not None:
-        return f"{'STOPPED' if result['stopped'] else 'FAILED'}: {result['error']}"
-    return ended(result["final_loss"])

@@ -15,16 +15,43 @@ from typing import Any
 
 from ddpm_cli.config.errors import ConfigError, nearest
 from ddpm_cli.config.shipped import shipped_targets
-from ddpm_cli.config.signatures import signature
+from ddpm_cli.config.signatures import Parameter, signature
 
 
-def check(config: dict, target: str) -> None:
+def check(config: dict, target: str, *, groups: Iterable[str] = ()) -> None:
     """Check a whole configuration whose top-level keys are the arguments of `target`.
+
+    Args:
+        groups: names of groups, some of which leave no key in a configuration: a misspelt key may have meant one.
 
     Raises:
         ConfigError: for the first key that is unknown, missing or of a wrong type.
     """
-    _check_arguments(config, target, path="", partial=False, trusted=None)
+    _check_arguments(config, target, path="", partial=False, trusted=None, groups=groups)
+
+
+def check_key(config: dict, key: str, target: str, *, groups: Iterable[str] = ()) -> Any:
+    """The value that a configuration has at a dotted key, None if it has none.
+
+    Args:
+        config: need not be whole, nor its references followed.
+        target, groups: as for `check`.
+
+    Raises:
+        ConfigError: if nothing takes an option of that name.
+    """
+    value: Any = {"_target_": target} | config
+    path = ""
+    for name in key.split("."):
+        if not is_node(value):
+            raise ConfigError(f"{key}: no such option; {path} has none")
+        if name not in NODE_KEYS:
+            settable = _settable(str(value["_target_"]), path=path, partial=value.get("_partial_") is True)
+            if settable is None:
+                return None
+            _check_name(name, settable, path=path, groups=groups)
+        value, path = value.get(name), f"{path}.{name}" if path else name
+    return value
 
 
 def check_untrusted(group: str, node: Any, *, trust: Iterable[str] = ()) -> None:
@@ -70,25 +97,34 @@ def importing(path: str) -> Iterator[None]:
         raise ConfigError(f"{path}._target_: {error}") from error
 
 
-def _check_arguments(node: dict, target: str, *, path: str, partial: bool, trusted: Trusted) -> None:
-    with importing(path):
-        parameters = signature(target)
-    if parameters is None:  # takes anything
+def _check_arguments(
+    node: dict, target: str, *, path: str, partial: bool, trusted: Trusted, groups: Iterable[str] = ()
+) -> None:
+    settable = _settable(target, path=path, partial=partial)
+    if settable is None:
         return
-    settable = {p.name: p for p in parameters if not (partial and p.positional)}
     for key, value in node.items():
-        if key in NODE_KEYS:
-            continue
-        where = f"{path}.{key}" if path else str(key)
-        if key not in settable:
-            options = ", ".join(settable) if settable else "no options"
-            raise ConfigError(
-                f"{where}: no such option{nearest(str(key), settable)}; {path or 'this command'} takes {options}"
-            )
-        _check_value(value, settable[key].annotation, key=str(key), path=where, trusted=trusted)
+        if key not in NODE_KEYS:
+            _check_name(str(key), settable, path=path, groups=groups)
+            where = f"{path}.{key}" if path else str(key)
+            _check_value(value, settable[key].annotation, key=str(key), path=where, trusted=trusted)
     for name, parameter in settable.items():
         if parameter.required and name not in node:
             raise ConfigError(f"{path}.{name}: missing" if path else f"{name}: missing")
+
+
+def _settable(target: str, *, path: str, partial: bool) -> dict[str, Parameter] | None:
+    """The options of a target, by name; None if it takes anything."""
+    with importing(path):
+        parameters = signature(target)
+    return None if parameters is None else {p.name: p for p in parameters if not (partial and p.positional)}
+
+
+def _check_name(name: str, settable: dict[str, Parameter], *, path: str, groups: Iterable[str]) -> None:
+    if name not in settable:
+        where, near = (f"{path}.{name}", settable) if path else (name, [*settable, *groups])
+        takes = f"{path or 'this command'} takes {', '.join(settable) or 'no options'}"
+        raise ConfigError(f"{where}: no such option{nearest(name, near)}; {takes}")
 
 
 def _check_value(value: Any, annotation: ast.expr | None, *, key: str, path: str, trusted: Trusted) -> None:

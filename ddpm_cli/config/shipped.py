@@ -2,7 +2,7 @@
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import yaml
@@ -15,6 +15,23 @@ def configs_directory() -> Path:
         if (candidate / "train.yaml").is_file():
             return candidate
     raise FileNotFoundError(f"no configs/train.yaml in {package} or {package.parent}")
+
+
+def groups(config_name: str) -> dict[str, str | None]:
+    """The groups of a command, in the order of its defaults list, and what is chosen of each when nothing is said."""
+    content = yaml.safe_load((configs_directory() / f"{config_name}.yaml").read_text(encoding="utf-8"))
+    entries = [entry for entry in content["defaults"] if isinstance(entry, dict)]
+    return {group: option for entry in entries for group, option in entry.items() if not group.startswith("override ")}
+
+
+def options(directory: Path, of: Iterable[str] | None = None) -> dict[str, list[str]]:
+    """The options of each group in a folder of YAML files, or of the groups `of` alone."""
+    found = defaultdict(list)
+    for file in sorted(directory.rglob("*.yaml")):
+        group = file.parent.relative_to(directory).as_posix()
+        if group != "." and (of is None or group in of):
+            found[group].append(file.stem)
+    return dict(found)
 
 
 @functools.cache

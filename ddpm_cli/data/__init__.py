@@ -1,1 +1,17 @@
-"""Images to train on: sources (digits, MNIST, CIFAR-10, a folder) as uint8 arrays, and the order of their batches."""
+"""Images to train on: sets of uint8 arrays, the order of their batches, and their way to the device.
+
+image_set.py      what a source gives and training takes: pixels, labels, how they are stored
+loader.py         batch n of the endless stream, prepared ahead of its use
+shuffle.py        the order of images that are stored in blocks
+
+Sources, each a function that a YAML file names and that returns an `ImageSet`; options.py checks what they share:
+
+datasets.py       digits, MNIST, Fashion-MNIST, CIFAR-10 in memory; archives.py fetches and unpacks them
+folder.py         any folder of pictures: scan.py finds them, decode.py decodes them, decoded_cache.py keeps the pixels,
+                  labels.py makes classes of its folders
+webdataset.py     tar files, read while training: tar_index.py says where the images lie, index_cache.py keeps that,
+                  tar_reader.py reads and decodes them
+
+worker_pool.py    the processes that decode; what they import needs no torch
+cache_files.py    files in the cache directory: whole or absent
+"""

@@ -3,29 +3,22 @@
 torchvision and scikit-learn are imported where they are used: they take seconds.
 """
 
-import contextlib
 import functools
-import gzip
-import http.client
-import io
 import os
-import platform
-import secrets
-import shutil
-import sys
-import tarfile
-import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
-from ddpm_cli.data.image_set import ImageSet, check_channels, height_width, resize, with_channels
+from ddpm_cli.data.archives import Archive, read_unpacking
+from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.data.labels import check_num_classes
+from ddpm_cli.data.options import check_channels, height_width
 
-Read = TypeVar("Read")
+RESIZE_BATCH = 1024  # images turned to float at a time: 60,000 of them at 64 px would take 3 GB
 
 TEN_DIGITS = tuple("0123456789")
 TEN_CLOTHES = (
@@ -42,7 +35,15 @@ def digits(
     num_classes: int | None = None,
 ) -> ImageSet:
     """scikit-learn's 1797 handwritten digits, 8 x 8; comes with the package, nothing is fetched."""
-    return _image_set("digits", _read_digits, image_size, channels, flip, num_classes, TEN_DIGITS)
+    return _image_set(
+        "digits",
+        TEN_DIGITS,
+        _read_digits,
+        image_size=image_size,
+        channels=channels,
+        flip=flip,
+        num_classes=num_classes,
+    )
 
 
 def mnist(
@@ -54,13 +55,19 @@ def mnist(
     flip: bool = False,
     num_classes: int | None = None,
 ) -> ImageSet:
-    """MNIST, 60,000 x 28 x 28, from `root`/MNIST/raw, extracted or fetched first where needed.
+    """MNIST, 60,000 x 28 x 28, from `root`/MNIST/raw, unpacked or fetched first where needed.
 
     Raises FileNotFoundError saying which file should be where, if it is absent or damaged and cannot be fetched.
     """
-    labelled = num_classes is not None
-    read = functools.partial(_read_mnist, "MNIST", root, download, labelled=labelled)
-    return _image_set("mnist", read, image_size, channels, flip, num_classes, TEN_DIGITS)
+    return _image_set(
+        "mnist",
+        TEN_DIGITS,
+        functools.partial(_read_mnist, "MNIST", root, download, labelled=num_classes is not None),
+        image_size=image_size,
+        channels=channels,
+        flip=flip,
+        num_classes=num_classes,
+    )
 
 
 def fashion_mnist(
@@ -73,9 +80,15 @@ def fashion_mnist(
     num_classes: int | None = None,
 ) -> ImageSet:
     """Fashion-MNIST, 60,000 x 28 x 28, from `root`/FashionMNIST/raw; raises as `mnist`."""
-    labelled = num_classes is not None
-    read = functools.partial(_read_mnist, "FashionMNIST", root, download, labelled=labelled)
-    return _image_set("fashion_mnist", read, image_size, channels, flip, num_classes, TEN_CLOTHES)
+    return _image_set(
+        "fashion_mnist",
+        TEN_CLOTHES,
+        functools.partial(_read_mnist, "FashionMNIST", root, download, labelled=num_classes is not None),
+        image_size=image_size,
+        channels=channels,
+        flip=flip,
+        num_classes=num_classes,
+    )
 
 
 def cifar10(
@@ -88,20 +101,29 @@ def cifar10(
     num_classes: int | None = None,
 ) -> ImageSet:
     """CIFAR-10, 50,000 x 3 x 32 x 32, from `root`/cifar-10-batches-py or its archive in `root`; raises as `mnist`."""
-    read = functools.partial(_read_cifar10, root, download)
-    return _image_set("cifar10", read, image_size, channels, flip, num_classes, TEN_THINGS)
+    return _image_set(
+        "cifar10",
+        TEN_THINGS,
+        functools.partial(_read_cifar10, root, download),
+        image_size=image_size,
+        channels=channels,
+        flip=flip,
+        num_classes=num_classes,
+    )
 
 
 def _image_set(
     name: str,
+    class_names: tuple[str, ...],
     read: Callable[[], tuple[np.ndarray, np.ndarray | None]],
+    *,
     image_size: int | Sequence[int],
     channels: int,
     flip: bool,
     num_classes: int | None,
-    class_names: tuple[str, ...],
 ) -> ImageSet:
-    size = height_width(image_size)  # a wrong setting is found before anything is fetched
+    """What `read` reads, uint8 `[N, C, H, W]` and labels int64 `[N]`, as an image set; options are checked first."""
+    size = height_width(image_size)
     check_channels(channels)
     check_num_classes(num_classes, name, class_names)
     pixels, labels = read()
@@ -135,12 +157,12 @@ def _read_idx(dataset: str, kind: Literal["train-images", "train-labels"], root:
     file, md5 = next(resource for resource in published.resources if resource[0].startswith(kind))
     read_file = read_image_file if kind == "train-images" else read_label_file
     urls = tuple(mirror + file for mirror in published.mirrors)
-    archive = _Archive(_absolute(root) / dataset / "raw" / file, md5, urls)
+    archive = Archive(_absolute(root) / dataset / "raw" / file, md5, urls)
 
     def read() -> np.ndarray:
         return read_file(str(archive.path.with_suffix(""))).numpy()
 
-    return _read_extracting(read, archive, download)
+    return read_unpacking(read, archive, download)
 
 
 def _read_cifar10(root: str, download: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -153,115 +175,42 @@ def _read_cifar10(root: str, download: bool) -> tuple[np.ndarray, np.ndarray]:
         images = CIFAR10(folder, train=True, download=False)  # checks the MD5 of every file before it unpickles one
         return np.ascontiguousarray(images.data.transpose(0, 3, 1, 2)), np.array(images.targets, np.int64)
 
-    archive = _Archive(folder / CIFAR10.filename, CIFAR10.tgz_md5, (CIFAR10.url,))
-    return _read_extracting(read, archive, download)
-
-
-@dataclass(frozen=True)
-class _Archive:
-    """A data set as it is published: the file's place here, its MD5, and the addresses it can be had from."""
-
-    path: Path
-    md5: str
-    urls: tuple[str, ...]
-
-
-def _read_extracting(read: Callable[[], Read], archive: _Archive, download: bool) -> Read:
-    """What `read` finds beside the archive; if that fails, what it finds once the archive is extracted there."""
-    # What torchvision raises for files that are absent, cut short or changed. Extraction can have been interrupted.
-    with contextlib.suppress(OSError, RuntimeError, ValueError, AssertionError, TypeError, KeyError):
-        return read()
-    _provide(archive, download)
-    _unpack(archive.path)
-    return read()
-
-
-def _unpack(archive: Path) -> None:
-    """Unpack a .tar.gz or .gz file beside itself, and nowhere else.
-
-    Raises ValueError for an archive that holds anything but files and folders to be put there, before any has been put
-    there; OSError if it cannot be read, or if this Python cannot unpack safely.
-    """
-    try:
-        if archive.suffixes[-2:] == [".tar", ".gz"]:
-            _unpack_tar(archive)
-        else:
-            _unpack_gzip(archive)
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise OSError(f"cannot unpack {archive}: {error}") from error
-
-
-def _unpack_tar(archive: Path) -> None:
-    if not hasattr(tarfile, "data_filter"):
-        raise OSError(
-            f"cannot unpack {archive} safely with Python {platform.python_version()}: use 3.11.4 or later, "
-            f"or unpack it in {archive.parent} by hand"
-        )
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            _check_member(member, archive)
-        tar.extractall(archive.parent, filter="data")
-
-
-def _check_member(member: tarfile.TarInfo, archive: Path) -> None:
-    """Raise ValueError for what the filter refuses (it leads outside, or is a device), and for an absolute path.
-
-    The filter would make an absolute path a relative one. No data set of ours has one, so something is wrong with it.
-    """
-    try:
-        if member.name.startswith("/"):
-            raise tarfile.AbsolutePathError(member)
-        tarfile.data_filter(member, str(archive.parent))
-    except tarfile.FilterError as error:
-        raise ValueError(f"{archive} is not to be trusted, nothing was unpacked: {error}") from error
-
-
-def _unpack_gzip(archive: Path) -> None:
-    partial = archive.with_suffix(f".{secrets.token_hex(4)}.part")  # its own: a second run may be doing the same
-    try:
-        with gzip.open(archive) as packed, open(partial, "wb") as unpacked:
-            shutil.copyfileobj(packed, unpacked)
-        os.replace(partial, archive.with_suffix(""))
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _provide(archive: _Archive, download: bool) -> None:
-    """Leave a good archive in its place, fetched if `download` and need be, or raise FileNotFoundError."""
-    from torchvision.datasets.utils import check_integrity
-
-    if check_integrity(archive.path, archive.md5):
-        return
-    state = f"is corrupted (its MD5 is not {archive.md5})" if archive.path.exists() else "is missing"
-    if not download:
-        raise FileNotFoundError(f"{archive.path} {state}: set data.download=true, or put {archive.urls[0]} there")
-    failures = []
-    for url in archive.urls:
-        try:
-            _fetch(url, archive)
-        except (OSError, RuntimeError, http.client.HTTPException) as error:
-            failures.append(f"{url}: {error}")
-        else:
-            return
-    raise FileNotFoundError(
-        f"{archive.path} {state} and cannot be fetched; put the file there by hand. Tried {'; '.join(failures)}"
-    )
-
-
-def _fetch(url: str, archive: _Archive) -> None:
-    """Download the archive, under its own name only once its MD5 is right."""
-    from torchvision.datasets.utils import download_url
-
-    partial = archive.path.with_name(f"{archive.path.name}.part")
-    # torchvision draws a progress bar: welcome on a terminal, litter in a log.
-    quiet = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
-    try:
-        with quiet:
-            download_url(url, str(partial.parent), filename=partial.name, md5=archive.md5)
-        partial.replace(archive.path)
-    finally:
-        partial.unlink(missing_ok=True)
+    archive = Archive(folder / CIFAR10.filename, CIFAR10.tgz_md5, (CIFAR10.url,))
+    return read_unpacking(read, archive, download)
 
 
 def _absolute(root: str) -> Path:
     return Path(os.path.abspath(os.path.expanduser(root)))
+
+
+def resize(pixels: np.ndarray, image_size: int | Sequence[int]) -> np.ndarray:
+    """uint8 `[N, C, H, W]` at `image_size` (int or [H, W]): antialiased bicubic, rounded; unchanged if the size fits.
+
+    The whole picture is kept: another aspect ratio stretches it.
+    """
+    size = height_width(image_size)
+    if pixels.shape[2:] == size:
+        return pixels
+    resized = np.empty((*pixels.shape[:2], *size), dtype=np.uint8)
+    for start in range(0, len(pixels), RESIZE_BATCH):
+        batch = torch.from_numpy(np.ascontiguousarray(pixels[start : start + RESIZE_BATCH])).float()
+        batch = F.interpolate(batch, size=size, mode="bicubic", antialias=True, align_corners=False)
+        # Bicubic overshoots at edges, so it must be clamped before uint8 wraps it round.
+        resized[start : start + RESIZE_BATCH] = batch.round().clamp(0, 255).byte().numpy()
+    return resized
+
+
+def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 `[N, channels, H, W]` from uint8 `[N, 1 or 3, H, W]`: grey is repeated, RGB becomes ITU-R 601 luma.
+
+    Raises ValueError for other numbers of channels than 1 and 3.
+    """
+    check_channels(channels)
+    assert pixels.shape[1] in (1, 3), pixels.shape
+    if pixels.shape[1] == channels:
+        return pixels
+    if channels == 3:
+        return pixels.repeat(3, axis=1)
+    # 0.299 R + 0.587 G + 0.114 B in PIL's 16-bit fixed point, so that a folder and an array give the same grey.
+    red, green, blue = (pixels[:, [channel]].astype(np.uint32) for channel in range(3))
+    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).astype(np.uint8)

@@ -1,7 +1,6 @@
 """From an image file to uint8 pixels of a given size.
 
-Worker processes import this module and nothing else of ours but the standard library's: it needs only PIL and NumPy,
-which load in a fraction of the time torch takes.
+Worker processes import this module: it needs only PIL and NumPy, which load in a fraction of the time torch takes.
 """
 
 import contextlib
@@ -16,7 +15,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from ddpm_cli.data.bad_images import BadImage
+from ddpm_cli.data.scan import BadImage
+from ddpm_cli.io.openers import nonblocking
 
 # Formats are told by content: pictures are often misnamed. Not every format PIL knows may come in under a picture's
 # name, though: for EPS it would run a program (Ghostscript). Those that PIL imports first stand first.
@@ -32,7 +32,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_MACHINE = {errno.ENOMEM, errno.EMFILE, errno.ENFILE}  # memory or file handles have run out: no fault of the file
+_EXHAUSTED = {errno.ENOMEM, errno.EMFILE, errno.ENFILE}  # memory or file handles have run out: no fault of the file
 
 
 class DecodingError(OSError):
@@ -52,7 +52,7 @@ def decode(path: str | os.PathLike[str], size: tuple[int, int], channels: int) -
         DecodingError: if memory or file handles have run out.
     """
     # PIL gets a file, not a path: a BMP it would map by itself, and if that shrinks the process is killed (SIGBUS).
-    with _explaining(path), open(path, "rb", opener=_without_waiting) as file:
+    with _errors_explained(path), open(path, "rb", opener=nonblocking) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("not a regular file")
@@ -63,7 +63,7 @@ def decode(path: str | os.PathLike[str], size: tuple[int, int], channels: int) -
 
 def decode_bytes(content: bytes, size: tuple[int, int], channels: int, *, name: str) -> np.ndarray:
     """As `decode`, of what is in an image file; `name` is what a DecodingError calls it."""
-    with _explaining(name):
+    with _errors_explained(name):
         if not content:
             raise ValueError("the file is empty")
         return _decode(io.BytesIO(content), size, channels)
@@ -105,12 +105,12 @@ def _decode(file: BinaryIO, size: tuple[int, int], channels: int) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # oddities in metadata; large pictures (twice as large is refused)
         with Image.open(file, formats=_formats()) as image:
-            pixels = np.asarray(_upright_at(image, size, channels))
+            pixels = np.asarray(_fit(image, size, channels))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
 @contextlib.contextmanager
-def _explaining(path: str | os.PathLike[str]) -> Iterator[None]:
+def _errors_explained(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn what is raised inside, about the image at `path`, into what `decode` raises."""
     try:
         yield
@@ -118,16 +118,11 @@ def _explaining(path: str | os.PathLike[str]) -> Iterator[None]:
         raise ValueError("not in a known image format") from error
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error and others on broken files
         number = error.errno if isinstance(error, OSError) else None
-        if isinstance(error, MemoryError) or number in _MACHINE:
+        if isinstance(error, MemoryError) or number in _EXHAUSTED:
             raise DecodingError(f"out of memory or file handles at {path}; fewer data.workers need less") from error
         if number is not None and number != errno.EINVAL:  # EINVAL: a broken file sent PIL to a negative position
             raise
         raise ValueError(str(error) or type(error).__name__) from error
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Opens as `open` does, but not even a FIFO that nobody writes to keeps it waiting."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _formats() -> list[str]:
@@ -136,25 +131,35 @@ def _formats() -> list[str]:
     return [format for format in FORMATS if format in Image.OPEN]
 
 
-def _upright_at(image: Image.Image, size: tuple[int, int], channels: int) -> Image.Image:
-    """The picture in mode L or RGB at `size` (H, W), upright."""
+def _fit(image: Image.Image, size: tuple[int, int], channels: int) -> Image.Image:
+    """The picture in mode L or RGB, upright, at `size` (H, W): scaled to cover it, and cropped about its centre."""
     height, width = size
-    if image.format not in ("JPEG", "MPO"):  # which are read at reduced size, see below
+    if image.format not in ("JPEG", "MPO"):  # which are read at reduced size, see `_draft`
         image.load()
     orientation = _orientation(image)
     if orientation in (5, 6, 7, 8):  # stored on its side; it is cheapest turned last, when it is small
         height, width = width, height
-    # JPEG can leave out what a small picture does not need. From twice the target, antialiasing still has the say.
-    drafted = image.draft(None, (2 * width, 2 * height))
-    # The extent of the picture in drafted pixels is a fraction (draft rounds up): cropping by it avoids a stretch.
-    extent = (image.width, image.height) if drafted is None else drafted[1][2:]
-    scale = min(extent[0] / width, extent[1] / height)
-    margin_x = max(0.0, (extent[0] - width * scale) / 2)  # rounding must not put the box outside the picture
-    margin_y = max(0.0, (extent[1] - height * scale) / 2)
-    box = (margin_x, margin_y, extent[0] - margin_x, extent[1] - margin_y)
+    box = _centre(_draft(image, width, height), width, height)
     image = _flat(image).convert("L" if channels == 1 else "RGB")
     image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _draft(image: Image.Image, width: int, height: int) -> tuple[float, float]:
+    """Have a JPEG leave out what `width` x `height` pixels do not need; width and height of what will be decoded.
+
+    The latter may be a fraction (PIL rounds the picture up): cropping by it avoids a stretch.
+    """
+    drafted = image.draft(None, (2 * width, 2 * height))  # from twice the target, antialiasing still has the say
+    return image.size if drafted is None else drafted[1][2:]
+
+
+def _centre(extent: tuple[float, float], width: int, height: int) -> tuple[float, float, float, float]:
+    """The largest box of the shape of `width` x `height` about the centre of `extent`: left, top, right, bottom."""
+    scale = min(extent[0] / width, extent[1] / height)
+    margin_x = max(0.0, (extent[0] - width * scale) / 2)  # rounding must not put the box outside the picture
+    margin_y = max(0.0, (extent[1] - height * scale) / 2)
+    return margin_x, margin_y, extent[0] - margin_x, extent[1] - margin_y
 
 
 def _orientation(image: Image.Image) -> int:

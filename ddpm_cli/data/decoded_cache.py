@@ -6,34 +6,28 @@ the images in the list. So the images that are left when the bad ones are skippe
 been removed.
 """
 
-import contextlib
 import hashlib
 import io
 import json
 import math
 import os
-import secrets
-import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from ddpm_cli.data.bad_images import BadImage
+from ddpm_cli.data import cache_files
 from ddpm_cli.data.decode import DecodingError
-from ddpm_cli.data.scan import ImageFile
+from ddpm_cli.data.scan import BadImage, ImageFile
 from ddpm_cli.io import durable
 
 DECODE_VERSION = 2  # part of the key: raise it when `decode` gives other pixels for the same file
-BLOCK = 16 * 2**20  # bytes moved at a time
-ABANDONED_SECONDS = 24 * 3600  # a temporary file is written to all the time, unless its writer has been killed
-MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Cache:
+class DecodedCache:
     """Images below `root`, decoded to uint8 `[channels, H, W]` with `size` (H, W), as they are kept in `directory`."""
 
     directory: Path
@@ -76,9 +70,9 @@ class Cache:
         start = len(_npy_header(self._shape(files)))
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            remove_abandoned(self.directory)
+            cache_files.remove_abandoned(self.directory)
             durable.check_space(self.directory, math.prod(self._shape(files)))
-            with temporary(self.directory) as file:
+            with cache_files.temporary(self.directory) as file:
                 # Plain writes, not a memory map: on a full disk a map kills the process (SIGBUS) where a write raises.
                 file.truncate(start + math.prod(self._shape(files)))
                 bad = decode_into(file.name, start)
@@ -94,26 +88,25 @@ class Cache:
         return bad
 
     def _write_bad(self, files: Sequence[ImageFile], bad: list[BadImage]) -> None:
-        if not bad:
+        if bad:
+            reasons = [[image.name, image.reason] for image in bad]
+            cache_files.write(self.bad_path(files), json.dumps(reasons, indent=0).encode())
+        else:
             self.bad_path(files).unlink(missing_ok=True)  # what is said there has turned out wrong
-            return
-        with temporary(self.directory) as file:
-            file.write(json.dumps([[image.name, image.reason] for image in bad], indent=0).encode())
-            put_in_place(file, self.bad_path(files))
 
     def _write_good(self, files: Sequence[ImageFile], bad: list[BadImage], file: BinaryIO, start: int) -> None:
         """Make of `file`, which has room for all of `files` from byte `start` on, the .npy file of the good ones."""
-        good = without(files, bad)
-        if not good:
-            return
         bad_names = {image.name for image in bad}
-        gaps = [position for position, image in enumerate(files) if image.name in bad_names]
-        _close_gaps(file, start, self.channels * math.prod(self.size), gaps, len(files))
+        kept = [place for place, image in enumerate(files) if image.name not in bad_names]
+        if not kept:
+            return
+        good = [files[place] for place in kept]
+        _close_gaps(file, start, self.channels * math.prod(self.size), kept)
         header = _npy_header(self._shape(good))
         assert len(header) == start, header  # NumPy leaves room for any number of images
         file.seek(0)
         file.write(header)
-        put_in_place(file, self._path(good, "npy"))
+        cache_files.put_in_place(file, self._path(good, "npy"))
 
     def _shape(self, files: Sequence[ImageFile]) -> tuple[int, int, int, int]:
         return (len(files), self.channels, *self.size)
@@ -121,39 +114,6 @@ class Cache:
     def _path(self, files: Sequence[ImageFile], suffix: str) -> Path:
         height, width = self.size
         return self.directory / f"{height}x{width}x{self.channels}-{_key(self.root, files)}.{suffix}"
-
-
-def cache_directory(cache_dir: str | None) -> Path:
-    """Where caches lie: in `cache_dir` if that is given, else ddpm-cli in $XDG_CACHE_HOME or ~/.cache."""
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "ddpm-cli"
-
-
-@contextlib.contextmanager
-def temporary(directory: Path) -> Generator[BinaryIO, None, None]:
-    """A new file, open for reading and writing, that is gone after the block unless it has been renamed."""
-    path = directory / f"ddpm-cli-{secrets.token_hex(4)}.tmp"
-    try:
-        with open(path, "xb+") as file:
-            yield file
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
-def remove_abandoned(directory: Path) -> None:
-    """Remove the temporary files of runs that were killed (SIGKILL), which can be large."""
-    for path in directory.glob(f"ddpm-cli-{'[0-9a-f]' * 8}.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                path.unlink()
-
-
-def without(files: Sequence[ImageFile], bad: Sequence[BadImage]) -> list[ImageFile]:
-    """Those of `files` that are not among `bad`, in their order."""
-    names = {image.name for image in bad}
-    return [file for file in files if file.name not in names]
 
 
 def _key(root: str, files: Sequence[ImageFile]) -> str:
@@ -172,24 +132,12 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
     return header.getvalue()
 
 
-def _close_gaps(file: BinaryIO, start: int, size: int, gaps: list[int], count: int) -> None:
-    """Take the positions `gaps` out of an array of `count` items of `size` bytes that is in `file` from `start` on."""
-    end = start + size * (gaps[0] if gaps else count)
-    for gap, following in zip(gaps, [*gaps, count][1:], strict=True):
-        source, stop = start + size * (gap + 1), start + size * following
-        while source < stop:
-            file.seek(source)
-            block = file.read(min(BLOCK, stop - source))
-            assert block, (source, stop)
-            file.seek(end)
-            file.write(block)
-            source, end = source + len(block), end + len(block)
-    file.truncate(end)
-
-
-def put_in_place(file: BinaryIO, path: Path) -> None:
-    """Give an open file its final name, durably: what the name promises is on the disk before the name is."""
-    file.flush()
-    os.fsync(file.fileno())
-    os.replace(file.name, path)
-    durable.sync(path.parent)
+def _close_gaps(file: BinaryIO, start: int, size: int, kept: Sequence[int]) -> None:
+    """Leave of an array of items of `size` bytes, which is in `file` from `start` on, those at the places `kept`."""
+    for place, old_place in enumerate(kept):
+        if place < old_place:
+            file.seek(start + size * old_place)
+            item = file.read(size)
+            file.seek(start + size * place)
+            file.write(item)
+    file.truncate(start + size * len(kept))

@@ -1,6 +1,5 @@
 """Any folder of images as one `ImageSet`: decoded once, before training, into a cache that later runs map."""
 
-import contextlib
 import functools
 import os
 from collections.abc import Sequence
@@ -10,17 +9,19 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from ddpm_cli.data.bad_images import BadImage
+from ddpm_cli.data.cache_files import cache_directory
 from ddpm_cli.data.decode import DecodingError, decode_into
-from ddpm_cli.data.decoded_cache import MIB, Cache, cache_directory, without
-from ddpm_cli.data.image_set import ImageSet, check_channels, height_width
+from ddpm_cli.data.decoded_cache import DecodedCache
+from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.data.labels import class_folders, folder_labels
-from ddpm_cli.data.scan import SUFFIXES, ImageFile, find_images
-from ddpm_cli.data.worker_pool import ProcessDiedError, cpus, map_in_processes
+from ddpm_cli.data.options import check_channels, check_on_bad, check_workers, height_width
+from ddpm_cli.data.scan import SUFFIXES, BadImage, ImageFile, find_images, without
+from ddpm_cli.data.worker_pool import WorkerDiedError, WorkerPool, cpus
 from ddpm_cli.io.text import printable
 
 CHUNK = 16  # images a process decodes before it reports
 FEW_IMAGES = 256  # decoded here: two processes take half a second to start
+MIB = 2**20
 
 
 def folder(
@@ -57,13 +58,10 @@ def folder(
     """
     size = height_width(image_size)
     check_channels(channels)
-    if on_bad not in ("stop", "skip"):
-        raise ValueError(f"on_bad must be stop or skip, got {on_bad!r}")
-    if workers < -1:
-        raise ValueError(f"workers must be -1 (one per CPU), 0 (none) or a number of processes, got {workers}")
+    check_on_bad(on_bad)
+    check_workers(workers)
     if memory_mb < 0:
         raise ValueError(f"memory_mb must be 0 or more, got {memory_mb}")
-
     if not path:
         raise ValueError("path is empty; the current folder is '.'")
     root = os.path.abspath(os.path.expanduser(path))
@@ -71,7 +69,7 @@ def folder(
     folders = ()
     if num_classes is not None and files:  # known from the names: before hours of decoding
         folders = class_folders((file.name for file in (*files, *unusable)), root, num_classes)
-    cache = Cache(cache_directory(cache_dir), root, size, channels)
+    cache = DecodedCache(cache_directory(cache_dir), root, size, channels)
     pixels, undecodable = _read_or_decode(cache, files, workers)
     bad = sorted([*unusable, *undecodable])
     if bad and (pixels is None or on_bad == "stop"):
@@ -102,26 +100,23 @@ def _find_images(root: str) -> tuple[list[ImageFile], list[BadImage]]:
     return files, bad
 
 
-def _read_or_decode(cache: Cache, files: list[ImageFile], workers: int) -> tuple[np.ndarray | None, list[BadImage]]:
+def _read_or_decode(
+    cache: DecodedCache, files: list[ImageFile], workers: int
+) -> tuple[np.ndarray | None, list[BadImage]]:
     """uint8 `[N, C, H, W]` of the images among `files` that can be decoded (None if none can), and the others."""
     bad = cache.read_bad(files)
     good = without(files, bad)
-    if not good:
-        return None, bad
     pixels = cache.read(good)
-    if pixels is not None:
-        return pixels, bad
-    names = [file.name for file in files]
-    bad = cache.write(files, functools.partial(_decode_all, cache, names, workers))
-    good = without(files, bad)
-    if not good:
-        return None, bad
-    pixels = cache.read(good)
-    assert pixels is not None, cache
+    if pixels is None and good:
+        names = [file.name for file in files]
+        bad = cache.write(files, functools.partial(_decode_all, cache, names, workers))
+        good = without(files, bad)
+        pixels = cache.read(good)
+    assert (pixels is None) == (not good), cache
     return pixels, bad
 
 
-def _decode_all(cache: Cache, names: list[str], workers: int, file: str, start: int) -> list[BadImage]:
+def _decode_all(cache: DecodedCache, names: list[str], workers: int, file: str, start: int) -> list[BadImage]:
     """Write the pixels of all images into `file` from byte `start` on; returns those that cannot be decoded.
 
     The processes write to the file themselves and send back only messages. Raises DecodingError, or OSError where
@@ -130,25 +125,24 @@ def _decode_all(cache: Cache, names: list[str], workers: int, file: str, start: 
     decode_chunk = functools.partial(decode_into, file, cache.root, cache.size, cache.channels)
     image_bytes = cache.channels * cache.size[0] * cache.size[1]
     chunks = [(start + first * image_bytes, names[first : first + CHUNK]) for first in range(0, len(names), CHUNK)]
-    workers = min(cpus() if workers == -1 else workers, len(chunks))
+    if len(names) < FEW_IMAGES:
+        workers = 0
     bad = []
-    with contextlib.ExitStack() as stack:
-        if workers == 0 or len(names) < FEW_IMAGES:
-            results = ((chunk, decode_chunk(*chunk)) for chunk in chunks)
-        else:
-            results = stack.enter_context(contextlib.closing(map_in_processes(decode_chunk, chunks, workers)))
+    with (
+        WorkerPool(decode_chunk, cpus() if workers == -1 else workers) as pool,
         # disable=None: a progress bar on a terminal, nothing in a log.
-        progress = stack.enter_context(tqdm(total=len(names), desc="decoding", unit="image", disable=None))
+        tqdm(total=len(names), desc="decoding", unit="image", disable=None) as progress,
+    ):
         try:
-            for (_, chunk), unreadable in results:
-                bad += unreadable
+            for (_, chunk), undecodable in pool.map(chunks):
+                bad += undecodable
                 progress.update(len(chunk))
-        except ProcessDiedError as death:
+        except WorkerDiedError as death:
             raise DecodingError(_explain(death, cache.root)) from death
     return bad
 
 
-def _explain(death: ProcessDiedError, root: str) -> str:
+def _explain(death: WorkerDiedError, root: str) -> str:
     _, names = death.task
     return (
         f"a process decoding images {death}, at one of {len(names)} images from {printable(f'{root}/{names[0]}')} on. "

@@ -31,7 +31,7 @@ def class_folders(names: Iterable[str], root: str, num_classes: int) -> tuple[st
             f"num_classes is {num_classes}, but {len(stray)} of the images in {printable(root)} are in no class "
             f"folder, e.g. {printable(stray[0])}: move them into one folder per class, or set num_classes to null"
         )
-    folders = tuple(sorted({_first(name) for name in names}))
+    folders = tuple(sorted({_class_folder(name) for name in names}))
     if not _is(num_classes, len(folders)):
         shown = [printable(folder) for folder in folders[:SHOWN_CLASSES]]
         more = ["..."] if len(folders) > SHOWN_CLASSES else []
@@ -44,11 +44,11 @@ def class_folders(names: Iterable[str], root: str, num_classes: int) -> tuple[st
 
 def folder_labels(names: Iterable[str], folders: Sequence[str]) -> np.ndarray:
     """int64 `[N]`: in which of `folders` each of the N images `names` is, directly or further down."""
-    index = {folder: label for label, folder in enumerate(folders)}
-    return np.array([index[_first(name)] for name in names], np.int64)
+    label_of = {folder: label for label, folder in enumerate(folders)}
+    return np.array([label_of[_class_folder(name)] for name in names], np.int64)
 
 
-def _first(name: str) -> str:
+def _class_folder(name: str) -> str:
     return name.partition("/")[0]
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.data.image_set import ImageSet
-from ddpm_cli.data.shuffle import WindowedOrder
+from ddpm_cli.data.shuffle import WindowedShuffle
 from ddpm_cli.io.images import from_uint8
 from ddpm_cli.runtime.seeds import generator
 
@@ -43,27 +43,28 @@ class BatchLoader:
     """The endless stream of training batches: epoch after epoch, each in an order of its own, cut every `batch_size`.
 
     No image is dropped: a batch may begin in one epoch and end in the next (or several later, when the set is smaller
-    than a batch). Of `ranks` processes that train together, each loads its part of every batch.
+    than a batch). Of `world_size` processes that train together, each loads its part of every batch.
 
-    Raises ValueError for a batch_size below 1, or one that `ranks` does not divide.
+    Raises ValueError for a batch_size below 1, or one that `world_size` does not divide.
     """
 
-    def __init__(self, images: ImageSet, batch_size: int, *, seed: int, rank: int = 0, ranks: int = 1):
+    def __init__(self, images: ImageSet, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if batch_size % ranks != 0:
-            raise ValueError(f"batch_size {batch_size} cannot be divided among {ranks} processes")
+        if batch_size % world_size != 0:
+            raise ValueError(f"batch_size {batch_size} cannot be divided among {world_size} processes")
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
-        size = batch_size // ranks
+        size = batch_size // world_size
         self.part = slice(rank * size, (rank + 1) * size)  # of every batch: what is loaded here
         # Two are enough: steps come in order, and a batch seldom straddles more than two epochs.
-        self._order = functools.lru_cache(maxsize=2)(self._permutation)
+        self._order = functools.lru_cache(maxsize=2)(self._shuffle)
 
-    def _permutation(self, epoch: int) -> np.ndarray | WindowedOrder:
+    def _shuffle(self, epoch: int) -> np.ndarray | WindowedShuffle:
+        """The order of an epoch's images: its slices are int64 `[n]`, and may end early where a window ends."""
         if self.images.blocks is not None:
-            return WindowedOrder(self.images.blocks, self.seed, "order", epoch)
+            return WindowedShuffle(self.images.blocks, self.seed, "order", epoch)
         return torch.randperm(len(self.images), generator=generator(self.seed, "order", epoch)).numpy()
 
     def indices(self, step: int) -> np.ndarray:
@@ -85,24 +86,15 @@ class BatchLoader:
             return torch.zeros(self.batch_size, dtype=torch.bool)
         return torch.rand(self.batch_size, generator=generator(self.seed, "flip", step)) < 0.5
 
-    def labels(self, step: int) -> Tensor | None:
-        """int64 `[batch_size]`: the classes of the images of batch `step`; None if the set has no labels."""
-        if self.images.labels is None:
-            return None
-        return torch.from_numpy(self.images.labels[self.indices(step)])
-
-    def load(self, step: int) -> Tensor:
-        """uint8 `[part, C, H, W]` on the CPU: the images of this process's part of batch `step`, as they are stored."""
-        return torch.from_numpy(np.asarray(self.images.pixels[self.indices(step)[self.part]]))
-
     def batch(self, step: int, *, pixels: bool = True) -> Batch:
-        """This process's part of batch `step`, with the `pixels` or without."""
-        labels = self.labels(step)
+        """This process's part of batch `step`, with the `pixels` as they are stored, or without."""
+        indices = self.indices(step)[self.part]
+        labels = self.images.labels
         return Batch(
-            indices=torch.from_numpy(self.indices(step)[self.part]),
-            pixels=self.load(step) if pixels else None,
+            indices=torch.from_numpy(indices),
+            pixels=torch.from_numpy(np.asarray(self.images.pixels[indices])) if pixels else None,
             flips=self.flips(step)[self.part],
-            labels=None if labels is None else labels[self.part],
+            labels=None if labels is None else torch.from_numpy(labels[indices]),
         )
 
     def prefetch(

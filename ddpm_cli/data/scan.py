@@ -1,13 +1,17 @@
-"""Which images a folder holds, told from names and file attributes alone: no file is opened."""
+"""Which images a folder holds, and what in it should be an image but is none: told without opening a file.
+
+Standard library only: the processes that decode import this.
+"""
 
 import errno
 import heapq
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ddpm_cli.data.bad_images import BadImage
+from ddpm_cli.io.text import printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -20,6 +24,18 @@ class ImageFile(NamedTuple):
     mtime_ns: int
 
 
+class BadImage(NamedTuple):
+    """A file that should be an image and cannot be used, or a folder that cannot be searched for images."""
+
+    name: str  # path relative to the folder of images, with /
+    reason: str
+    lasting: bool = True  # the fault is in the file: a verdict that holds until the file changes
+
+    def line(self, root: str) -> str:
+        """ "path: reason" on one line, whatever characters are in the name."""
+        return f"{printable(f'{root}/{self.name}')}: {printable(self.reason)}"
+
+
 def find_images(root: str) -> tuple[list[ImageFile], list[BadImage]]:
     """The images below `root`, hidden ones left out, and what should be an image but cannot be one; each by name.
 
@@ -27,13 +43,19 @@ def find_images(root: str) -> tuple[list[ImageFile], list[BadImage]]:
     itself). However many links lead to it, a folder is searched once: under its own name if that can be reached, else
     under the first of the links.
     """
-    search = _Search(root)
-    while search.folders or search.links:
-        search.list_folder(*(search.folders.pop() if search.folders else heapq.heappop(search.links)))
-    return sorted(search.images), sorted(search.bad)
+    scan = _Scan(root)
+    while scan.folders or scan.links:
+        scan.list_folder(*(scan.folders.pop() if scan.folders else heapq.heappop(scan.links)))
+    return sorted(scan.images), sorted(scan.bad)
 
 
-class _Search:
+def without(files: Sequence[ImageFile], bad: Sequence[BadImage]) -> list[ImageFile]:
+    """Those of `files` that are not among `bad`, in their order."""
+    names = {image.name for image in bad}
+    return [file for file in files if file.name not in names]
+
+
+class _Scan:
     """What has been found so far, and where to look next: folders as (name, real path)."""
 
     def __init__(self, root: str):
@@ -78,13 +100,13 @@ class _Search:
                 self.folders.append((name, real))
                 return
             if is_image:
-                self._take(entry.path, name)
+                self._add_file(entry.path, name)
         except OSError as error:
             # What cannot be reached, and has no suffix, may be a folder on a disk that is not mounted.
             if is_image or "." not in entry.name:
                 self.bad.append(BadImage(name, ": ".join(filter(None, [link, error.strerror]))))
 
-    def _take(self, path: str, name: str) -> None:
+    def _add_file(self, path: str, name: str) -> None:
         """Note a file as an image, or as a bad one. Raises OSError if it cannot be reached."""
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # to open a FIFO is to wait for somebody to write to it

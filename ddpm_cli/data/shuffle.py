@@ -21,7 +21,7 @@ class Blocks:
     window: int  # how many of them are shuffled together, at least 1
 
 
-class WindowedOrder:
+class WindowedShuffle:
     """Each image once: the blocks in a random order, the images of `window` of them at a time shuffled together.
 
     All randomness comes from the stream named by `key`. With at most `window` blocks this is a permutation of all
@@ -32,19 +32,20 @@ class WindowedOrder:
         self.blocks = blocks
         self.key = key
         sizes = np.diff(blocks.starts)
-        shuffled = torch.randperm(len(sizes), generator=generator(*key)).numpy()
+        order = torch.randperm(len(sizes), generator=generator(*key)).numpy()
         # Evenly, so that no epoch ends with a window of one block, whose images would be shuffled among themselves.
-        self.windows = np.array_split(shuffled, math.ceil(len(sizes) / blocks.window))
+        self.windows = np.array_split(order, math.ceil(len(sizes) / blocks.window))
         self.ends = np.cumsum([sizes[window].sum() for window in self.windows])
-        self._window = functools.lru_cache(maxsize=2)(self._shuffled)  # a batch seldom straddles more
+        self._shuffled = functools.lru_cache(maxsize=2)(self._shuffle)  # a batch seldom straddles more windows
 
     def __getitem__(self, places: slice) -> np.ndarray:
         """int64 `[n]`: the images at these places in the order, but none of a window after the first one's."""
         window = int(np.searchsorted(self.ends, places.start, side="right"))
         start = self.ends[window - 1] if window > 0 else 0
-        return self._window(window)[places.start - start : places.stop - start]
+        return self._shuffled(window)[places.start - start : places.stop - start]
 
-    def _shuffled(self, window: int) -> np.ndarray:
+    def _shuffle(self, window: int) -> np.ndarray:
+        """int64 `[n]`: the images of one window in their order."""
         starts = self.blocks.starts
         blocks = self.windows[window].tolist()
         images = np.concatenate([np.arange(int(starts[block]), int(starts[block + 1])) for block in blocks])

@@ -10,11 +10,13 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from io import BufferedReader, FileIO
 from typing import NamedTuple
 
 import numpy as np
 
+from ddpm_cli.io.openers import nonblocking
 from ddpm_cli.io.text import printable
 
 NO_LABEL = -1  # the sample has no .cls member
@@ -35,6 +37,32 @@ class Shard(NamedTuple):
     mtime_ns: int
 
 
+class Member(NamedTuple):
+    """A file in a shard, by where its content is."""
+
+    shard: Shard
+    offset: int
+    size: int  # bytes
+
+
+@dataclass(frozen=True, eq=False)
+class TarIndex:
+    """Where N images lie: `starts[s]` up to `starts[s + 1]` in `shards[s]`, each `sizes` bytes from `offsets` on."""
+
+    shards: Sequence[Shard]
+    starts: np.ndarray  # int64 [shards + 1]
+    offsets: np.ndarray  # int64 [N]
+    sizes: np.ndarray  # int64 [N]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def member(self, image: int) -> Member:
+        """Where one of the images is."""
+        shard = int(np.searchsorted(self.starts, image, side="right")) - 1
+        return Member(self.shards[shard], int(self.offsets[image]), int(self.sizes[image]))
+
+
 def shard_at(path: str) -> Shard:
     """The shard that a path leads to. Raises OSError if there is none that can be read, ValueError if it is no file."""
     status = os.stat(path)
@@ -45,7 +73,7 @@ def shard_at(path: str) -> Shard:
 
 def open_shard(shard: Shard) -> FileIO:
     """The file, unbuffered. Raises OSError if it cannot be opened or is not the one it was."""
-    file = FileIO(shard.path, opener=_without_waiting)
+    file = FileIO(shard.path, opener=nonblocking)
     status = os.fstat(file.fileno())
     if (status.st_size, status.st_mtime_ns) != shard[1:]:
         file.close()
@@ -66,24 +94,18 @@ def index_shard(shard: Shard, extensions: Sequence[str]) -> np.ndarray:
         for sample in _samples(file):
             extension = next((extension for extension in extensions if extension in sample), None)
             if extension is not None:
-                _, offset, size = sample[extension]
-                rows.append((offset, size, _label(file, sample.get("cls"))))
+                image = sample[extension]
+                rows.append((image.offset_data, image.size, _label(file, sample.get("cls"))))
     return np.array(rows, np.int64).reshape(-1, 3)
 
 
-def member_at(shard: Shard, offset: int) -> str:
-    """The name of the member whose content begins at `offset`, as it may be shown; for messages: it takes a search."""
+def member_name(member: Member) -> str:
+    """The name of a member, as it may be shown; for messages: it takes a search."""
     try:
-        with open_shard(shard) as raw, _Bounded(raw) as file:
-            return printable(next(member.name[:_SHOWN] for member in _members(file) if member.offset == offset))
+        with open_shard(member.shard) as raw, _Bounded(raw) as file:
+            return printable(next(found.name[:_SHOWN] for found in _files(file) if found.offset_data == member.offset))
     except (OSError, ValueError, StopIteration):
-        return f"the member at byte {offset}"
-
-
-class _Member(NamedTuple):
-    name: str
-    offset: int  # of its content
-    size: int
+        return f"the member at byte {member.offset}"
 
 
 class _Bounded(BufferedReader):
@@ -95,12 +117,15 @@ class _Bounded(BufferedReader):
         return super().read(size)
 
 
-def _samples(file: _Bounded) -> Iterator[dict[str, _Member]]:
+def _samples(file: _Bounded) -> Iterator[dict[str, tarfile.TarInfo]]:
     """The members of each sample by their extension, in lower case."""
-    named = ((*_key_and_extension(member.name), member) for member in _members(file))
+    named = ((*_key_and_extension(member.name), member) for member in _files(file))
     for key, run in itertools.groupby(named, key=operator.itemgetter(0)):
         if key is not None:
-            yield {extension: member for _, extension, member in reversed(list(run))}  # of two alike the first
+            sample = {}
+            for _, extension, member in run:
+                sample.setdefault(extension, member)  # of two alike the first
+            yield sample
 
 
 def _key_and_extension(name: str) -> tuple[str | None, str]:
@@ -110,7 +135,7 @@ def _key_and_extension(name: str) -> tuple[str | None, str]:
     return f"{folder}/{stem}" if stem and extension else None, extension.lower()
 
 
-def _members(file: _Bounded) -> Iterator[_Member]:
+def _files(file: _Bounded) -> Iterator[tarfile.TarInfo]:
     """The plain files in a tar file; links, devices, folders and sparse files are passed over.
 
     Raises ValueError unless it is whole.
@@ -130,7 +155,7 @@ def _members(file: _Bounded) -> Iterator[_Member]:
                 place = tar.offset
                 vars(tar)["members"].clear()  # which would grow by a kilobyte for each
                 if member.isreg() and not member.issparse():
-                    yield _Member(member.name, member.offset_data, member.size)
+                    yield member
             _check_end(file, tar.offset)
     except (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
         raise ValueError(f"no whole tar file: {error}") from error
@@ -152,16 +177,11 @@ def _check_end(file: _Bounded, offset: int) -> None:
         raise tarfile.ReadError(f"damaged: what is at byte {offset} is neither a member nor the end")
 
 
-def _label(file: _Bounded, member: _Member | None) -> int:
+def _label(file: _Bounded, member: tarfile.TarInfo | None) -> int:
     if member is None:
         return NO_LABEL
     if member.size > _MOST_DIGITS + 2:  # and a line's end
         return BAD_LABEL
-    file.seek(member.offset)
+    file.seek(member.offset_data)
     text = file.read(member.size).strip()
     return int(text) if text.isdigit() and len(text) <= _MOST_DIGITS else BAD_LABEL
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Opens as `open` does, but not even a FIFO that nobody writes to keeps it waiting."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -1,30 +1,24 @@
 """Tar files in the WebDataset layout as one `ImageSet`: for sets that fit neither memory nor a decoded cache."""
 
-import contextlib
 import glob
-import hashlib
 import itertools
 import os
 import re
-from collections.abc import Generator, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
-from ddpm_cli.data.decoded_cache import cache_directory, put_in_place, remove_abandoned, temporary
-from ddpm_cli.data.image_set import ImageSet, check_channels, height_width
+from ddpm_cli.data.cache_files import cache_directory
+from ddpm_cli.data.image_set import ImageSet
+from ddpm_cli.data.index_cache import IndexCache, index_shards
+from ddpm_cli.data.options import check_channels, check_on_bad, check_workers, height_width
 from ddpm_cli.data.shuffle import Blocks
-from ddpm_cli.data.tar_index import BAD_LABEL, NO_LABEL, Shard, index_shard, member_at, shard_at
-from ddpm_cli.data.tar_reader import Places, ShardPixels, share_of_cpus
-from ddpm_cli.data.worker_pool import ProcessDiedError, WorkerPool
+from ddpm_cli.data.tar_index import BAD_LABEL, NO_LABEL, Shard, TarIndex, member_name
+from ddpm_cli.data.tar_reader import TarReader
 from ddpm_cli.io.text import printable
 
-INDEX_VERSION = 1  # part of the key: raise it when `index_shard` finds something else in the same file
-FEW_BYTES = 2**28  # of shards to be indexed: this many are indexed here, processes take half a second to start
 MOST_SHARDS = 10**6  # that braces may stand for
-SHOWN = 10  # of shards that cannot be used: there may be thousands
 
 _BRACES = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 
@@ -65,44 +59,46 @@ def webdataset(
     """
     size = height_width(image_size)
     check_channels(channels)
-    _check_settings(extensions, window, on_bad, workers, num_classes)
-    paths, name = _find(path)
-    tables = _indices(paths, tuple(extension.lower() for extension in extensions), workers, cache_directory(cache_dir))
-    shards = [shard for shard, table in tables if len(table) > 0]
-    if not shards:
-        raise ValueError(
-            f"no images in the shards at {printable(path)}: no file in them ends in .{', .'.join(extensions)}"
-        )
-    rows = np.concatenate([table for _, table in tables])
-    starts = np.cumsum([0, *(len(table) for _, table in tables if len(table) > 0)])
-    places = Places(shards, starts, *np.ascontiguousarray(rows[:, :2].T))
-    labels = None
-    if num_classes is not None:
-        labels = np.ascontiguousarray(rows[:, 2])
-        _check_labels(labels, num_classes, places)
-    return ImageSet(
-        ShardPixels(places, size, channels, workers=workers, skip_bad=on_bad == "skip", labels=labels),
-        name,
-        flip=flip,
-        labels=labels,
-        class_names=() if num_classes is None else tuple(map(str, range(num_classes))),
-        blocks=Blocks(starts, window),
-    )
-
-
-def _check_settings(extensions: Sequence[str], window: int, on_bad: str, workers: int, num_classes: int | None) -> None:
+    check_on_bad(on_bad)
+    check_workers(workers)
     if isinstance(extensions, str) or not extensions or not all(extensions):
         raise ValueError(
             f"extensions must be a list of what follows the dot in the names of images, got {extensions!r}"
         )
     if window < 1:
         raise ValueError(f"window must be at least 1 (shards shuffled at a time), got {window}")
-    if on_bad not in ("stop", "skip"):
-        raise ValueError(f"on_bad must be stop or skip, got {on_bad!r}")
-    if workers < -1:
-        raise ValueError(f"workers must be -1 (one per CPU), 0 (none) or a number of processes, got {workers}")
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    paths, name = _find(path)
+    cache = IndexCache(cache_directory(cache_dir) / "shards", tuple(extension.lower() for extension in extensions))
+    index, labels = _combined(index_shards(paths, cache, workers))
+    if len(index) == 0:
+        raise ValueError(
+            f"no images in the shards at {printable(path)}: no file in them ends in .{', .'.join(extensions)}"
+        )
+    if num_classes is None:
+        labels, class_names = None, ()
+    else:
+        _check_labels(labels, num_classes, index)
+        class_names = tuple(map(str, range(num_classes)))
+    return ImageSet(
+        TarReader(index, size, channels, workers=workers, skip_bad=on_bad == "skip", labels=labels),
+        name,
+        flip=flip,
+        labels=labels,
+        class_names=class_names,
+        blocks=Blocks(index.starts, window),
+    )
+
+
+def _combined(tables: Sequence[tuple[Shard, np.ndarray]]) -> tuple[TarIndex, np.ndarray]:
+    """Where the images of all shards lie, those without any left out, and their labels int64 `[N]`."""
+    tables = [(shard, table) for shard, table in tables if len(table) > 0]
+    rows = np.concatenate([np.empty((0, 3), np.int64), *(table for _, table in tables)])
+    starts = np.cumsum([0, *(len(table) for _, table in tables)])
+    # Copies, so that the columns that are not used are not kept: there may be many millions of rows.
+    offsets, sizes = np.ascontiguousarray(rows[:, :2].T)
+    return TarIndex([shard for shard, _ in tables], starts, offsets, sizes), np.ascontiguousarray(rows[:, 2])
 
 
 def _find(path: str) -> tuple[list[str], str]:
@@ -146,125 +142,15 @@ def _expanded(pattern: str) -> Iterator[str]:
         yield from _expanded(f"{pattern[: braces.start()]}{number:0{len(first)}}{pattern[braces.end() :]}")
 
 
-def _indices(
-    paths: list[str], extensions: tuple[str, ...], workers: int, cache: Path
-) -> list[tuple[Shard, np.ndarray]]:
-    """Every shard with what `index_shard` finds in it, now or when the shard was last met.
-
-    Raises ValueError listing the shards that cannot be used, OSError if the cache cannot be written.
-    """
-    tables: dict[str, tuple[Shard, np.ndarray]] = {}
-    new: list[tuple[Shard, tuple[str, ...]]] = []
-    unusable: dict[str, str] = {}
-    for path in paths:
-        try:
-            shard = shard_at(path)
-        except (OSError, ValueError) as error:
-            unusable[path] = _reason(error)
-            continue
-        kept = _kept(cache / "shards" / _key(shard, extensions))
-        if kept is None:
-            new.append((shard, extensions))
-        else:
-            tables[path] = shard, kept
-    remove_abandoned(cache / "shards")
-    # Nothing is indexed, which may take hours, that could not be used.
-    with contextlib.closing(_index([] if unusable else new, workers)) as indexed:
-        for shard, found in indexed:
-            if isinstance(found, str):
-                unusable[shard.path] = found
-            else:
-                tables[shard.path] = shard, found
-                _keep(cache / "shards" / _key(shard, extensions), found)
-    if unusable:
-        raise ValueError(_report(unusable, paths))
-    return [tables[path] for path in paths]
-
-
-def _index(
-    new: list[tuple[Shard, tuple[str, ...]]], workers: int
-) -> Generator[tuple[Shard, np.ndarray | str], None, None]:
-    """Each shard with what is in it, or what is wrong with it, as they come."""
-    here = workers == 0 or sum(shard.size for shard, _ in new) <= FEW_BYTES
-    with contextlib.ExitStack() as stack:
-        results: Iterator[tuple[tuple, np.ndarray | str]]
-        if here:
-            results = ((task, index_or_reason(*task)) for task in new)
-        else:
-            pool = stack.enter_context(contextlib.closing(WorkerPool(index_or_reason, share_of_cpus(workers))))
-            results = stack.enter_context(contextlib.closing(pool.map(new)))
-        # disable=None: a progress bar on a terminal, nothing in a log.
-        try:
-            for (shard, _), found in tqdm(results, total=len(new), desc="indexing", unit="shard", disable=None):
-                yield shard, found
-        except ProcessDiedError as death:
-            raise OSError(
-                f"a process indexing {printable(death.task[0].path)} {death}; data.workers=0 indexes without processes"
-            ) from death
-
-
-def index_or_reason(shard: Shard, extensions: tuple[str, ...]) -> np.ndarray | str:
-    """As `index_shard`, but what it raises is returned: what is wrong with the file."""
-    try:
-        return index_shard(shard, extensions)
-    except (OSError, ValueError) as error:
-        return _reason(error)
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error)
-
-
-def _report(unusable: dict[str, str], paths: list[str]) -> str:
-    lines = [f"{printable(path)}: {printable(reason)}" for path, reason in sorted(unusable.items())]
-    if len(lines) > SHOWN:
-        lines[SHOWN:] = [f"and {len(lines) - SHOWN:,} more"]
-    return "\n  ".join([f"{len(unusable):,} of {len(paths):,} shards cannot be used:", *lines])
-
-
-def _check_labels(labels: np.ndarray, num_classes: int, places: Places) -> None:
+def _check_labels(labels: np.ndarray, num_classes: int, index: TarIndex) -> None:
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong) == 0:
         return
-    member = places.member(int(wrong[0]))
+    member = index.member(int(wrong[0]))
     what = {NO_LABEL: "has no .cls", BAD_LABEL: "has a .cls that is no whole number from 0 on"}
     label = int(labels[wrong[0]])
     raise ValueError(
         f"num_classes is {num_classes}, but {len(wrong):,} of {len(labels):,} samples have no label from 0 to "
-        f"{num_classes - 1}, e.g. the one of {member_at(member.shard, member.offset)} in "
+        f"{num_classes - 1}, e.g. the one of {member_name(member)} in "
         f"{printable(member.shard.path)} {what.get(label, f'has {label}')}"
     )
-
-
-# What was found in a shard, kept: the SHA-256 of the rest, then the table's int64 -------------------------------------
-
-
-def _key(shard: Shard, extensions: tuple[str, ...]) -> str:
-    """32 hex digits that change with the shard, and with what is looked for in it."""
-    what = (INDEX_VERSION, os.path.realpath(shard.path), shard.size, shard.mtime_ns, extensions)
-    return hashlib.sha256(repr(what).encode()).hexdigest()[:32]
-
-
-def _kept(path: Path) -> np.ndarray | None:
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    digest, table = content[:32], content[32:]
-    if hashlib.sha256(table).digest() != digest:
-        return None
-    return np.frombuffer(table, "<i8").astype(np.int64, copy=False).reshape(-1, 3)
-
-
-def _keep(path: Path, table: np.ndarray) -> None:
-    content = table.astype("<i8").tobytes()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary(path.parent) as file:
-            file.write(hashlib.sha256(content).digest() + content)
-            put_in_place(file, path)
-    except OSError as error:
-        raise OSError(
-            f"cannot write the index of the shards in {path.parent} ({error.strerror or error}): "
-            "choose another data.cache_dir"
-        ) from error

@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 PARENTS_SIGNALS = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
 
 
-class ProcessDiedError(ChildProcessError):
+class WorkerDiedError(ChildProcessError):
     """A process came to an end of its own, or to none: how. `task` is what it was at, or was to begin with."""
 
     def __init__(self, how: str, task: tuple):
@@ -34,41 +34,40 @@ class ProcessDiedError(ChildProcessError):
         self.task = task
 
 
-def map_in_processes(
-    function: Callable[..., Result], tasks: Sequence[tuple], processes: int
-) -> Generator[tuple[tuple, Result], None, None]:
-    """Each task with its `function(*task)`, in the order in which `processes` processes finish them.
-
-    Close the generator to end the processes; what is under way then is not waited for but killed. Raises as
-    `Processes.map`.
-    """
-    with contextlib.closing(WorkerPool(function, processes)) as pool:
-        yield from pool.map(tasks)
-
-
 class WorkerPool(Generic[Result]):
-    """At most `number` processes that call `function`, kept from one lot of tasks to the next until `close`.
+    """At most `workers` processes that call `function`, kept from one lot of tasks to the next until `close`.
 
     They are spawned when there is work for them, not forked: in a process in which torch has started threads that can
-    deadlock. None outlives the process that began it.
+    deadlock. None outlives the process that began it. With no `workers` it is this process that calls `function`.
     """
 
-    def __init__(self, function: Callable[..., Result], number: int):
+    def __init__(self, function: Callable[..., Result], workers: int):
         self._function = function
-        self._number = number
+        self._workers = workers
         self._idle: list[tuple[Connection, SpawnProcess]] = []
         self._cleanup = contextlib.ExitStack()
+
+    def __enter__(self) -> "WorkerPool[Result]":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
 
     def map(self, tasks: Sequence[tuple]) -> Generator[tuple[tuple, Result], None, None]:
         """Each task with its `function(*task)`, in the order in which they are finished. One lot at a time.
 
-        Raises ProcessDiedError if a process dies or cannot be started, and whatever `function` raises. After that, and
-        if the generator is closed early, the processes are gone; another lot begins with new ones.
+        Raises WorkerDiedError if a process dies or cannot be started, and whatever `function` raises. After that, and
+        if the generator is closed early, the processes are gone, whatever they were at; another lot begins with new
+        ones.
         """
+        if self._workers == 0:
+            for task in tasks:
+                yield task, self._function(*task)
+            return
         waiting = deque(tasks)
         at_work: dict[Any, tuple[SpawnProcess, tuple]] = {}  # by connection
         try:
-            for _ in range(min(self._number, len(tasks))):
+            for _ in range(min(self._workers, len(tasks))):
                 task = waiting.popleft()
                 connection, process = self._idle.pop() if self._idle else _start(self._function, task, self._cleanup)
                 at_work[connection] = process, task
@@ -100,6 +99,11 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def share_of_cpus(workers: int) -> int:
+    """The number of processes that `workers` stands for: -1 is this rank's share of the CPUs, at least one."""
+    return max(1, cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) if workers == -1 else workers
+
+
 def _start(function: Callable, task: tuple, cleanup: contextlib.ExitStack) -> tuple[Connection, SpawnProcess]:
     """A process that waits for tasks, and our end of its pipe; `cleanup` ends both."""
     spawn = multiprocessing.get_context("spawn")
@@ -110,7 +114,7 @@ def _start(function: Callable, task: tuple, cleanup: contextlib.ExitStack) -> tu
         with theirs, _signals_blocked():
             process.start()
     except OSError as error:
-        raise ProcessDiedError(f"could not be started ({error.strerror or error})", task) from error
+        raise WorkerDiedError(f"could not be started ({error.strerror or error})", task) from error
     return ours, process
 
 
@@ -145,7 +149,7 @@ def _send(connection: Connection, process: SpawnProcess, task: tuple) -> None:
 
 
 def _receive(connection: Connection, process: SpawnProcess, task: tuple):
-    """The result of `task`. Raises what the function raised, or ProcessDiedError."""
+    """The result of `task`. Raises what the function raised, or WorkerDiedError."""
     try:
         result = connection.recv()
     except (EOFError, OSError) as error:
@@ -155,10 +159,10 @@ def _receive(connection: Connection, process: SpawnProcess, task: tuple):
     return result
 
 
-def _died(process: SpawnProcess, task: tuple) -> ProcessDiedError:
+def _died(process: SpawnProcess, task: tuple) -> WorkerDiedError:
     process.join()
     code = process.exitcode or 0
-    return ProcessDiedError(f"died ({signal.strsignal(-code)})" if code < 0 else f"ended (exit status {code})", task)
+    return WorkerDiedError(f"died ({signal.strsignal(-code)})" if code < 0 else f"ended (exit status {code})", task)
 
 
 def _serve(connection: Connection, function: Callable) -> None:

@@ -85,7 +85,7 @@ def sync(path: Path) -> None:
 @contextmanager
 def _opened(path: Path, flags: int) -> Iterator[int]:
     """A descriptor of the file; errors name the file, also one of closing it."""
-    with naming(path):
+    with errors_naming(path):
         descriptor = os.open(path, flags, 0o666)
         try:
             yield descriptor
@@ -94,7 +94,7 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def errors_naming(path: Path) -> Iterator[None]:
     """Add the name of a file to an OSError that does not know it, as of one that was raised for its descriptor."""
     try:
         yield

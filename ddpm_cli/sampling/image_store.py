@@ -113,7 +113,7 @@ def begin(directory: Path, identity: dict, *, batch_size: int, shape: Sequence[i
             raise ValueError(f"{directory} already holds {name}; choose another directory")
     durable.check_space(directory, copies * sizes[PIXELS_FILE])
     for name, size in sizes.items():
-        with durable.naming(folder / name), open(folder / name, "xb") as file:
+        with durable.errors_naming(folder / name), open(folder / name, "xb") as file:
             file.truncate(size)
             os.fsync(file.fileno())
     durable.replace(folder / IDENTITY_FILE, json.dumps(identity, indent=2).encode())
@@ -177,7 +177,7 @@ class ImageStore:
             images: uint8 `[B, C, H, W]` on the CPU.
             trajectory: x of the first of them on its way, uint8 `[frames, k, C, H, W]`.
         """
-        with durable.naming(self.folder / PIXELS_FILE):
+        with durable.errors_naming(self.folder / PIXELS_FILE):
             pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
             _write(self._pixels, indices.start * math.prod(self.shape[1:]), pixels.data.cast("B"))
         if trajectory is not None:
@@ -192,9 +192,9 @@ class ImageStore:
         """Mark what has been written as done, once it is on the disk."""
         if not self._unmarked:
             return
-        with durable.naming(self.folder / PIXELS_FILE):
+        with durable.errors_naming(self.folder / PIXELS_FILE):
             os.fsync(self._pixels.fileno())
-        with durable.naming(self.folder / DONE_FILE):
+        with durable.errors_naming(self.folder / DONE_FILE):
             for number in self._unmarked:
                 _write(self._done, number, memoryview(b"\1"))
             os.fsync(self._done.fileno())
@@ -205,7 +205,7 @@ class ImageStore:
         """uint8 `[len(indices), C, H, W]`, of a range without gaps."""
         size = math.prod(self.shape[1:])
         pixels = np.empty((len(indices), *self.shape[1:]), np.uint8)
-        with durable.naming(self.folder / PIXELS_FILE):
+        with durable.errors_naming(self.folder / PIXELS_FILE):
             self._pixels.seek(indices.start * size)
             read = self._pixels.readinto(pixels.data.cast("B")) if len(indices) > 0 else 0
         assert read == pixels.nbytes, (read, indices)

@@ -80,7 +80,7 @@ def _write_npz(store: ImageStore, path: Path) -> None:
     """What `numpy.savez(path, images)` would write."""
     header = {"descr": "|u1", "fortran_order": False, "shape": store.shape}
     with (
-        durable.naming(path),
+        durable.errors_naming(path),
         zipfile.ZipFile(path, "w") as archive,
         archive.open("arr_0.npy", "w", force_zip64=True) as member,
     ):
@@ -112,7 +112,7 @@ def _put(store: ImageStore, name: str, make: Callable[[Path], None]) -> None:
 def _flush(path: Path) -> None:
     """Put a file, or a directory of many, on the disk."""
     if not path.is_dir():
-        with durable.naming(path), open(path, "r+b") as file:
+        with durable.errors_naming(path), open(path, "r+b") as file:
             os.fsync(file.fileno())
     elif hasattr(os, "sync"):  # one by one that would take longer than drawing them
         os.sync()

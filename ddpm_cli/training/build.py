@@ -80,7 +80,7 @@ def build_training(options: TrainOptions, world: "World") -> Training:
         ema = parts.ema(parts.ddpm.model, replica)
     trainer = Trainer(
         parts.ddpm,
-        BatchLoader(images, config.batch_size, seed=options.seed, rank=world.rank, ranks=world.size),
+        BatchLoader(images, config.batch_size, seed=options.seed, rank=world.rank, world_size=world.size),
         optimizer=optimizer,
         ema=ema,
         config=config,

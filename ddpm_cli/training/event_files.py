@@ -30,13 +30,13 @@ class Appended:
         self._file = path.open("ab", buffering=0)
 
     def write(self, content: bytes) -> None:
-        with durable.naming(self.path):
+        with durable.errors_naming(self.path):
             while content:
                 content = content[self._file.write(content) :]
 
     def flush(self) -> None:
         """Have it on the disk."""
-        with durable.naming(self.path):
+        with durable.errors_naming(self.path):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:

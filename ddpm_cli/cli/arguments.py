@@ -1,0 +1,107 @@
+"""The command line in the form that Hydra takes, without what Hydra would accept to no effect."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from hydra._internal.utils import get_args_parser
+
+from ddpm_cli.config.errors import ConfigError
+from ddpm_cli.config.shipped import configs_directory
+
+_FLAGS_WITH_VALUE = (
+    *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p"),
+    "--experimental-rerun",
+)
+_NO_EFFECT = {
+    "hydra.run.dir": "output_dir and name say where a run goes, out where samples go",
+    "hydra.output_subdir": "config.yaml in the directory of a run is its whole configuration",
+}
+# As people know it from other trainers: the recipe's batch stays what a step sees, in as few parts as memory allows.
+_ALSO_CALLED = {"trainer.batch_size=auto": "trainer.accumulate=auto"}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A command line: flags, and overrides KEY=VALUE."""
+
+    flags: list[str]
+    overrides: list[str]
+    config_dir: Path | None  # of options of the user's own
+    sweep: bool
+
+    def as_hydra_takes_them(self) -> list[str]:
+        """Argparse takes flags before or after the overrides, not among them."""
+        return [*self.flags, *self.overrides]
+
+
+def key_of(override: str) -> str:
+    """The key of KEY=VALUE, whatever sign it bears."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def read_arguments(arguments: Sequence[str]) -> Arguments:
+    """Raises ConfigError for flags that Hydra does not take, and for what it would accept without effect."""
+    flags, overrides = _split(arguments)
+    overrides = [_ALSO_CALLED.get(override, override) for override in overrides]
+    for override in overrides:
+        if not key_of(override):
+            raise ConfigError(f"cannot read '{override}': an override is KEY=VALUE")
+    given = _check_flags([*flags, *overrides])
+    for key in map(key_of, overrides):
+        if key in _NO_EFFECT:
+            raise ConfigError(f"{key}: has no effect here; {_NO_EFFECT[key]}")
+    config_dir = None if given.config_dir is None else Path(given.config_dir).absolute()
+    if config_dir is not None:
+        _check_own_configs(config_dir)
+    if any(_names_a_run(override) for override in overrides):
+        # A run's own options need not be among the defaults that Hydra composes: data.path of a folder, say.
+        overrides = [f"++{o}" if "." in key_of(o) and o[0] not in "+~" else o for o in overrides]
+    return Arguments(flags, overrides, config_dir, sweep=given.multirun)
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags with their values, and overrides."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        (flags if argument.startswith("-") else overrides).append(argument)
+        if argument in _FLAGS_WITH_VALUE:
+            value = next(remaining, None)
+            if value is None:
+                raise ConfigError(f"{argument}: needs a value")
+            flags.append(value)
+    return flags, overrides
+
+
+def _check_flags(arguments: list[str]) -> argparse.Namespace:
+    """The command line as Hydra's parser reads it. Raises ConfigError where that would print its usage and exit."""
+
+    def error(message: str) -> NoReturn:
+        raise ConfigError(f"{message}; options are KEY=VALUE, without dashes; --hydra-help shows the flags")
+
+    parser = get_args_parser()
+    parser.allow_abbrev = False
+    parser.error = error
+    given = parser.parse_args(arguments)
+    if given.experimental_rerun is not None:
+        raise ConfigError("--experimental-rerun: runs code out of a file; resume=RUN_DIR resumes a run")
+    if given.package is not None and given.cfg is None:
+        raise ConfigError("--package: has an effect only with --cfg")
+    return given
+
+
+def _names_a_run(override: str) -> bool:
+    key, _, value = override.lstrip("+").partition("=")
+    return key == "resume" and value not in ("", "null", "auto")
+
+
+def _check_own_configs(directory: Path) -> None:
+    """Raise ConfigError for an option of the user's own that Hydra would pass over for ours of the same name."""
+    for file in directory.glob("*/*.yaml"):
+        if (configs_directory() / file.relative_to(directory)).exists():
+            option = f"{file.parent.name}={file.stem}"
+            raise ConfigError(f"{file}: would be passed over for our own {option}; give it another name")

@@ -1,0 +1,60 @@
+"""What our YAML files call by `${name:...}`."""
+
+import textwrap
+from collections.abc import Iterable
+
+from omegaconf import OmegaConf
+
+from ddpm_cli.config.comments import read_comments
+from ddpm_cli.config.shipped import configs_directory, groups, options
+from ddpm_cli.config.signatures import class_variable
+
+HELP_COLUMNS = 120
+
+
+def register_resolvers() -> None:
+    """Make them known to OmegaConf; may be called again."""
+    for name, resolver in {"groups": help_on_groups, "values": help_on_values, "learned": _learned}.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    OmegaConf.register_new_resolver("prefix", lambda name: "" if name is None else f"{name}_", replace=True)
+
+
+def _learned(variance: object) -> bool:
+    """Whether a network has to have channels for a variance, whose class is not imported here."""
+    return isinstance(variance, str) and class_variable(variance, "learned") is True
+
+
+def help_on_groups(config_name: str) -> str:
+    """For a help text, the groups of a command: what is chosen when nothing is said, what it means, what there is."""
+    there_are = options(configs_directory())
+    return _table(
+        (f"{group.key}={group.value}", ": ".join(filter(None, [group.meaning, ", ".join(there_are[group.key])])))
+        for group in read_comments(configs_directory() / f"{config_name}.yaml").defaults
+        if group.key in there_are
+    )
+
+
+def help_on_values(config_name: str) -> str:
+    """For a help text, the values of a command outside its groups."""
+    return _table(
+        (f"{option.key}={option.value}".replace("???", "..."), option.meaning)
+        for option in read_comments(configs_directory() / f"{config_name}.yaml").options
+        if option.key not in groups(config_name)
+    )
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    """Two columns, the second one wrapped."""
+    rows = list(rows)
+    width = max(len(name) for name, _ in rows) + 6
+    described = [
+        textwrap.fill(
+            meaning,
+            HELP_COLUMNS,
+            initial_indent=f"  {name}".ljust(width),
+            subsequent_indent=" " * width,
+            break_on_hyphens=False,
+        )
+        for name, meaning in rows
+    ]
+    return "\n".join(described).replace("$", "$$")  # Hydra puts values of its own in the place of $NAME

@@ -1,0 +1,71 @@
+"""What a run needs in a process to which a launcher has sent it: a place for what it says, and its signals."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+from ddpm_cli.cli.sweep import JOBLIB, SLURM, SUBMITIT
+from ddpm_cli.runtime.exit_codes import Stopped
+from ddpm_cli.runtime.signals import Stop
+
+CONSOLE_FILE = "console.log"
+
+
+def worker_process(launcher: str, directory: Path, stop: Stop) -> AbstractContextManager[None]:
+    """A context for one run in `directory`, by the launcher that has sent it.
+
+    Entering or leaving it raises Stopped if the process has been asked to stop, perhaps while it was at another run.
+    """
+    if launcher != SLURM:
+        # Jobs on the same cores that wait for their threads in busy loops all but stop each other. Read when torch is
+        # imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if launcher == JOBLIB:
+        return _of_joblib(directory / CONSOLE_FILE, stop)
+    if launcher in SUBMITIT:
+        return _of_submitit(stop)
+    return stop.installed_for_job()
+
+
+@contextmanager
+def _of_joblib(console_file: Path, stop: Stop) -> Iterator[None]:
+    """What several runs at once would print all over each other goes to a file of each."""
+    console_file.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        console_file.open("a", encoding="utf-8") as console,
+        redirect_stdout(console),
+        redirect_stderr(console),
+        stop.installed_for_job(),
+    ):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal; the command passes it on
+        yield
+
+
+@contextmanager
+def _of_submitit(stop: Stop) -> Iterator[None]:
+    """Submitit's signal too stops a run once it is saved, and only then puts the job back into the queue.
+
+    Submitit's own answer ends the process where it is, saved or not.
+    """
+    name = f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"
+    number = getattr(signal, name)
+    handler = signal.getsignal(number)
+    assert callable(handler)
+    try:
+        with stop.installed_for_job(name):
+            yield
+    except Stopped as stopped:
+        if stop.signal != name:
+            raise
+        raise Stopped(f"{stopped}. {_requeue(handler, number)}") from stopped
+
+
+def _requeue(handler: Callable, number: int) -> str:
+    """Have submitit put the job back into the queue, which ends this process; returns why it has not been."""
+    try:
+        handler(number, None)
+    except Exception as error:  # submitit's own
+        return str(error)
+    return "Not put back into the queue"

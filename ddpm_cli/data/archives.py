@@ -1,0 +1,135 @@
+"""The archives that well-known data sets are published as: in their place or fetched, checked, unpacked beside it.
+
+torchvision's own way does not do: it unpacks what a tar file holds wherever that leads, leaves half a download under
+the name of a whole one, and takes MNIST's files for whole if they are there.
+"""
+
+import contextlib
+import gzip
+import http.client
+import io
+import os
+import platform
+import secrets
+import shutil
+import sys
+import tarfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A data set as it is published: the file's place here, its MD5, and the addresses it can be had from."""
+
+    path: Path
+    md5: str
+    urls: tuple[str, ...]
+
+
+def read_unpacking(read: Callable[[], Read], archive: Archive, download: bool) -> Read:
+    """What `read` finds beside the archive; if that fails, what it finds once the archive is unpacked there.
+
+    The archive is fetched first, if `download` and need be.
+
+    Raises FileNotFoundError if it is absent or damaged and cannot be fetched, OSError or ValueError if it cannot be
+    unpacked or leads elsewhere, and what `read` raises of what was unpacked.
+    """
+    # What torchvision raises for files that are absent, cut short or changed. Unpacking can have been interrupted.
+    with contextlib.suppress(OSError, RuntimeError, ValueError, AssertionError, TypeError, KeyError):
+        return read()
+    _provide(archive, download)
+    _unpack(archive.path)
+    return read()
+
+
+def _unpack(archive: Path) -> None:
+    """Unpack a .tar.gz or .gz file beside itself, and nowhere else.
+
+    Raises ValueError for an archive that holds anything but files and folders to be put there, before any has been put
+    there; OSError if it cannot be read, or if this Python cannot unpack safely.
+    """
+    try:
+        if archive.suffixes[-2:] == [".tar", ".gz"]:
+            _unpack_tar(archive)
+        else:
+            _unpack_gzip(archive)
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise OSError(f"cannot unpack {archive}: {error}") from error
+
+
+def _unpack_tar(archive: Path) -> None:
+    if not hasattr(tarfile, "data_filter"):
+        raise OSError(
+            f"cannot unpack {archive} safely with Python {platform.python_version()}: use 3.11.4 or later, "
+            f"or unpack it in {archive.parent} by hand"
+        )
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            _check_member(member, archive)
+        tar.extractall(archive.parent, filter="data")
+
+
+def _check_member(member: tarfile.TarInfo, archive: Path) -> None:
+    """Raise ValueError for what the filter refuses (it leads outside, or is a device), and for an absolute path.
+
+    The filter would make an absolute path a relative one. No data set of ours has one, so something is wrong with it.
+    """
+    try:
+        if member.name.startswith("/"):
+            raise tarfile.AbsolutePathError(member)
+        tarfile.data_filter(member, str(archive.parent))
+    except tarfile.FilterError as error:
+        raise ValueError(f"{archive} is not to be trusted, nothing was unpacked: {error}") from error
+
+
+def _unpack_gzip(archive: Path) -> None:
+    partial = archive.with_suffix(f".{secrets.token_hex(4)}.part")  # its own: a second run may be doing the same
+    try:
+        with gzip.open(archive) as packed, open(partial, "wb") as unpacked:
+            shutil.copyfileobj(packed, unpacked)
+        os.replace(partial, archive.with_suffix(""))
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _provide(archive: Archive, download: bool) -> None:
+    """Leave a good archive in its place, fetched if `download` and need be, or raise FileNotFoundError."""
+    from torchvision.datasets.utils import check_integrity
+
+    if check_integrity(archive.path, archive.md5):
+        return
+    state = f"is corrupted (its MD5 is not {archive.md5})" if archive.path.exists() else "is missing"
+    if not download:
+        raise FileNotFoundError(f"{archive.path} {state}: set data.download=true, or put {archive.urls[0]} there")
+    failures = []
+    for url in archive.urls:
+        try:
+            _fetch(url, archive)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            failures.append(f"{url}: {error}")
+        else:
+            return
+    raise FileNotFoundError(
+        f"{archive.path} {state} and cannot be fetched; put the file there by hand. Tried {'; '.join(failures)}"
+    )
+
+
+def _fetch(url: str, archive: Archive) -> None:
+    """Download the archive, under its own name only once its MD5 is right."""
+    from torchvision.datasets.utils import download_url
+
+    partial = archive.path.with_name(f"{archive.path.name}.part")
+    # torchvision draws a progress bar: welcome on a terminal, litter in a log.
+    quiet = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
+    try:
+        with quiet:
+            download_url(url, str(partial.parent), filename=partial.name, md5=archive.md5)
+        partial.replace(archive.path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,59 @@
+"""Files in the cache directory, which several runs may use at once: each is whole, or it is not there.
+
+A file gets its name when it is on the disk. Before that it is a temporary one, which its writer removes, or if that has
+been killed, a later writer.
+"""
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import BinaryIO
+
+from ddpm_cli.io import durable
+
+ABANDONED_SECONDS = 24 * 3600  # a temporary file is written to all the time, unless its writer has been killed
+
+
+def cache_directory(cache_dir: str | None) -> Path:
+    """Where caches lie: in `cache_dir` if that is given, else ddpm-cli in $XDG_CACHE_HOME or ~/.cache."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "ddpm-cli"
+
+
+@contextlib.contextmanager
+def temporary(directory: Path) -> Generator[BinaryIO, None, None]:
+    """A new file, open for reading and writing, that is gone after the block unless it has been put in place."""
+    path = directory / f"ddpm-cli-{secrets.token_hex(4)}.tmp"
+    try:
+        with open(path, "xb+") as file:
+            yield file
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def put_in_place(file: BinaryIO, path: Path) -> None:
+    """Give an open file its final name, durably: what the name promises is on the disk before the name is."""
+    file.flush()
+    os.fsync(file.fileno())
+    os.replace(file.name, path)
+    durable.sync(path.parent)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file, durably, in place of an earlier one if there is any."""
+    with temporary(path.parent) as file:
+        file.write(content)
+        put_in_place(file, path)
+
+
+def remove_abandoned(directory: Path) -> None:
+    """Remove the temporary files of runs that were killed (SIGKILL), which can be large."""
+    for path in directory.glob(f"ddpm-cli-{'[0-9a-f]' * 8}.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                path.unlink()

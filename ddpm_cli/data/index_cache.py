@@ -1,0 +1,131 @@
+"""What tar files hold, found out once: kept in the cache for as long as a file stays the same.
+
+Worker processes import this module: of ours it needs only what imports no torch.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ddpm_cli.data import cache_files
+from ddpm_cli.data.tar_index import Shard, index_shard, shard_at
+from ddpm_cli.data.worker_pool import WorkerDiedError, WorkerPool, share_of_cpus
+from ddpm_cli.io.text import printable
+
+INDEX_VERSION = 1  # part of the key: raise it when `index_shard` finds something else in the same file
+FEW_BYTES = 2**28  # of shards to be indexed: this many are indexed here, processes take half a second to start
+SHOWN = 10  # of shards that cannot be used: there may be thousands
+
+
+@dataclass(frozen=True)
+class IndexCache:
+    """What `index_shard` finds of `extensions`, as it is kept in `directory`: the SHA-256 of the rest, then int64."""
+
+    directory: Path
+    extensions: tuple[str, ...]
+
+    def read(self, shard: Shard) -> np.ndarray | None:
+        """int64 `[N, 3]` as of `index_shard`; None if it is not here."""
+        try:
+            content = self._path(shard).read_bytes()
+        except OSError:
+            return None
+        digest, table = content[:32], content[32:]
+        if hashlib.sha256(table).digest() != digest:
+            return None
+        return np.frombuffer(table, "<i8").astype(np.int64, copy=False).reshape(-1, 3)
+
+    def write(self, shard: Shard, table: np.ndarray) -> None:
+        """Keep what was found in a shard. Raises OSError naming the directory if it cannot be written."""
+        content = table.astype("<i8").tobytes()
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            cache_files.write(self._path(shard), hashlib.sha256(content).digest() + content)
+        except OSError as error:
+            raise OSError(
+                f"cannot write the index of the shards in {self.directory} ({error.strerror or error}): "
+                "choose another data.cache_dir"
+            ) from error
+
+    def _path(self, shard: Shard) -> Path:
+        """A name that changes with the shard, and with what is looked for in it."""
+        what = (INDEX_VERSION, os.path.realpath(shard.path), shard.size, shard.mtime_ns, self.extensions)
+        return self.directory / hashlib.sha256(repr(what).encode()).hexdigest()[:32]
+
+
+def index_shards(paths: Sequence[str], cache: IndexCache, workers: int) -> list[tuple[Shard, np.ndarray]]:
+    """Every shard with what `index_shard` finds in it, int64 `[N, 3]`, now or when the shard was last met.
+
+    Raises ValueError listing the shards that cannot be used, OSError if the cache cannot be written.
+    """
+    tables: dict[str, tuple[Shard, np.ndarray]] = {}
+    new: list[Shard] = []
+    unusable: dict[str, str] = {}
+    for path in paths:
+        try:
+            shard = shard_at(path)
+        except (OSError, ValueError) as error:
+            unusable[path] = _reason(error)
+            continue
+        table = cache.read(shard)
+        if table is None:
+            new.append(shard)
+        else:
+            tables[path] = shard, table
+    cache_files.remove_abandoned(cache.directory)
+    # Nothing is indexed, which may take hours, that could not be used.
+    with contextlib.closing(_index([] if unusable else new, cache.extensions, workers)) as indexed:
+        for shard, found in indexed:
+            if isinstance(found, str):
+                unusable[shard.path] = found
+            else:
+                tables[shard.path] = shard, found
+                cache.write(shard, found)
+    if unusable:
+        raise ValueError(_report(unusable, len(paths)))
+    return [tables[path] for path in paths]
+
+
+def _index(
+    shards: list[Shard], extensions: tuple[str, ...], workers: int
+) -> Generator[tuple[Shard, np.ndarray | str], None, None]:
+    """Each shard with what is in it, or what is wrong with it, as they come."""
+    if sum(shard.size for shard in shards) <= FEW_BYTES:
+        workers = 0
+    tasks = [(shard, extensions) for shard in shards]
+    with WorkerPool(_index_or_reason, share_of_cpus(workers)) as pool:
+        try:
+            # disable=None: a progress bar on a terminal, nothing in a log.
+            for (shard, _), found in tqdm(
+                pool.map(tasks), total=len(tasks), desc="indexing", unit="shard", disable=None
+            ):
+                yield shard, found
+        except WorkerDiedError as death:
+            raise OSError(
+                f"a process indexing {printable(death.task[0].path)} {death}; data.workers=0 indexes without processes"
+            ) from death
+
+
+def _index_or_reason(shard: Shard, extensions: tuple[str, ...]) -> np.ndarray | str:
+    """As `index_shard`, but what it raises is returned: what is wrong with the file."""
+    try:
+        return index_shard(shard, extensions)
+    except (OSError, ValueError) as error:
+        return _reason(error)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _report(unusable: dict[str, str], count: int) -> str:
+    lines = [f"{printable(path)}: {printable(reason)}" for path, reason in sorted(unusable.items())]
+    if len(lines) > SHOWN:
+        lines[SHOWN:] = [f"and {len(lines) - SHOWN:,} more"]
+    return "\n  ".join([f"{len(unusable):,} of {count:,} shards cannot be used:", *lines])

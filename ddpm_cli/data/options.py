@@ -1,0 +1,36 @@
+"""What sources of images check of the options that they share, before they read anything."""
+
+from collections.abc import Sequence
+
+
+def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """(H, W) in pixels of an `image_size` as configs give it: one int for a square, or [H, W].
+
+    Raises ValueError unless it is a positive int or two of them.
+    """
+    sides = [image_size, image_size] if isinstance(image_size, int) else image_size
+    if isinstance(sides, Sequence) and len(sides) == 2 and all(_is_positive_int(side) for side in sides):
+        return sides[0], sides[1]
+    raise ValueError(f"image_size must be a positive int or [height, width], got {image_size!r}")
+
+
+def _is_positive_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def check_channels(channels: int) -> None:
+    """Raise ValueError unless `channels` is 1 (grey) or 3 (RGB)."""
+    if isinstance(channels, bool) or channels not in (1, 3):
+        raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels!r}")
+
+
+def check_on_bad(on_bad: str) -> None:
+    """Raise ValueError unless `on_bad` says what to do about an image that cannot be decoded."""
+    if on_bad not in ("stop", "skip"):
+        raise ValueError(f"on_bad must be stop or skip, got {on_bad!r}")
+
+
+def check_workers(workers: int) -> None:
+    """Raise ValueError unless `workers` is a number of processes, or -1."""
+    if workers < -1:
+        raise ValueError(f"workers must be -1 (one per CPU), 0 (none) or a number of processes, got {workers}")
