@@ -90,9 +90,12 @@ MISTAKES = {
     "sampler.steps=[500,100]": "sampler: steps must begin at 999, where the noise is, got 500",
     "schedule=custom schedule.betas=[x]": r'schedule.betas: expected a list of numbers, got \["x"\]',
     "weighting=min_snr weighting.gamma=0": "weighting: gamma must be positive, got 0",
-    "timestep_sampler=loss_second_moment timestep_sampler.history=0": (
-        "timestep_sampler: history must be at least 1, got 0"
-    ),
+    "timestep_sampler=loss_second_moment timestep_sampler.history=0": "timestep_sampler: history must be at least 1",
+    "guidance=classifier_free": "guidance: no such option of this command",
+    "+experiment=quickstart": r"\+experiment: there is one already",
+    "schedule@x=cosine": r"schedule@x: no such option \(did you mean 'schedule'\?\)",
+    "hydra/abc=x": "Could not override 'hydra/abc'",
+    "--config-dir nowhere": "--config-dir: there is no folder .*nowhere",
     "data.num_classes=5": "data: num_classes is 5, but digits has 10 classes",
     "model.num_classes=5": "model.num_classes: the network takes 5 classes, the data has labels of 0",
     "trainer.label_dropout=0.1": "trainer.label_dropout: has no effect without labels",
@@ -217,6 +220,30 @@ def test_an_option_that_ours_would_hide_is_refused(tmp_path: Path):
     (tmp_path / "mine" / "schedule" / "cosine.yaml").write_text("_target_: ddpm_cli.diffusion.schedule.linear\n")
     done = train("--config-dir", "mine", "schedule=cosine", cwd=tmp_path)
     assert_one_message(done, "train", "mine/schedule/cosine.yaml: would be passed over for our own schedule=cosine")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("debug=x", r"debug: nothing of that group is chosen yet; \+debug=x does"),
+        ("+debug=y", r"debug=y: no such option; there are x"),
+        ("+debug=x shedule=1", r"shedule: no such option \(did you mean 'schedule'\?\)"),
+        (
+            "model=odd model.dropout=0.2",
+            r"model.dropout: no YAML file that is in use has it; \+model.dropout=0.2 adds it",
+        ),
+        ("model=odd model.dropuot=0.2", r"model.dropuot: no such option \(did you mean 'dropout'\?\); model takes"),
+        ("-m model=odd,unet_16 model.dropuot=0.2", r"model.dropuot: no such option \(did you mean 'dropout'\?\)"),
+    ],
+)
+def test_what_is_wrong_beside_options_of_ones_own_is_found(line: str, says: str, tmp_path: Path):
+    for file, content in {
+        "debug/x.yaml": "# @package _global_\ntrainer:\n  steps: 3\n",
+        "model/odd.yaml": "_target_: ddpm_cli.models.unet.UNet\nimage_size: 16\nin_channels: 1\n",
+    }.items():
+        (tmp_path / "mine" / file).parent.mkdir(parents=True)
+        (tmp_path / "mine" / file).write_text(content)
+    assert_one_message(train("--config-dir", "mine", *line.split(), cwd=tmp_path), "train", says)
 
 
 def test_a_folder_that_has_moved_can_be_resumed(tmp_path: Path):
