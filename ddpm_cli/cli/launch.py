@@ -22,7 +22,7 @@ from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.shipped import configs_directory
 from ddpm_cli.io.text import printable
-from ddpm_cli.runtime.exit_codes import FAILED, GO_ON_LATER, MISTAKE, RunError, Stopped, leave
+from ddpm_cli.runtime.exit_codes import FAILED, MISTAKE, RESUME_LATER, RunError, Stopped, leave
 from ddpm_cli.runtime.signals import Stop
 
 
@@ -62,7 +62,7 @@ def _launch(job: Job, config_name: str) -> None:
         sys.exit(MISTAKE)
     except Exception as error:
         if not show_traceback and report.lost(error):
-            sys.exit(GO_ON_LATER if stop.requested else FAILED)
+            sys.exit(RESUME_LATER if stop.requested else FAILED)
         # Whatever Hydra raises before it has a configuration is about the command line or a YAML file.
         about_the_call = isinstance(error, ConfigError | HydraException | OmegaConfBaseException) or not job.called
         if show_traceback or not (about_the_call or isinstance(error, RunError)):
@@ -71,12 +71,12 @@ def _launch(job: Job, config_name: str) -> None:
         sys.exit(error.status if isinstance(error, RunError) else MISTAKE)
     except Stopped as stopped:
         _say(f"{job.program}: {report.left_behind(stop.signal) or stopped}")
-        sys.exit(GO_ON_LATER)
+        sys.exit(RESUME_LATER)
     except KeyboardInterrupt:
         print(f"{job.program}: interrupted", file=sys.stderr)
         sys.exit(130)
     if report.failed:
-        sys.exit(GO_ON_LATER if stop.requested else FAILED)
+        sys.exit(RESUME_LATER if stop.requested else FAILED)
 
 
 def _say(message: str) -> None:

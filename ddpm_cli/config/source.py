@@ -4,12 +4,11 @@ import ast
 import functools
 import importlib.util
 import sys
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
 Definition = ast.FunctionDef | ast.ClassDef
-_INSTALLED = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+_INSTALLED = {"site-packages", "dist-packages"}  # folders of packages that pip and the system install
 
 
 @dataclass(frozen=True)
@@ -73,4 +72,4 @@ def _may_be_read(name: str, importer: str) -> bool:
         spec = importlib.util.find_spec(package)
     except ValueError:
         return False
-    return spec is not None and spec.origin is not None and not spec.origin.startswith(_INSTALLED)
+    return spec is not None and spec.origin is not None and _INSTALLED.isdisjoint(Path(spec.origin).parts)

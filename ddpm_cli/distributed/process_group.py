@@ -57,13 +57,17 @@ class World:
         return box[0]
 
     def on_main(self, call: Callable[[], T]) -> T:
-        """What `call` returns on rank 0, on every rank; anything that pickles. What it refuses there all refuse."""
+        """What `call` returns on rank 0, on every rank, however long it takes; anything that pickles.
+
+        An OSError or ValueError that it raises there is raised on all.
+        """
         value, problem = None, None
         if self.main:
             try:
                 value = call()
             except (OSError, ValueError) as error:
                 problem = error
+        self.barrier()
         value, problem = self.broadcast((value, problem))
         if problem is not None:
             raise problem

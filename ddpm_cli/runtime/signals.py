@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ddpm_cli.runtime.exit_codes import GO_ON_LATER, Stopped
+from ddpm_cli.runtime.exit_codes import RESUME_LATER, Stopped
 
 GRACE_SECONDS = 10.0  # to clean up in, where there is nothing to save
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # preemption, Ctrl-C, Slurm's warning; Windows has no SIGUSR1
@@ -97,7 +97,7 @@ class Stop:
             return
         if not self._deferred:
             # Python drops an exception that is raised in a destructor. Whatever became of it, the process ends.
-            self._last_resort = threading.Timer(GRACE_SECONDS, os._exit, [GO_ON_LATER])
+            self._last_resort = threading.Timer(GRACE_SECONDS, os._exit, [RESUME_LATER])
             self._last_resort.daemon = True
             self._last_resort.start()
         self._raise_if_nothing_to_lose()

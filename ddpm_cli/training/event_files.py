@@ -1,4 +1,4 @@
-"""What a run puts on record, metrics.jsonl and TensorBoard: appended step by step, cut back when it goes on.
+"""What a run puts on record, metrics.jsonl and TensorBoard: appended step by step, cut back when it is resumed.
 
 A run that is killed has recorded more steps than its newest checkpoint has done; it will do them again.
 """

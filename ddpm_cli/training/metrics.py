@@ -58,7 +58,7 @@ class MetricsLogger:
         self.metrics.close()
 
     def flush(self) -> None:
-        """Have everything on record: before a checkpoint, since a run that goes on from there will not do it again."""
+        """Have everything on record: before a checkpoint, as a run that is resumed from it will not do it again."""
         self.events.file.flush()
         self.metrics.flush()
 

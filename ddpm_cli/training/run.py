@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddpm_cli import checkpoint
 from ddpm_cli.checkpoint.metadata import parse
+from ddpm_cli.checkpoint.tensor_names import UNLOGGED
 from ddpm_cli.checkpoint.validate import check_config
 from ddpm_cli.config.schema import targets_in
 from ddpm_cli.config.train_options import TrainOptions
@@ -114,7 +115,10 @@ class TrainingRun:
         trainer = self.trainer
         try:
             if trainer.world.main:
-                self._begin(warnings)
+                for warning in warnings:
+                    log.warning(warning)
+                self._begin_records()
+                self._announce()
             with self._metrics_logger() as metrics:
                 self.stop.defer()
                 self._train(metrics)
@@ -177,9 +181,7 @@ class TrainingRun:
 
     # What a run leaves: rank 0, which alone has a MetricsLogger, writes it; every rank takes part in making it --------
 
-    def _begin(self, warnings: Sequence[str]) -> None:
-        for warning in warnings:
-            log.warning(warning)
+    def _begin_records(self) -> None:
         text = yaml.safe_dump(asdict(self.options), sort_keys=False)
         durable.replace(self.directory / run_dir.CONFIG_FILE, text.encode())
         cut_back(self.directory, self.first_step, **_RECORDS)
@@ -188,6 +190,8 @@ class TrainingRun:
         if skipped:
             listed = "".join(f"{line}\n" for line in skipped)
             durable.replace(self.directory / run_dir.SKIPPED_FILE, listed.encode())
+
+    def _announce(self) -> None:
         trainer, images, config = self.trainer, self.trainer.batches.images, self.trainer.config
         parameters = sum(p.numel() for p in trainer.ddpm.parameters())
         epochs = config.steps * config.batch_size / len(images)
@@ -195,8 +199,8 @@ class TrainingRun:
         if images.labels is not None:
             more = ["..."] if len(images.class_names) > CLASSES_SHOWN else []
             log.info(f"classes  from 0 on: {', '.join([*images.class_names[:CLASSES_SHOWN], *more])}")
-        if skipped:
-            log.warning(f"skipped  {len(skipped):,} bad images, listed in {run_dir.SKIPPED_FILE}")
+        if images.skipped:
+            log.warning(f"skipped  {len(images.skipped):,} bad images, listed in {run_dir.SKIPPED_FILE}")
         log.info(f"network  {self.options.model['_target_'].rpartition('.')[2]}, {parameters:,} parameters")
         together = f", {trainer.world.size} processes" if trainer.world.size > 1 else ""
         sharded = ", sharded" if config.fsdp else ""
@@ -290,7 +294,7 @@ class TrainingRun:
     ) -> None:
         trainer, config = self.trainer, self.trainer.config
         for name, tensor in (*ema.items(), *training.items()):
-            if tensor.is_floating_point() and not name.startswith("unlogged.") and not torch.isfinite(tensor).all():
+            if tensor.is_floating_point() and not name.startswith(UNLOGGED) and not torch.isfinite(tensor).all():
                 raise NonFiniteError(f"{name} is not finite after step {trainer.step - 1}: nothing was saved")
         if metrics is not None:
             metrics.flush()

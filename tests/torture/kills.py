@@ -12,7 +12,7 @@ from torture.reference import INTERVAL, NAME, Reference, make_reference, newest_
 from torture.trials import RUN, Clock, Process, Row, Setting, command, counting, left_of, noting, run_directories
 
 ARGUMENTS = [*RUN, f"name={NAME}"]
-GO_ON_LATER = 75
+RESUME_LATER = 75
 
 
 def sigkill_at_random_moments(setting: Setting) -> Row:
@@ -73,7 +73,7 @@ def sigterm_at_random_moments(setting: Setting) -> Row:
                         _check_finished(process, place, reference, failures, f"{workers} workers, chain {chain}")
                         break
                     statuses.append(status)
-                    if status != GO_ON_LATER:
+                    if status != RESUME_LATER:
                         failures.append(f"exit status {status}: {process.said()[-300:]}")
                     lost.append(clock.get() - newest_step(place) if clock.get() > 0 else 0)
                     left += len(left_of(process.pid))
@@ -82,7 +82,7 @@ def sigterm_at_random_moments(setting: Setting) -> Row:
     if left:
         failures.append(f"{left} processes outlived their run")
     figure = (
-        f"exit {GO_ON_LATER} {statuses.count(GO_ON_LATER)}/{len(statuses)}; lost steps {max(lost)}; "
+        f"exit {RESUME_LATER} {statuses.count(RESUME_LATER)}/{len(statuses)}; lost steps {max(lost)}; "
         f"processes left {left}; {chains} runs, each bit-equal"
     )
     return Row("SIGTERM to the process group at random moments, 0 and 2 decoding processes", figure, failures)
@@ -107,7 +107,7 @@ def two_trainers(setting: Setting) -> Row:
             else:
                 failures.append(f"attempt {attempt}: exit status {status}: {process.said()[-300:]}")
     first.kill(signal.SIGTERM)
-    if first.wait() != GO_ON_LATER or newest_step(place) != clock.get():
+    if first.wait() != RESUME_LATER or newest_step(place) != clock.get():
         failures.append(f"the first was disturbed: {first.said()[-300:]}")
     return Row("two trainers on one directory", f"{refused}/{tries} refused, the first undisturbed", failures)
 
