@@ -13,6 +13,8 @@ from bench import network, peers, processes, tables
 from bench.cases import CASES, Place
 from bench.clock import Contestant, entries, race
 
+pytestmark = pytest.mark.slow
+
 ROWS = ("arithmetic", "network", "training", "forward", "shares", "sampling")
 PEERS = ["diffusers", "denoising-diffusion-pytorch"]
 

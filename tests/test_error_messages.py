@@ -89,7 +89,9 @@ MISTAKES = {
     "sampler.steps=[500,100]": "sampler: steps must begin at 999, where the noise is, got 500",
     "schedule=custom schedule.betas=[x]": r'schedule.betas: expected a list of numbers, got \["x"\]',
     "weighting=min_snr weighting.gamma=0": "weighting: gamma must be positive, got 0",
-    "timestep_sampler=loss_second_moment timestep_sampler.history=0": "timestep_sampler: history must be at least 1, got 0",
+    "timestep_sampler=loss_second_moment timestep_sampler.history=0": (
+        "timestep_sampler: history must be at least 1, got 0"
+    ),
     "data.num_classes=5": "data: num_classes is 5, but digits has 10 classes",
     "model.num_classes=5": "model.num_classes: the network takes 5 classes, the data has labels of 0",
     "trainer.label_dropout=0.1": "trainer.label_dropout: has no effect without labels",

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from commands import TINY, TINY_RUN, run, sample, train
 
+pytestmark = pytest.mark.slow
+
 JOBLIB = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep"]
 SUBMITIT = ["-m", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep"]
 # Steps until a test has seen what it waits for.

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import TINY, TINY_RUN, only, train
+from commands import TINY, TINY_RUN, Ranks, only, train
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -133,6 +133,14 @@ def test_shards_resume_bit_for_bit(tmp_path: Path):
         paths = [directory / "checkpoints" / "step_00000004" / f"{kept}.safetensors" for directory in directories]
         ours, theirs = map(load_file, paths)
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_preview_leaves_an_average_in_shards(tmp_path: Path):
+    """Also where no checkpoint, for which everything is put together and taken apart, follows it at once."""
+    options = [*TINY_RUN, "trainer.fsdp=true", "trainer.steps=3", "trainer.preview_every=1"]
+    ranks = Ranks("train", *options, "trainer.checkpoint_every=0", cwd=tmp_path)
+    _, error = ranks.communicate()
+    assert ranks.returncodes == [0, 0], error
 
 
 def test_shards_are_smaller_than_the_whole(tmp_path: Path):

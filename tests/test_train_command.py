@@ -166,6 +166,7 @@ def test_a_schedule_and_a_dataset_of_ones_own_are_one_function_and_one_yaml(tmp_
     assert trusted.returncode == 0, trusted.stderr
 
 
+@pytest.mark.slow
 def test_a_plain_wheel_trains_elsewhere(tmp_path: Path):
     """The wheel, unpacked where no checkout is near, with the environment's other packages."""
     project = Path(__file__).resolve().parent.parent

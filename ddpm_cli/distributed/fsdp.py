@@ -29,7 +29,9 @@ def shard(model: nn.Module, device: torch.device, size: int) -> None:
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     for layer in [layer for layers in lists for layer in layers if any(True for _ in layer.parameters())]:
         fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    # What is left over would stay put together after a forward pass, for the backward pass to come. An average that is
+    # only sampled from has none, and could then not follow the network's parts.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 def is_sharded(model: nn.Module) -> bool:
