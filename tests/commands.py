@@ -1,20 +1,28 @@
 """The commands as a user runs them, in processes of their own, on a network of a second.
 
-They are forked from one that has imported torch (`forkserver`), unless the environment asks for what only a fresh
-interpreter can do. A command that prints much while nobody reads would wait for ever: `communicate` reads all the time.
+A new interpreter takes seconds to import torch, and there are hundreds of commands here. So they are forked: the first
+`run` or `start` of a pytest process begins a server (`forkserver.py`), a process with one thread that imports what the
+commands import and then waits; for each command it forks a process, which takes on the directory, environment,
+arguments, `sys.path` and outputs of a new interpreter, in a session of its own, and then runs the command's module as
+`__main__`, as `python -m` does. What ends it - an exit status, an exception, a signal - is told as subprocess tells it.
+Not the same as in a new interpreter are import times and the order of imports, the seed of hashes, the environment that
+libraries read when they are imported, and how an interpreter is torn down; for these, and for launchers, there is
+`fresh=True`, and subprocess.
 """
 
-import atexit
+import concurrent.futures
 import functools
+import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
-
-from forkserver import Forked, ForkServer, heeds, read_while
 
 TINY = [
     "model.base_channels=8",
@@ -30,97 +38,169 @@ TINY = [
 ]
 TINY_RUN = [*TINY, "trainer.steps=4", "trainer.preview_every=2", "trainer.checkpoint_every=2"]
 
+# Beginnings of the variables that are read before a command comes to read any.
+READ_AT_START = ("LANG", "LC_", "LD_", "MKL_", "OMP_", "PYTHON", "TORCH")
+FORKED_TOO = ("PYTHONPATH", "PYTHONUNBUFFERED")
+
+
+class Forked:
+    """A forked command, with what is used of `subprocess.Popen`. Its outputs are read as text; it leads its group."""
+
+    def __init__(self, server: socket.socket, args: list[str], request: dict):
+        self.args = args
+        self.returncode: int | None = None
+        (out, out_there), (err, err_there), (told, told_there) = (os.pipe() for _ in range(3))
+        there = (out_there, err_there, told_there)
+        content = json.dumps(request).encode()
+        socket.send_fds(server, [len(content).to_bytes(4, "big")], there)
+        server.sendall(content)
+        for descriptor in there:
+            os.close(descriptor)
+        self.stdout, self.stderr, self._told = os.fdopen(out), os.fdopen(err), os.fdopen(told)
+        self.pid = int(self._told.readline())
+
+    def poll(self) -> int | None:
+        ready, _, _ = select.select([self._told], [], [], 0)
+        return self.wait() if ready else self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            ready, _, _ = select.select([self._told], [], [], timeout)
+            if not ready:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            self.returncode = int(self._told.readline())
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it has yet to say, and its errors, when it has ended; its group is killed where that takes longer."""
+        until = None if timeout is None else time.monotonic() + timeout
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            said = [pool.submit(stream.read) for stream in (self.stdout, self.stderr)]
+            if concurrent.futures.wait(said, timeout).not_done:
+                os.killpg(self.pid, signal.SIGKILL)
+                raise subprocess.TimeoutExpired(self.args, timeout)
+        self.wait(None if until is None else max(0, until - time.monotonic()))
+        out, err = (future.result() for future in said)
+        return out, err
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+Process = Forked | subprocess.Popen[str]
+
 
 @functools.cache
-def _server() -> ForkServer:
-    """One for each process that runs tests."""
-    server = ForkServer()
-    atexit.register(server.close)
-    return server
+def _server() -> socket.socket:
+    """The end of the server's socket at which commands are asked for. The server ends when it is closed."""
+    ours, theirs = socket.socketpair()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    path = environment.pop("PYTHONPATH", "")
+    with theirs:
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("forkserver.py")), str(theirs.fileno()), path],
+            cwd=Path(__file__).parents[1],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
+    return ours
 
 
-def start(program: str, *arguments: str, cwd: Path, **environment: str) -> Forked | subprocess.Popen[str]:
-    """`ddpm-train` or `ddpm-sample` (`program`: train, sample) with its output in pipes, in a session of its own."""
-    whole = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    if heeds(environment):
-        return _server().start(f"ddpm_cli.{program}", arguments, cwd=cwd, environment=whole)
-    return subprocess.Popen(
-        [sys.executable, "-m", f"ddpm_cli.{program}", *arguments],
-        cwd=cwd,
-        env=whole,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def start(
+    program: str, *arguments: str, cwd: Path, code: str | None = None, fresh: bool = False, **environment: str
+) -> Process:
+    """Begin `ddpm-train` or `ddpm-sample` (`program`: train, sample) in `cwd`, with `environment` added to this one.
+
+    Args:
+        code: what is run in the place of the program, as by `python -c`: most often it puts something else in the
+            place of a function and then calls the program's `main`.
+        fresh: in a new interpreter.
+    """
+    what = ["-m", f"ddpm_cli.{program}"] if code is None else ["-c", code]
+    command = [sys.executable, *what, *arguments]
+    surroundings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    if fresh:
+        return subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=surroundings,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    too_late = [name for name in environment if name.startswith(READ_AT_START) and name not in FORKED_TOO]
+    assert not too_late, f"{too_late} have an effect only with fresh=True"
+    request = {"module": f"ddpm_cli.{program}", "code": code, "arguments": arguments}
+    return Forked(_server(), command, request | {"cwd": str(cwd), "environment": dict(surroundings)})
 
 
-class Ranks:
-    """Processes that work together as torchrun starts them, their output in two pipes."""
-
-    def __init__(self, program: str, *arguments: str, cwd: Path, size: int = 2, **environment: str):
-        """`program` as for `start`, or a file that ends in .py; the launcher's own processes are left out."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-        sizes = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "TORCHELASTIC_RUN_ID": "none"}
-        whole = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | address | sizes | environment
-        module = program if program.endswith(".py") else f"ddpm_cli.{program}"
-        (out, out_end), (error, error_end) = os.pipe(), os.pipe()
-        self.stdout, self.stderr = os.fdopen(out, encoding="utf-8"), os.fdopen(error, encoding="utf-8")
-        self.processes = [
-            _server().start(
-                module,
-                arguments,
-                cwd=cwd,
-                environment=whole | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                outputs=(out_end, error_end),
-            )
-            for rank in range(size)
-        ]
-        os.close(out_end)
-        os.close(error_end)
-
-    @property
-    def returncodes(self) -> list[int | None]:
-        """The exit status of each."""
-        return [process.poll() for process in self.processes]
-
-    def wait(self, timeout: float) -> list[int | None]:
-        """The exit status of each, once all have ended; after `timeout` seconds the others are killed."""
-        try:
-            for process in self.processes:
-                process.wait(timeout)
-        finally:
-            for process in self.processes:
-                process.kill()
-        return self.returncodes
-
-    def communicate(self, timeout: float = 120) -> tuple[str, str]:
-        """What they say until all have ended."""
-        return read_while(lambda: self.wait(timeout), self.stdout, self.stderr)
-
-
-def run(
-    program: str, *arguments: str, cwd: Path, timeout: float = 120, **environment: str
-) -> subprocess.CompletedProcess:
-    """As `start`, waited for: what it said and how it ended."""
-    process = start(program, *arguments, cwd=cwd, **environment)
+def run(program: str, *arguments: str, cwd: Path, timeout: float = 120, **options) -> subprocess.CompletedProcess[str]:
+    """How a command ends and what it says. `options` as for `start`."""
+    process = start(program, *arguments, cwd=cwd, **options)
     try:
         out, err = process.communicate(timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+    except BaseException:
+        process.kill()
         raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def train(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    return run("train", *arguments, cwd=cwd, **environment)
+def start_ranks(program: str, *arguments: str, cwd: Path, own: Sequence[object] = ("", ""), **options) -> list[Process]:
+    """Begin one command in several processes, as torchrun would, which ends none of them when another has ended.
+
+    Args:
+        own: of each process, what RANK in an argument stands for.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    size = str(len(own))
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    return [
+        start(
+            program,
+            *(argument.replace("RANK", str(its)) for argument in arguments),
+            cwd=cwd,
+            **shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | options,
+        )
+        for rank, its in enumerate(own)
+    ]
 
 
-def sample(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    return run("sample", *arguments, cwd=cwd)
+def run_ranks(
+    program: str, *arguments: str, cwd: Path, timeout: float = 120, **options
+) -> subprocess.CompletedProcess[str]:
+    """How they end and what they say, one after another; the status is that of the first that fails."""
+    processes = start_ranks(program, *arguments, cwd=cwd, **options)
+    try:
+        said = [process.communicate(timeout) for process in processes]
+    except BaseException:
+        for process in processes:
+            process.kill()
+        raise
+    out, err = ("".join(texts) for texts in zip(*said, strict=True))
+    status = next((process.returncode for process in processes if process.returncode != 0), 0)
+    return subprocess.CompletedProcess(processes[0].args, status, out, err)
+
+
+def train(*arguments: str, cwd: Path, **options) -> subprocess.CompletedProcess[str]:
+    return run("train", *arguments, cwd=cwd, **options)
+
+
+def sample(*arguments: str, cwd: Path, **options) -> subprocess.CompletedProcess[str]:
+    return run("sample", *arguments, cwd=cwd, **options)
 
 
 def only(directory: Path) -> Path:

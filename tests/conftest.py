@@ -22,7 +22,15 @@ from ddpm_cli.runtime.signals import Stop
 torch.set_num_threads(1)  # the networks here are tiny: a second thread costs them more than it gives
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="the tests marked slow too, as with any -m")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--all") and not config.getoption("-m"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
     if torch.cuda.is_available():
         return
     for item in items:

@@ -4,16 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from bench import __main__ as bench
 from bench import network, peers, processes, tables
 from bench.cases import CASES, Place
 from bench.clock import Contestant, entries, race
-
-pytestmark = pytest.mark.slow
 
 ROWS = ("arithmetic", "network", "training", "forward", "shares", "sampling")
 PEERS = ["diffusers", "denoising-diffusion-pytorch"]
@@ -35,6 +35,7 @@ def figures(tmp_path_factory) -> dict:
     return json.loads(out.read_text()) | {"printed": done.stdout}
 
 
+@pytest.mark.slow
 def test_everybody_has_figures_in_every_row(figures: dict):
     assert figures["left_out"] == []  # the extra `test` has the peers
     found = figures["configs"]["tiny"]["entries"]
@@ -52,6 +53,7 @@ def test_everybody_has_figures_in_every_row(figures: dict):
     assert not figures["whole"]
 
 
+@pytest.mark.slow
 def test_ours_and_diffusers_network_are_one(figures: dict):
     sizes = [entry for entry in figures["configs"]["tiny"]["entries"] if entry["row"] == "network"]
     ours, diffusers, other = ({k: v for k, v in entry.items() if k != "who"} for entry in sizes)
@@ -60,9 +62,24 @@ def test_ours_and_diffusers_network_are_one(figures: dict):
     assert ours["training_flops"] > 2 * ours["forward_flops"] > 0
 
 
+@pytest.mark.slow
 def test_the_table_names_machine_command_and_everybody(figures: dict):
     for said in (torch.__version__, "scripts/bench --device cpu", *PEERS, "% of the matrix product", "CPU cores"):
         assert said in figures["printed"]
+
+
+def test_networks_are_counted_printed_and_written(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # which the script sets
+    out = tmp_path / "figures.json"
+    told = ["--device=cpu", "--config=tiny", "--quick", "--print", f"--out={out}", "--only=network"]
+    monkeypatch.setattr(sys, "argv", ["scripts/bench", *told])
+    with warnings.catch_warnings():
+        bench.main()
+    (found,) = (case["entries"] for case in json.loads(out.read_text())["configs"].values())
+    assert [entry["who"] for entry in found] == ["ours", *PEERS]
+    printed = capsys.readouterr().out
+    for said in (torch.__version__, "scripts/bench --device cpu", *PEERS):
+        assert said in printed
 
 
 def test_other_sizes_are_not_compared(tmp_path: Path):
@@ -112,6 +129,7 @@ def test_a_missing_peer_is_left_out_and_said(monkeypatch):
     assert peers.missing("diffusers") == ["accelerate"]
 
 
+@pytest.mark.slow
 def test_tables_have_their_places_in_the_document(figures: dict, tmp_path: Path, monkeypatch):
     document = tmp_path / "performance.md"
     document.write_text(tables.DOCUMENT.read_text(encoding="utf-8"), encoding="utf-8")

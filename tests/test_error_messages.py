@@ -1,8 +1,6 @@
 """What a mistake gets: one message, exit status 2, nothing started."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -84,14 +82,20 @@ MISTAKES = {
     f"schedule=custom schedule.betas=[{','.join(['0.001'] * 9000)}] sampler.steps=9": (
         "schedule.betas: no checkpoint may hold this: 9000 entries"
     ),
+    f"ema=posthoc ema.posthoc=[{','.join(f'{0.05 + 0.001 * i:.3f}' for i in range(64))}]": (
+        "ema.posthoc: no checkpoint may hold this: 64 entries"
+    ),
     "prediction=v weighting=min_snr schedule.zero_terminal_snr=true": "weighting: gives t = 999 the weight 0",
     "weighting=p2 weighting.gamma=1e6": "weighting: gives t = .* the weight 0, and sampling passes through it",
     "sampler.steps=[500,100]": "sampler: steps must begin at 999, where the noise is, got 500",
     "schedule=custom schedule.betas=[x]": r'schedule.betas: expected a list of numbers, got \["x"\]',
     "weighting=min_snr weighting.gamma=0": "weighting: gamma must be positive, got 0",
-    "timestep_sampler=loss_second_moment timestep_sampler.history=0": (
-        "timestep_sampler: history must be at least 1, got 0"
-    ),
+    "timestep_sampler=loss_second_moment timestep_sampler.history=0": "timestep_sampler: history must be at least 1",
+    "guidance=classifier_free": "guidance: no such option of this command",
+    "+experiment=quickstart": r"\+experiment: there is one already",
+    "schedule@x=cosine": r"schedule@x: no such option \(did you mean 'schedule'\?\)",
+    "hydra/abc=x": "Could not override 'hydra/abc'",
+    "--config-dir nowhere": "--config-dir: there is no folder .*nowhere",
     "data.num_classes=5": "data: num_classes is 5, but digits has 10 classes",
     "model.num_classes=5": "model.num_classes: the network takes 5 classes, the data has labels of 0",
     "trainer.label_dropout=0.1": "trainer.label_dropout: has no effect without labels",
@@ -102,7 +106,10 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+MINUTES_TO_PARSE = [pytest.param(mistake, marks=pytest.mark.slow) for mistake in MISTAKES if len(mistake) > 10_000]
+
+
+@pytest.mark.parametrize("mistake", [*(mistake for mistake in MISTAKES if len(mistake) <= 10_000), *MINUTES_TO_PARSE])
 def test_a_mistake_gets_one_message_and_starts_nothing(mistake: str, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
@@ -169,8 +176,7 @@ def test_a_read_only_output_directory_is_named(tmp_path: Path):
         "    raise OSError(errno.EROFS, 'Read-only file system', str(path))\n"
         "from ddpm_cli.train import main; os.mkdir = mkdir; main()"
     )
-    command = [sys.executable, "-c", code, *TINY_RUN]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = train(*TINY_RUN, cwd=tmp_path, code=code)
     assert_one_message(done, "train", "output_dir: .*outputs: Read-only file system")
     assert_one_message(train(*TINY_RUN, "output_dir=/proc/x", cwd=tmp_path), "train", "output_dir: /proc")
 
@@ -186,11 +192,7 @@ def test_a_full_disk_is_named_before_the_run_and_in_it(tmp_path: Path):
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
         "from ddpm_cli.train import main; main()"
     )
-    command = [sys.executable, "-c", code]
-    before, during = (
-        subprocess.run([*command, when, *TINY_RUN], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        for when in ("before", "during")
-    )
+    before, during = (train(when, *TINY_RUN, cwd=tmp_path, code=code) for when in ("before", "during"))
     assert_one_message(before, "train", f"output_dir: {tmp_path} has 0 MB free, the run's checkpoints take")
     assert during.returncode == 1
     assert re.match(r"ddpm-train: step 2: .*safetensors.*; earlier checkpoints are untouched", during.stderr)
@@ -218,6 +220,30 @@ def test_an_option_that_ours_would_hide_is_refused(tmp_path: Path):
     (tmp_path / "mine" / "schedule" / "cosine.yaml").write_text("_target_: ddpm_cli.diffusion.schedule.linear\n")
     done = train("--config-dir", "mine", "schedule=cosine", cwd=tmp_path)
     assert_one_message(done, "train", "mine/schedule/cosine.yaml: would be passed over for our own schedule=cosine")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("debug=x", r"debug: nothing of that group is chosen yet; \+debug=x does"),
+        ("+debug=y", r"debug=y: no such option; there are x"),
+        ("+debug=x shedule=1", r"shedule: no such option \(did you mean 'schedule'\?\)"),
+        (
+            "model=odd model.dropout=0.2",
+            r"model.dropout: no YAML file that is in use has it; \+model.dropout=0.2 adds it",
+        ),
+        ("model=odd model.dropuot=0.2", r"model.dropuot: no such option \(did you mean 'dropout'\?\); model takes"),
+        ("-m model=odd,unet_16 model.dropuot=0.2", r"model.dropuot: no such option \(did you mean 'dropout'\?\)"),
+    ],
+)
+def test_what_is_wrong_beside_options_of_ones_own_is_found(line: str, says: str, tmp_path: Path):
+    for file, content in {
+        "debug/x.yaml": "# @package _global_\ntrainer:\n  steps: 3\n",
+        "model/odd.yaml": "_target_: ddpm_cli.models.unet.UNet\nimage_size: 16\nin_channels: 1\n",
+    }.items():
+        (tmp_path / "mine" / file).parent.mkdir(parents=True)
+        (tmp_path / "mine" / file).write_text(content)
+    assert_one_message(train("--config-dir", "mine", *line.split(), cwd=tmp_path), "train", says)
 
 
 def test_a_folder_that_has_moved_can_be_resumed(tmp_path: Path):

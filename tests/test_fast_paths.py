@@ -5,10 +5,7 @@ Where a test takes a device it is run on a CPU here and on CUDA where there is o
 
 import copy
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,17 +35,17 @@ def device(request) -> str:
     return request.param
 
 
-def losses_of(**options) -> Tensor:
-    """Mean loss of each of 200 steps."""
-    trainer = make_trainer(steps=200, batch_size=16, log_every=200, dropout=0.0, **options)
+def losses_of(steps: int = 200, **options) -> Tensor:
+    """Mean loss of each of so many steps."""
+    trainer = make_trainer(steps=steps, batch_size=16, log_every=steps, dropout=0.0, **options)
     (progress,) = [progress for progress in trainer.run() if progress is not None]
-    return progress.losses.view(200, 16).mean(1)
+    return progress.losses.view(steps, 16).mean(1)
 
 
-@pytest.fixture(scope="module")
-def plain() -> Tensor:
+@pytest.fixture(scope="module", params=[30, pytest.param(200, marks=pytest.mark.slow)])
+def plain(request) -> Tensor:
     """Of the loop as the paper has it: float32 on a CPU, with nothing of what this file is about."""
-    return losses_of()
+    return losses_of(request.param)
 
 
 # Compiled ------------------------------------------------------------------------------------------------------------
@@ -76,11 +73,20 @@ def logged(directory: Path) -> list[dict]:
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_compiled_run_computes_the_same_and_leaves_the_same_files(tmp_path: Path):
+# Traced as by the real compiler, and run as it was traced.
+TRACED = (
+    "from ddpm_cli.runtime.device import Compute\n"
+    "Compute.compile = lambda self, module, **_: module.compile(backend='eager', fullgraph=True, dynamic=False)\n"
+    "from ddpm_cli.train import main; main()"
+)
+
+
+@pytest.mark.parametrize("code", [TRACED, pytest.param(None, marks=pytest.mark.slow)], ids=["traced", "compiled"])
+def test_a_compiled_run_computes_the_same_and_leaves_the_same_files(code: str | None, tmp_path: Path):
     options = [*TINY_RUN, "model.dropout=0.0", "trainer.accumulate=2", "data.num_classes=10", "trainer.preview_every=0"]
     options += ["model.channel_mults=[1]", "model.attention_resolutions=[16]"]  # compiled in half the time
     for name, compile in (("compiled", "true"), ("plain", "false")):
-        done = train(*options, f"name={name}", f"trainer.compile={compile}", cwd=tmp_path)
+        done = train(*options, f"name={name}", f"trainer.compile={compile}", cwd=tmp_path, code=code, timeout=300)
         assert done.returncode == 0, done.stderr
         assert ("fp32, compiled" in done.stdout) == (name == "compiled")
     compiled, plain = (only(tmp_path / "outputs" / name) for name in ("compiled", "plain"))
@@ -131,15 +137,16 @@ def test_gradients_that_a_graph_leaves_in_its_own_memory_are_added_up():
     assert run(overwritten) != losses, "without graphs the trainer takes no such care"
 
 
-def test_losses_over_200_steps_are_those_of_the_plain_loop_when_the_host_looks_late(plain: Tensor):
-    trainer = make_trainer(steps=200, batch_size=16, log_every=200)
+def test_losses_are_those_of_the_plain_loop_when_the_host_looks_late(plain: Tensor):
+    steps = len(plain)
+    trainer = make_trainer(steps=steps, batch_size=16, log_every=steps)
     trainer.defers_finite_check = True
     (progress,) = [progress for progress in trainer.run() if progress is not None]
-    assert torch.equal(progress.losses.view(200, 16).mean(1), plain)
+    assert torch.equal(progress.losses.view(steps, 16).mean(1), plain)
 
 
 def test_bf16_trains_as_float32_does_within_its_error(plain: Tensor):
-    losses = losses_of(precision="bf16")
+    losses = losses_of(len(plain), precision="bf16")
     torch.testing.assert_close(losses.mean(), plain.mean(), rtol=BF16_ERROR, atol=0)
     torch.testing.assert_close(losses, plain, rtol=0.1, atol=0.02)  # after 200 steps the two have drifted apart
     assert ((losses - plain) / plain).abs().median() < 4 * BF16_ERROR
@@ -275,10 +282,7 @@ def test_a_run_finds_what_fits_and_goes_on_with_it(tmp_path: Path):
         "from ddpm_cli.train import main; main()"
     )
     options = [*TINY_RUN, "trainer.batch_size=4096", "trainer.accumulate=auto", "trainer.steps=1"]
-    command = [sys.executable, "-c", code, *options, "trainer.preview_every=0", "name=x"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
+    done = train(*options, "trainer.preview_every=0", "name=x", cwd=tmp_path, code=code)
     assert done.returncode == 0, done.stderr
     found = re.search(r"steps    1 of batch 4096 in (\d+) parts", done.stdout)
     assert found is not None, done.stdout

@@ -12,9 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from commands import TINY, TINY_RUN, run, sample, train
-
-pytestmark = pytest.mark.slow
+import stand_in
+from commands import TINY, TINY_RUN, Process, run, sample, start, train
 
 JOBLIB = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep"]
 SUBMITIT = ["-m", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep"]
@@ -30,7 +29,7 @@ def table(done: subprocess.CompletedProcess) -> list[str]:
     return done.stdout[done.stdout.index("sweep in") :].splitlines()[1:]
 
 
-def wait_for(what: Callable[[], object], process: subprocess.Popen) -> None:
+def wait_for(what: Callable[[], object], process: Process) -> None:
     until = time.monotonic() + 90
     while not what():
         assert process.poll() is None, process.communicate()
@@ -38,32 +37,24 @@ def wait_for(what: Callable[[], object], process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture
-def begin(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
-    """Starts `ddpm-train` in a process group of its own, of which nothing is left when the test is over."""
-    begun: list[subprocess.Popen] = []
+@pytest.fixture(params=[stand_in.MAIN, pytest.param(None, marks=pytest.mark.slow)], ids=["stand-in", "ddpm-train"])
+def begin(request, tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Starts `ddpm-train`, or its stand-in, in a process group of its own, of which nothing is left in the end."""
+    begun: list[Process] = []
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
-    def start(*arguments: str) -> subprocess.Popen:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ddpm_cli.train", *arguments],
-            cwd=tmp_path,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        begun.append(process)
-        return process
+    def begin(*arguments: str) -> Process:
+        begun.append(start("train", *arguments, cwd=tmp_path, code=request.param, PYTHONPATH=path))
+        return begun[-1]
 
-    yield start
+    yield begin
     for process in begun:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
+def finish(process: Process) -> subprocess.CompletedProcess:
     out, err = process.communicate(timeout=90)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -97,6 +88,7 @@ def test_joblib_runs_a_sweep_each_on_a_gpu_of_its_own(tmp_path: Path):
     assert (runs[2] / "checkpoints" / "step_00000004" / "ema.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_sampling_is_swept_by_joblib_onto_one_sheet(labelled: Path, tmp_path: Path):
     done = sample(*JOBLIB, f"ckpt={labelled}", "n=2", "sampler=ddim,heun", "sampler.steps=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -105,11 +97,11 @@ def test_sampling_is_swept_by_joblib_onto_one_sheet(labelled: Path, tmp_path: Pa
         assert result(tmp_path / "sweep" / str(number))["picture"] == str(tmp_path / f"sweep/{number}/samples.png")
 
 
-def kill(process: subprocess.Popen) -> None:
+def kill(process: Process) -> None:
     process.terminate()
 
 
-def interrupt_at_a_terminal(process: subprocess.Popen) -> None:
+def interrupt_at_a_terminal(process: Process) -> None:
     os.killpg(process.pid, signal.SIGINT)
 
 

@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import TINY, TINY_RUN, Ranks, only, train
+from commands import TINY, TINY_RUN, only, run_ranks, train
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -19,19 +18,10 @@ from ddpm_cli.data.datasets import digits
 from ddpm_cli.data.loader import BatchLoader
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-TRAIN = ("-m", "ddpm_cli.train")
 
 
-def begin(*arguments: str, cwd: Path, program: Sequence[str] = TRAIN, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [*TORCHRUN, *program, *arguments],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        start_new_session=True,
-    )
+def train_on_two(*arguments: str, cwd: Path, **options) -> subprocess.CompletedProcess:
+    return run_ranks("train", *arguments, cwd=cwd, **options)
 
 
 @pytest.mark.parametrize("shard", ["false", "true"])
@@ -51,11 +41,10 @@ def test_two_ranks_do_what_one_does(shard: str, tmp_path: Path):
         "timestep_sampler.history=1",
         "schedule.timesteps=6",  # each is seen in the first two steps, and losses decide what the last two draw
     ]
-    together = begin(*options, "name=two", f"trainer.fsdp={shard}", cwd=tmp_path)
-    out, error = together.communicate(timeout=120)
-    assert together.returncode == 0, error
+    together = train_on_two(*options, "name=two", f"trainer.fsdp={shard}", cwd=tmp_path)
+    assert together.returncode == 0, together.stderr
     sharded = ", sharded" if shard == "true" else ""
-    assert out.count(f"device   cpu, fp32, 2 processes{sharded}\n") == 1, "one of them speaks"
+    assert together.stdout.count(f"device   cpu, fp32, 2 processes{sharded}\n") == 1, "one of them speaks"
     alone = train(*options, "name=one", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     one, two = (only(tmp_path / "outputs" / name) for name in ("one", "two"))
@@ -77,9 +66,8 @@ def test_two_ranks_do_what_one_does(shard: str, tmp_path: Path):
     # What two have saved one can go on with, and the other way round.
     resumed = train(f"resume={two}", "trainer.steps=6", "trainer.fsdp=false", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    other_way = begin(f"resume={one}", "trainer.steps=6", f"trainer.fsdp={shard}", cwd=tmp_path)
-    _, error = other_way.communicate(timeout=120)
-    assert other_way.returncode == 0, error
+    other_way = train_on_two(f"resume={one}", "trainer.steps=6", f"trainer.fsdp={shard}", cwd=tmp_path)
+    assert other_way.returncode == 0, other_way.stderr
     ours, theirs = (load_file(run / "checkpoints" / "step_00000006" / "ema.safetensors") for run in (one, two))
     for name, value in ours.items():
         torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=1e-4, msg=name)
@@ -101,14 +89,12 @@ def test_ranks_that_look_late_go_back_to_the_step_that_was_not_finite(shard: str
         "Trainer.__init__ = faulty\n"
         "from ddpm_cli.train import main; sys.exit(main())"
     )
-    (tmp_path / "faulty.py").write_text(code)
     options = [*TINY, "trainer.steps=6", "trainer.preview_every=0", "trainer.log_every=6", f"trainer.fsdp={shard}"]
     messages, kept = [], []
     for name, environment in (("at_once", {}), ("late", {"LATE": "1"})):
-        process = begin(*options, f"name={name}", cwd=tmp_path, program=["faulty.py"], **environment)
-        _, error = process.communicate(timeout=120)
-        assert process.returncode != 0
-        (message,) = (line for line in error.splitlines() if "is not finite" in line)
+        done = train_on_two(*options, f"name={name}", cwd=tmp_path, code=code, **environment)
+        assert done.returncode != 0
+        (message,) = (line for line in done.stderr.splitlines() if "is not finite" in line)
         messages.append(message.partition(": ddpm-train resume=")[0])
         run = only(tmp_path / "outputs" / name)
         kept.append(load_file(run / "checkpoints" / "step_00000002" / "training.safetensors"))
@@ -120,15 +106,13 @@ def test_ranks_that_look_late_go_back_to_the_step_that_was_not_finite(shard: str
 
 def test_shards_resume_bit_for_bit(tmp_path: Path):
     options = [*TINY_RUN, "trainer.fsdp=true", "trainer.preview_every=0", "model.dropout=0.2"]
-    straight = begin(*options, "name=straight", cwd=tmp_path)
-    _, error = straight.communicate(timeout=120)
-    assert straight.returncode == 0, error
-    stopped = begin(*options, "trainer.steps=2", "name=stopped", cwd=tmp_path)
-    assert stopped.wait(timeout=120) == 0
+    straight = train_on_two(*options, "name=straight", cwd=tmp_path)
+    assert straight.returncode == 0, straight.stderr
+    stopped = train_on_two(*options, "trainer.steps=2", "name=stopped", cwd=tmp_path)
+    assert stopped.returncode == 0, stopped.stderr
     directories = [only(tmp_path / "outputs" / name) for name in ("straight", "stopped")]
-    resumed = begin(f"resume={directories[1]}", "trainer.steps=4", cwd=tmp_path)
-    _, error = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, error
+    resumed = train_on_two(f"resume={directories[1]}", "trainer.steps=4", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
     for kept in ("ema", "training"):
         paths = [directory / "checkpoints" / "step_00000004" / f"{kept}.safetensors" for directory in directories]
         ours, theirs = map(load_file, paths)
@@ -138,9 +122,8 @@ def test_shards_resume_bit_for_bit(tmp_path: Path):
 def test_a_preview_leaves_an_average_in_shards(tmp_path: Path):
     """Also where no checkpoint, for which everything is put together and taken apart, follows it at once."""
     options = [*TINY_RUN, "trainer.fsdp=true", "trainer.steps=3", "trainer.preview_every=1"]
-    ranks = Ranks("train", *options, "trainer.checkpoint_every=0", cwd=tmp_path)
-    _, error = ranks.communicate()
-    assert ranks.returncodes == [0, 0], error
+    done = train_on_two(*options, "trainer.checkpoint_every=0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_shards_are_smaller_than_the_whole(tmp_path: Path):
@@ -162,12 +145,10 @@ def test_shards_are_smaller_than_the_whole(tmp_path: Path):
         "Trainer.train_step = counting\n"
         "from ddpm_cli.train import main; main()"
     )
-    (tmp_path / "counting.py").write_text(code)
     options = [*TINY_RUN, "trainer.fsdp=true", "trainer.steps=1", "trainer.preview_every=0"]
-    process = begin(*options, cwd=tmp_path, program=["counting.py"])
-    out, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    shares = [float(line.removeprefix("share ")) for line in out.splitlines() if line.startswith("share ")]
+    done = train_on_two(*options, cwd=tmp_path, code=code)
+    assert done.returncode == 0, done.stderr
+    shares = [float(line.removeprefix("share ")) for line in done.stdout.splitlines() if line.startswith("share ")]
     assert len(shares) == 2
     assert all(0.45 < share < 0.55 for share in shares)
 
@@ -181,7 +162,16 @@ def test_a_shard_of_one_process_is_refused(tmp_path: Path):
 
 
 def test_a_signal_to_one_rank_stops_both_saved(tmp_path: Path):
-    process = begin(*TINY, "trainer.steps=100000", "trainer.checkpoint_every=0", "name=x", cwd=tmp_path)
+    options = [*TINY, "trainer.steps=100000", "trainer.checkpoint_every=0", "name=x"]
+    process = subprocess.Popen(
+        [*TORCHRUN, "-m", "ddpm_cli.train", *options],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
     assert process.stdout is not None
     assert any("step 4/" in line for line in process.stdout)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -195,10 +185,9 @@ def test_a_signal_to_one_rank_stops_both_saved(tmp_path: Path):
 
 
 def test_a_batch_that_does_not_divide_is_refused_in_one_message(tmp_path: Path):
-    process = begin(*TINY_RUN, "trainer.batch_size=9", cwd=tmp_path)
-    _, error = process.communicate(timeout=120)
+    done = train_on_two(*TINY_RUN, "trainer.batch_size=9", cwd=tmp_path)
     says = "ddpm-train: trainer: batch_size 9 cannot be divided among 2 processes with accumulate 1"
-    assert error.count(says) == 1
+    assert done.stderr.count(says) == 1
     assert not (tmp_path / "outputs").exists()
 
 

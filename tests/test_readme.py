@@ -24,7 +24,7 @@ def test_the_notebook_example_runs_as_it_stands_but_shorter():
 
 
 def test_the_other_examples_are_python():
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 3
     for block in BLOCKS:
         compile(block, "README.md", "exec")
 

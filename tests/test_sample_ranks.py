@@ -4,43 +4,28 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
-from commands import assert_one_message, sample
+from commands import Process, assert_one_message, run_ranks, sample, start, start_ranks
 
 MANY = ["n=405", "batch_size=10", "save=npz", "save_trajectory=true", "sampler=ddpm", "sampler.steps=8"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*launcher, "-m", "ddpm_cli.sample", *arguments]
-    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=180)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=180)
 
 
-def two_ranks(*arguments: str, cwd: Path, own: Sequence[object] = ("", "")) -> list[subprocess.Popen]:
-    """Without a launcher that would end one when it sees the other gone. RANK in an argument stands for its `own`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = ENVIRONMENT | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "ddpm_cli.sample", *(a.replace("RANK", str(own[int(rank)])) for a in arguments)],
-            cwd=cwd,
-            env=shared | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
+def two_ranks(*arguments: str, cwd: Path, own: Sequence[object] = ("", "")) -> list[Process]:
+    return start_ranks("sample", *arguments, cwd=cwd, own=own, PYTHONUNBUFFERED="1")
 
 
 def done(out: Path) -> bytes:
@@ -71,8 +56,12 @@ def whole(labelled: Path, tmp_path_factory) -> dict[str, bytes]:
     return contents(place / "out")
 
 
-def test_two_processes_draw_what_one_does(labelled: Path, whole, tmp_path: Path):
-    together = torchrun(f"ckpt={labelled}", *MANY, "out=out", cwd=tmp_path)
+BY_TORCHRUN = pytest.param(torchrun, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("launch", [partial(run_ranks, "sample"), BY_TORCHRUN], ids=["forked", "torchrun"])
+def test_two_processes_draw_what_one_does(launch: Callable, labelled: Path, whole, tmp_path: Path):
+    together = launch(f"ckpt={labelled}", *MANY, "out=out", cwd=tmp_path)
     assert together.returncode == 0, together.stderr
     assert together.stdout.splitlines() == [
         f"{labelled}: step 4, ema weights, on cpu, fp32, 2 processes",
@@ -104,8 +93,7 @@ def test_one_that_dies_does_not_keep_the_other_and_one_goes_on_alone(labelled: P
 
 def test_two_go_on_with_what_one_began_and_both_end_at_a_signal(labelled: Path, whole, tmp_path: Path):
     arguments = [f"ckpt={labelled}", *MANY, "out=out"]
-    environment = {"cwd": tmp_path, "env": ENVIRONMENT, "stderr": subprocess.PIPE, "text": True}
-    alone = subprocess.Popen([sys.executable, "-m", "ddpm_cli.sample", *arguments], **environment)
+    alone = start("sample", *arguments, cwd=tmp_path)
     wait_for(tmp_path / "out", of_rank=0)
     alone.send_signal(signal.SIGTERM)
     alone.communicate(timeout=60)
@@ -122,7 +110,7 @@ def test_two_go_on_with_what_one_began_and_both_end_at_a_signal(labelled: Path, 
     assert [process.returncode for process in ranks] == [75, 75]
     assert "ddpm-sample: SIGINT: stopped. " in error
     assert "ddpm-sample" not in silent, "one of them speaks"
-    together = torchrun(*arguments, cwd=tmp_path)
+    together = run_ranks("sample", *arguments, cwd=tmp_path)
     assert together.returncode == 0, together.stderr
     assert contents(tmp_path / "out") == whole
 
@@ -162,6 +150,6 @@ def test_a_sweep_is_refused(labelled: Path, tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
-def finished(process: subprocess.Popen) -> subprocess.CompletedProcess:
+def finished(process: Process) -> subprocess.CompletedProcess:
     said, error = process.communicate(timeout=60)
     return subprocess.CompletedProcess(process.args, process.returncode, said, error)

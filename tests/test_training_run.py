@@ -4,32 +4,21 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from commands import TINY, TINY_RUN, assert_one_message, only, train
+from commands import TINY, TINY_RUN, Process, assert_one_message, only, start, train
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 LONG = [*TINY, "trainer.steps=100000", "trainer.checkpoint_every=0", "trainer.preview_every=0"]
 
 
-def begin(*arguments: str, cwd: Path, says: str, code: str | None = None) -> subprocess.Popen:
-    """A command (or Python code) in its own process group that has come to the point where it says something."""
-    program = ["-m", "ddpm_cli.train"] if code is None else ["-c", code]
-    process = subprocess.Popen(
-        [sys.executable, *program, *arguments],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
+def begin(*arguments: str, says: str, **options) -> Process:
+    """A command in its own process group that has come to the point where it says something."""
+    process = start("train", *arguments, **options)
     assert process.stdout is not None
     for line in process.stdout:
         if says in line:
@@ -61,7 +50,7 @@ def test_a_signal_ends_the_run_saved_and_the_same_command_goes_on(name: str, tmp
 def test_a_signal_before_the_first_step_ends_the_command(tmp_path: Path):
     """In the middle of importing torch, say: there is nothing to save, and the same command can be given again."""
     code = "import ddpm_cli.train as t; print('ready', flush=True); t.main()"
-    process = begin(*LONG, cwd=tmp_path, says="ready", code=code)
+    process = begin(*LONG, cwd=tmp_path, says="ready", code=code, fresh=True)
     time.sleep(0.5)
     process.terminate()
     _, error = process.communicate(timeout=60)
@@ -102,8 +91,8 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path):
 
 
 def test_a_signal_in_a_preview_does_not_wait_for_it(tmp_path: Path):
-    endless = [*LONG, "trainer.preview_every=3", "trainer.preview_images=512", "schedule.timesteps=1000"]
-    process = begin(*endless, "sampler.steps=1000", cwd=tmp_path, says="step 2/")
+    endless = [*LONG, "trainer.preview_every=3", "trainer.preview_images=2048", "schedule.timesteps=200"]
+    process = begin(*endless, "sampler.steps=200", cwd=tmp_path, says="step 2/")
     time.sleep(1.5)
     process.terminate()
     began = time.monotonic()
@@ -256,9 +245,7 @@ def test_out_of_memory_says_what_takes_less_and_leaves_the_checkpoint(tmp_path: 
         "    return augment(*arguments)\n"
         "trainer.augment = greedy; from ddpm_cli.train import main; main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *TINY_RUN, "trainer.accumulate=2"], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = train(*TINY_RUN, "trainer.accumulate=2", cwd=tmp_path, code=code)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     for says in (

@@ -51,7 +51,7 @@ def run(tmp_path: Path) -> Path:
                 parameter.add_(torch.randn_like(parameter))
         ema.update(model)
         known = Metadata(step=step, image_shape=(1, 8, 8), images=9, config=CONFIG, versions={})
-        state = {f"model.{name}": value for name, value in model.state_dict().items()} | ema.state()
+        state = {f"model.{name}": value for name, value in model.state_dict().items()} | ema.state_dict()
         state["counter.step"] = torch.tensor(step)
         checkpoint.save_snapshot(tmp_path / "averages", ema.snapshot(), known, updates=step)
         checkpoint.save(tmp_path / "checkpoints", ema=ema.model.state_dict(), training=state, description=known)

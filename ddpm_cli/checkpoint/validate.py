@@ -150,7 +150,7 @@ def _moments(config: dict, found: Shapes, weights: Shapes, *, trust: Iterable[st
 
 
 def _averages(config: dict, shapes: Shapes, weights: Shapes, *, trust: Iterable[str]) -> PartialShapes:
-    """The shapes of the averages beside the main one, as `EMA.state` names them; those there are, if it is not ours."""
+    """The shapes of the averages beside the main one; those that are there, if the EMA is not ours."""
     found: PartialShapes = {name: shape for name, shape in shapes.items() if name.startswith(AVERAGES)}
     if "ema" not in config and not found:
         return {}

@@ -100,7 +100,9 @@ def _names_a_run(override: str) -> bool:
 
 
 def _check_own_configs(directory: Path) -> None:
-    """Raise ConfigError for an option of the user's own that Hydra would pass over for ours of the same name."""
+    """Raise ConfigError if there are none, and for an option that Hydra would pass over for ours of the same name."""
+    if not directory.is_dir():
+        raise ConfigError(f"--config-dir: there is no folder {directory}")
     for file in directory.glob("*/*.yaml"):
         if (configs_directory() / file.relative_to(directory)).exists():
             option = f"{file.parent.name}={file.stem}"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import hydra
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Sweep, ValueType
+from hydra.core.override_parser.types import Override, OverrideType, Sweep, ValueType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -60,34 +60,50 @@ def _mistake(arguments: Sequence[str], config_name: str, target: str) -> str | N
 def _check_overrides(arguments: Sequence[str], config_name: str, target: str) -> None:
     given = read_arguments(arguments)
     overrides = OverridesParser.create().parse_overrides(given.overrides)
-    ours, theirs, searchpath = options(configs_directory(), groups(config_name)), {}, []
+    shipped, theirs, searchpath = options(configs_directory()), {}, []
     if given.config_dir is not None:
         theirs, searchpath = options(given.config_dir), [f"hydra.searchpath=['file://{given.config_dir}']"]
+    ours = {group: shipped[group] for group in groups(config_name)}
     choices, settings = [], []
     for override in overrides:
         if override.is_sweep_override() and not given.sweep:
             values = _shown(str(override.input_line).removeprefix("++"))
             says = "-m runs one after another, [a,b] is a list, 'a,b' in quotes a text"
             raise ConfigError(f"{values}: more than one value; {says}")
-        group = override.key_or_group
-        if group in ours | theirs and override.package is None and not isinstance(override.value(), dict):
-            if override.is_add() and group in ours:
-                raise ConfigError(_there_already(group))
-            if not override.is_delete() and not isinstance(override.value(), str | list | Sweep):
-                raise ConfigError(_unknown_option(group, override.get_value_element_as_str(), (ours | theirs)[group]))
-            choices.append(override)
+        group, is_dict = override.key_or_group, isinstance(override.value(), dict)
+        if group in ours | theirs and override.package is None and not is_dict:
+            _check_choice(override, ours, theirs)
+            choices.append(_first(override))
         elif not override.is_hydra_override():
             settings.append(override)
     with hydra.initialize_config_dir(str(configs_directory()), version_base="1.3"):
-        config = OmegaConf.to_container(hydra.compose(config_name, searchpath + [_first(choice) for choice in choices]))
+        config = OmegaConf.to_container(hydra.compose(config_name, searchpath + choices))
     assert isinstance(config, dict)
     for override in settings:
+        if override.key_or_group in shipped and override.key_or_group not in ours:
+            raise ConfigError(f"{override.key_or_group}: no such option of this command")
         key = override.get_key_element().lstrip("+~")
-        there = check_key(config, key, target, groups=ours | theirs)
-        if override.is_delete() and there is None:
-            raise ConfigError(f"~{key}: there is nothing to delete")
-        if override.is_add() and there is not None and not isinstance(override.value(), dict | list):
-            raise ConfigError(_there_already(key))
+        _check_setting(override, key, check_key(config, key, target, groups=ours | theirs, absent=...))
+
+
+def _check_choice(override: Override, ours: dict[str, list[str]], theirs: dict[str, list[str]]) -> None:
+    group, value = override.key_or_group, override.value()
+    if override.is_add() and group in ours:
+        raise ConfigError(_there_already(group))
+    if not override.is_delete() and not isinstance(value, str | list | Sweep):
+        raise ConfigError(_unknown_option(group, override.get_value_element_as_str(), (ours | theirs)[group]))
+    if override.type is OverrideType.CHANGE and group not in ours:
+        raise ConfigError(f"{group}: nothing of that group is chosen yet; +{_shown(str(override.input_line))} does")
+
+
+def _check_setting(override: Override, key: str, there: object) -> None:
+    """`there` is the value that the configuration has at `key`, `...` if it has none."""
+    if override.is_delete() and there in (None, ...):
+        raise ConfigError(f"~{key}: there is nothing to delete")
+    if override.is_add() and there not in (None, ...) and not isinstance(override.value(), dict | list):
+        raise ConfigError(_there_already(key))
+    if override.type is OverrideType.CHANGE and there is ...:
+        raise ConfigError(f"{key}: no YAML file that is in use has it; +{_shown(str(override.input_line))} adds it")
 
 
 def _first(choice: Override) -> str:

@@ -9,6 +9,6 @@ from typing import Any
 class Invocation:
     """How a command was called, beside its configuration."""
 
-    resume: str | None  # "auto", or the run directory to go on with: then `changes` count and not the configuration
+    resume: str | None  # "auto", or the run directory to resume: then `changes` count and not the configuration
     changes: dict[str, Any]  # what the command line sets, by dotted key
     sweep_directory: Path | None  # this run's own directory, if it is one of a sweep

@@ -30,8 +30,8 @@ def check(config: dict, target: str, *, groups: Iterable[str] = ()) -> None:
     _check_arguments(config, target, path="", partial=False, trusted=None, groups=groups)
 
 
-def check_key(config: dict, key: str, target: str, *, groups: Iterable[str] = ()) -> Any:
-    """The value that a configuration has at a dotted key, None if it has none.
+def check_key(config: dict, key: str, target: str, *, groups: Iterable[str] = (), absent: object = None) -> Any:
+    """The value that a configuration has at a dotted key, `absent` if it has none.
 
     Args:
         config: need not be whole, nor its references followed.
@@ -48,9 +48,9 @@ def check_key(config: dict, key: str, target: str, *, groups: Iterable[str] = ()
         if name not in NODE_KEYS:
             settable = _settable(str(value["_target_"]), path=path, partial=value.get("_partial_") is True)
             if settable is None:
-                return None
+                return absent
             _check_name(name, settable, path=path, groups=groups)
-        value, path = value.get(name), f"{path}.{name}" if path else name
+        value, path = value.get(name, absent), f"{path}.{name}" if path else name
     return value
 
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -24,12 +24,12 @@ def groups(config_name: str) -> dict[str, str | None]:
     return {group: option for entry in entries for group, option in entry.items() if not group.startswith("override ")}
 
 
-def options(directory: Path, of: Iterable[str] | None = None) -> dict[str, list[str]]:
-    """The options of each group in a folder of YAML files, or of the groups `of` alone."""
+def options(directory: Path) -> dict[str, list[str]]:
+    """The options of each group in a folder of YAML files."""
     found = defaultdict(list)
     for file in sorted(directory.rglob("*.yaml")):
         group = file.parent.relative_to(directory).as_posix()
-        if group != "." and (of is None or group in of):
+        if group != ".":
             found[group].append(file.stem)
     return dict(found)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddpm_cli import checkpoint
 from ddpm_cli.checkpoint.metadata import parse
+from ddpm_cli.checkpoint.tensor_names import UNLOGGED
 from ddpm_cli.checkpoint.validate import check_config
 from ddpm_cli.config.schema import targets_in
 from ddpm_cli.config.train_options import TrainOptions
@@ -293,7 +294,7 @@ class TrainingRun:
     ) -> None:
         trainer, config = self.trainer, self.trainer.config
         for name, tensor in (*ema.items(), *training.items()):
-            if tensor.is_floating_point() and not name.startswith("unlogged.") and not torch.isfinite(tensor).all():
+            if tensor.is_floating_point() and not name.startswith(UNLOGGED) and not torch.isfinite(tensor).all():
                 raise NonFiniteError(f"{name} is not finite after step {trainer.step - 1}: nothing was saved")
         if metrics is not None:
             metrics.flush()

@@ -87,7 +87,7 @@ def _existing_run(config: dict, invocation: Invocation, world: "World") -> Path 
 
 
 def _has_checkpoint(directory: Path) -> bool:
-    return any(directory.glob(f"{run_dir.CHECKPOINTS}/step_*"))
+    return len(run_dir.by_step(directory / run_dir.CHECKPOINTS)) > 0
 
 
 def _resume(

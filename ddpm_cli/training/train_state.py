@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ddpm_cli.checkpoint.tensor_names import AVERAGES, COUNTER, MODEL, OPTIMIZER, SCALER, TIMESTEPS, UNLOGGED, below
 from ddpm_cli.distributed.fsdp import distribute_as
 from ddpm_cli.training.step_stats import StepResult, grad_norms
 from ddpm_cli.training.trainer import Trainer
@@ -17,23 +18,23 @@ def capture(trainer: Trainer) -> dict[str, Tensor]:
         NonFiniteError: if a step so far was not finite; the trainer is then as that step found it.
     """
     trainer.check_finite()
-    tensors = {f"model.{name}": value for name, value in trainer.ddpm.model.state_dict().items()}
+    tensors = {f"{MODEL}{name}": value for name, value in trainer.ddpm.model.state_dict().items()}
     for name, parameter in trainer.ddpm.model.named_parameters():
         moments = trainer.optimizer.state.get(parameter, {})
-        tensors |= {f"optimizer.{name}.{key}": torch.as_tensor(value) for key, value in moments.items()}
+        tensors |= {f"{OPTIMIZER}{name}.{key}": torch.as_tensor(value) for key, value in moments.items()}
     counters = {
         "step": trainer.step,
         "ema_updates": trainer.ema.updates,
         "overflows": trainer.overflows,
         "overflows_in_a_row": trainer.overflows_in_a_row,
     }
-    tensors |= {f"counter.{name}": torch.tensor(value) for name, value in counters.items()}
-    tensors |= {f"unlogged.{name}": tensor for name, tensor in _stacked(trainer.pending).items()}
-    tensors |= {f"timesteps.{name}": tensor for name, tensor in trainer.timestep_sampler.state_dict().items()}
+    tensors |= {f"{COUNTER}{name}": torch.tensor(value) for name, value in counters.items()}
+    tensors |= {f"{UNLOGGED}{name}": tensor for name, tensor in _stacked(trainer.pending).items()}
+    tensors |= {f"{TIMESTEPS}{name}": tensor for name, tensor in trainer.timestep_sampler.state_dict().items()}
     tensors |= trainer.ema.state_dict()
     if trainer.scaler.is_enabled():
         scaler = trainer.scaler.state_dict()
-        tensors |= {f"scaler.{key}": torch.tensor(scaler[key]) for key in _SCALER_KEYS}
+        tensors |= {f"{SCALER}{key}": torch.tensor(scaler[key]) for key in _SCALER_KEYS}
     return tensors
 
 
@@ -46,14 +47,14 @@ def restore(trainer: Trainer, state: dict[str, Tensor], ema: dict[str, Tensor]) 
     try:
         _restore_weights(trainer, state, ema)
         _restore_moments(trainer, state)
-        counters = {name: _count(name, value) for name, value in _below("counter.", state).items()}
+        counters = {name: _count(name, value) for name, value in below(COUNTER, state).items()}
         trainer.step = counters["step"]
         trainer.ema.updates = counters["ema_updates"]
         trainer.overflows, trainer.overflows_in_a_row = counters["overflows"], counters["overflows_in_a_row"]
-        trainer.pending = _unstacked(_below("unlogged.", state), trainer.compute.device)
-        trainer.timestep_sampler.load_state_dict(_below("timesteps.", state))
+        trainer.pending = _unstacked(below(UNLOGGED, state), trainer.compute.device)
+        trainer.timestep_sampler.load_state_dict(below(TIMESTEPS, state))
         if trainer.scaler.is_enabled():
-            saved = {key: state[f"scaler.{key}"].item() for key in _SCALER_KEYS}
+            saved = {key: state[f"{SCALER}{key}"].item() for key in _SCALER_KEYS}
             trainer.scaler.load_state_dict(trainer.scaler.state_dict() | saved)
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"the training state is not that of this configuration: {error}") from error
@@ -88,16 +89,16 @@ def _unstacked(pending: dict[str, Tensor], device: torch.device) -> list[StepRes
 
 
 def _restore_weights(trainer: Trainer, state: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
-    for model, tensors in ((trainer.ddpm.model, _below("model.", state)), (trainer.ema.model, ema)):
+    for model, tensors in ((trainer.ddpm.model, below(MODEL, state)), (trainer.ema.model, ema)):
         own = model.state_dict()
         model.load_state_dict({name: distribute_as(value, own.get(name)) for name, value in tensors.items()})
-    further = {name: value for name, value in state.items() if name.startswith(("ema.", "posthoc."))}
+    further = {name: value for name, value in state.items() if name.startswith(AVERAGES)}
     trainer.ema.load_state_dict(further)
 
 
 def _restore_moments(trainer: Trainer, state: dict[str, Tensor]) -> None:
     moments = {
-        index: {key: _laid_out_as(parameter, value) for key, value in _below(f"optimizer.{name}.", state).items()}
+        index: {key: _laid_out_as(parameter, value) for key, value in below(f"{OPTIMIZER}{name}.", state).items()}
         for index, (name, parameter) in enumerate(trainer.ddpm.model.named_parameters())
     }
     groups = trainer.optimizer.state_dict()["param_groups"]
@@ -107,7 +108,7 @@ def _restore_moments(trainer: Trainer, state: dict[str, Tensor]) -> None:
 def _count(name: str, value: Tensor) -> int:
     count = value.item()
     if not isinstance(count, int) or count < 0:
-        raise ValueError(f"the training state says counter.{name} is {count}")
+        raise ValueError(f"the training state says {COUNTER}{name} is {count}")
     return count
 
 
@@ -116,7 +117,3 @@ def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     if value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter).copy_(distribute_as(value, parameter))
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -71,9 +71,9 @@ LARGEST |= {"model.num_res_blocks": 16, "model.attention_resolutions": [2**i for
 NUMBERS: Table = [
     ("base_channels 4096", {"model.base_channels": 4096}, MISFIT),
     ("base_channels 4098", {"model.base_channels": 4098}, OUT_OF_RANGE),
-    ("a network as large as may be", LARGEST, MISFIT),
+    ("a network as large as may be", LARGEST, "model.image_size: is 16384, but"),
     ("num_res_blocks -1", {"model.num_res_blocks": -1}, "must be at least 1, got -1"),
-    ("image_size [0, 16]", {"model.image_size": [0, 16]}, "image_size must be positive|image_size 0 cannot"),
+    ("image_size [0, 16]", {"model.image_size": [0, 16]}, "model.image_size: is 0, but"),
     ("timesteps 100,001", {"schedule.timesteps": 100_001}, OUT_OF_RANGE),
     ("timesteps 10**400", {"schedule.timesteps": 10**400}, OUT_OF_RANGE),
     ("timesteps NaN", {"schedule.timesteps": float("nan")}, OUT_OF_RANGE),

@@ -331,7 +331,7 @@ def _wrong_path(program: str) -> SearchStrategy[Mistake]:
 
 
 def _wrong_change() -> SearchStrategy[Mistake]:
-    """A finished run to go on with, and a change that would make it another, or that is no change at all."""
+    """A finished run to resume, and a change that would make it another, or that is no change at all."""
     changes = [
         *("schedule.timesteps=7", "model.base_channels=24", "optimizer.lr=1e-5", "seed=8", "trainer.batch_size=24"),
         *("schedule=linear", "data=mnist", "data.image_size=32", "ema.decays=[0.5]", "trainer.precision=bf16"),
