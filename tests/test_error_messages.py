@@ -83,7 +83,7 @@ MISTAKES = {
         "schedule.betas: no checkpoint may hold this: 9000 entries"
     ),
     f"ema=posthoc ema.posthoc=[{','.join(f'{0.05 + 0.001 * i:.3f}' for i in range(64))}]": (
-        "ema.posthoc: no checkpoint may hold this: 64 entries"
+        "ema: posthoc must hold at most 8 lengths, got 64"
     ),
     "prediction=v weighting=min_snr schedule.zero_terminal_snr=true": "weighting: gives t = 999 the weight 0",
     "weighting=p2 weighting.gamma=1e6": "weighting: gives t = .* the weight 0, and sampling passes through it",
