@@ -73,7 +73,7 @@ def test_two_ranks_do_what_one_does(shard: str, tmp_path: Path):
         torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("shard", ["false", "true"])
+@pytest.mark.parametrize("shard", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_ranks_that_look_late_go_back_to_the_step_that_was_not_finite(shard: str, tmp_path: Path):
     """As on GPUs: one rank's gradient is not finite in a step, which all of them let pass, and find out steps later."""
     code = (
