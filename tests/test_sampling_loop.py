@@ -196,6 +196,7 @@ def samplers_times(solver: str) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 def test_compiled_by_the_command_the_images_are_the_same(labelled: Path, tmp_path: Path):
     """By the real compiler, in a process of its own; n is no multiple of the batch."""
     options = [f"ckpt={labelled}", "n=5", "batch_size=2", "sampler=dpmpp_2m", "sampler.steps=6", "save=npz"]
