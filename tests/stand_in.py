@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from ddpm_cli.cli.launch import launch
+from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.train_options import OPTIONS
 from ddpm_cli.runtime.exit_codes import Stopped
@@ -33,14 +34,19 @@ def job(config: dict, call: Invocation, stop: Stop) -> float:
     print(f"run      {call.sweep_directory}", flush=True)
     if done > 0:
         _write(log, f"resumed  at step {done}")
+    dropout, steps = config["model"]["dropout"], config["trainer"]["steps"]
+    if dropout >= 1:
+        raise ConfigError(f"model: dropout must lie in [0, 1), got {dropout}")
     stop.defer()
-    while done < config["trainer"]["steps"]:
+    while done < steps:
         if stop.requested:
             (checkpoints / f"step_{done:08d}").mkdir()
             raise Stopped(f"{stop.signal}: stopped at step {done} and saved")
         time.sleep(STEP_SECONDS)
         done += 1
-        _write(log, f"step {done}/")
+        _write(log, f"step {done}/{steps}")
+    (checkpoints / f"step_{done:08d}").mkdir()
+    (checkpoints / f"step_{done:08d}" / "ema.safetensors").touch()
     return float(config["seed"])
 
 

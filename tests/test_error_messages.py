@@ -82,9 +82,7 @@ MISTAKES = {
     f"schedule=custom schedule.betas=[{','.join(['0.001'] * 9000)}] sampler.steps=9": (
         "schedule.betas: no checkpoint may hold this: 9000 entries"
     ),
-    f"ema=posthoc ema.posthoc=[{','.join(f'{0.05 + 0.001 * i:.3f}' for i in range(64))}]": (
-        "ema: posthoc must hold at most 8 lengths, got 64"
-    ),
+    "trainer.log_every=2000000": "trainer.log_every: no checkpoint may hold this: 2000000 is beyond 1048576",
     "prediction=v weighting=min_snr schedule.zero_terminal_snr=true": "weighting: gives t = 999 the weight 0",
     "weighting=p2 weighting.gamma=1e6": "weighting: gives t = .* the weight 0, and sampling passes through it",
     "sampler.steps=[500,100]": "sampler: steps must begin at 999, where the noise is, got 500",

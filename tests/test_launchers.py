@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import stand_in
-from commands import TINY, TINY_RUN, Process, run, sample, start, train
+from commands import TINY, TINY_RUN, Process, run, sample, start
 
 JOBLIB = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep"]
 SUBMITIT = ["-m", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep"]
@@ -43,8 +43,9 @@ def begin(request, tmp_path: Path) -> Iterator[Callable[..., Process]]:
     begun: list[Process] = []
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
-    def begin(*arguments: str) -> Process:
-        begun.append(start("train", *arguments, cwd=tmp_path, code=request.param, PYTHONPATH=path))
+    def begin(*arguments: str, **environment: str) -> Process:
+        options = {"cwd": tmp_path, "code": request.param, "PYTHONPATH": path}
+        begun.append(start("train", *arguments, **options, **environment))
         return begun[-1]
 
     yield begin
@@ -71,10 +72,10 @@ def children(pid: int, name: str = "") -> list[int]:
     return [int(child) for child, parent, *command in lines if int(parent) == pid and name in "".join(command)]
 
 
-def test_joblib_runs_a_sweep_each_on_a_gpu_of_its_own(tmp_path: Path):
+def test_joblib_runs_a_sweep_each_on_a_gpu_of_its_own(begin, tmp_path: Path):
     (tmp_path / "tmp").mkdir()
     gpus = {"CUDA_VISIBLE_DEVICES": "0,1", "TMPDIR": str(tmp_path / "tmp")}
-    done = train(*TINY_RUN, *JOBLIB, "model.dropout=0.1,7,0.2", cwd=tmp_path, **gpus)
+    done = finish(begin(*TINY_RUN, *JOBLIB, "model.dropout=0.1,7,0.2", **gpus))
     assert done.returncode == 1, done.stderr
     lines = table(done)
     assert re.search(r"^  0  .*dropout=0.1  loss \d", lines[0])

@@ -203,6 +203,7 @@ def test_a_compiled_network_is_one_graph_for_every_step_of_every_whole_batch(sol
     assert len(calls) == 1 + 2 * (4 + guided_steps), "two batches of four, and one image that is left"
 
 
+@pytest.mark.slow
 def test_compiled_by_the_command_the_images_are_the_same(labelled: Path, tmp_path: Path):
     """By the real compiler, in a process of its own; n is no multiple of the batch."""
     options = [f"ckpt={labelled}", "n=5", "batch_size=2", "sampler=dpmpp_2m", "sampler.steps=6", "save=npz"]

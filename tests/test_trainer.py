@@ -26,8 +26,8 @@ from ddpm_cli.training.trainer_config import TrainerConfig
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[Trainer, list[float]]:
-    """The digits network after 400 steps, and its losses."""
-    trainer = make_trainer(steps=400, batch_size=64, warmup_steps=20)
+    """The digits network after 250 steps, and its losses."""
+    trainer = make_trainer(steps=250, batch_size=64, warmup_steps=20)
     return trainer, run(trainer)
 
 
@@ -354,6 +354,7 @@ def test_a_set_smaller_than_a_batch_trains(tmp_path):
     assert len(run(trainer)) == 2
 
 
+@pytest.mark.slow
 def test_one_image_is_learned_by_heart():
     """A single bright square: after a short run the samples are that image, whatever the noise."""
     image = np.zeros((1, 1, 8, 8), dtype=np.uint8)
