@@ -52,6 +52,11 @@ def preload() -> None:
     Image.init()  # imports its formats
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):  # imports plug-ins; its parsers learn the grammar
         compose("train", ["trainer.steps=1", "sampler.steps=[1,2]", "schedule=linear"])
+    resolvers = sys.modules["ddpm_cli.cli.resolvers"]
+    for program in ("train", "sample"):  # what a process reads once of our own YAML files
+        resolvers.help_on_groups(program)
+        resolvers.help_on_values(program)
+    sys.modules["ddpm_cli.config.shipped"].shipped_targets()
     gc.collect()
     gc.freeze()  # a forked process looks through nothing that is here already, and so need not copy it
     assert not THREADS.exists() or len(list(THREADS.iterdir())) == 1

@@ -1,5 +1,6 @@
 """What our YAML files call by `${name:...}`."""
 
+import functools
 import textwrap
 from collections.abc import Iterable
 
@@ -24,6 +25,7 @@ def _learned(variance: object) -> bool:
     return isinstance(variance, str) and class_variable(variance, "learned") is True
 
 
+@functools.cache  # every command composes its configuration, and with it the help text, twice
 def help_on_groups(config_name: str) -> str:
     """For a help text, the groups of a command: what is chosen when nothing is said, what it means, what there is."""
     there_are = options(configs_directory())
@@ -34,12 +36,14 @@ def help_on_groups(config_name: str) -> str:
     )
 
 
+@functools.cache
 def help_on_values(config_name: str) -> str:
     """For a help text, the values of a command outside its groups."""
+    chosen = groups(config_name)
     return _table(
         (f"{option.key}={option.value}".replace("???", "..."), option.meaning)
         for option in read_comments(configs_directory() / f"{config_name}.yaml").options
-        if option.key not in groups(config_name)
+        if option.key not in chosen
     )
 
 
