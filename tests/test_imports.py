@@ -1,6 +1,7 @@
 """Who may import whom: the rooms of the house, and what must stay light."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ def room(module: Path) -> str:
     return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@functools.cache
 def imported(module: Path) -> set[str]:
     """Full names of everything a module imports, wherever in it."""
     names = set()
