@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import TINY, TINY_RUN, only, run_ranks, train
+from commands import TINY, TINY_RUN, only, run_ranks, start_ranks, train
 from PIL import Image
 from safetensors.torch import load_file
 
 from ddpm_cli.data.datasets import digits
 from ddpm_cli.data.loader import BatchLoader
 
+FEW_SHAPES = ["model.channel_mults=[1]", "model.attention_resolutions=[16]"]  # torch plans the sharding of each shape
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
@@ -42,6 +43,8 @@ def test_two_ranks_do_what_one_does(shard: str, tmp_path: Path):
         "timestep_sampler.history=1",
         "schedule.timesteps=6",  # each is seen in the first two steps, and losses decide what the last two draw
     ]
+    if shard == "true":
+        options += FEW_SHAPES
     together = train_on_two(*options, "name=two", f"trainer.fsdp={shard}", cwd=tmp_path)
     assert together.returncode == 0, together.stderr
     sharded = ", sharded" if shard == "true" else ""
@@ -107,7 +110,7 @@ def test_ranks_that_look_late_go_back_to_the_step_that_was_not_finite(shard: str
 
 def test_shards_resume_bit_for_bit(tmp_path: Path):
     options = [*TINY_RUN, "trainer.fsdp=true", "trainer.preview_every=0", "model.dropout=0.2"]
-    options += ["model.channel_mults=[1]", "model.attention_resolutions=[16]"]  # torch plans the sharding of each shape
+    options += FEW_SHAPES
     straight = train_on_two(*options, "name=straight", cwd=tmp_path)
     assert straight.returncode == 0, straight.stderr
     directories = [only(tmp_path / "outputs" / "straight"), tmp_path / "stopped"]
@@ -124,7 +127,7 @@ def test_shards_resume_bit_for_bit(tmp_path: Path):
 
 def test_a_preview_leaves_an_average_in_shards(tmp_path: Path):
     """Also where no checkpoint, for which everything is put together and taken apart, follows it at once."""
-    options = [*TINY_RUN, "trainer.fsdp=true", "trainer.steps=3", "trainer.preview_every=1"]
+    options = [*TINY_RUN, *FEW_SHAPES, "trainer.fsdp=true", "trainer.steps=3", "trainer.preview_every=1"]
     done = train_on_two(*options, "trainer.checkpoint_every=0", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
@@ -165,6 +168,20 @@ def test_a_shard_of_one_process_is_refused(tmp_path: Path):
 
 
 def test_a_signal_to_one_rank_stops_both_saved(tmp_path: Path):
+    options = [*TINY, "trainer.steps=100000", "trainer.checkpoint_every=0", "name=x"]
+    ranks = start_ranks("train", *options, cwd=tmp_path)
+    assert ranks[0].stdout is not None
+    assert any("step 4/" in line for line in ranks[0].stdout)
+    ranks[1].terminate()
+    (_, error), _ = (process.communicate(timeout=60) for process in ranks)
+    assert [process.returncode for process in ranks] == [75, 75]
+    assert "a signal to another process: stopped at step" in error
+    checkpoint = only(only(tmp_path / "outputs" / "x") / "checkpoints")
+    assert f"ddpm-train resume={checkpoint.parents[1].relative_to(tmp_path)}" in error
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_of_torchrun_s_stops_both_saved(tmp_path: Path):
     options = [*TINY, "trainer.steps=100000", "trainer.checkpoint_every=0", "name=x"]
     process = subprocess.Popen(
         [*TORCHRUN, "-m", "ddpm_cli.train", *options],

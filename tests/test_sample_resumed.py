@@ -185,7 +185,8 @@ def test_a_full_disk_ends_a_run_that_goes_on_later(labelled: Path, sample_here, 
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-# A process that draws and writes down `n` images of 12 kB, with the exact denoiser of Gaussian data for a network.
+# A process that draws and writes down so many images of 12 kB, and then so many, with the exact denoiser of Gaussian
+# data for a network; after each it says how much memory it has had at most.
 DRAWING = """
 import resource, sys
 from pathlib import Path
@@ -201,35 +202,33 @@ from ddpm_cli.sampling.outputs import write
 from ddpm_cli.sampling.image_store import ImageStore, begin, locked
 
 torch.set_num_threads(1)
-n, shape, schedule, sampler = int(sys.argv[1]), (3, 64, 64), linear(100), DDIM(steps=1)
-plan = Generate().plan(SampleContext(schedule, sampler, shape, n=n, classes=0, seed=0, device=torch.device("cpu")))
-ddpm = DDPM(GaussianDenoiser(schedule, mean=0.1, std=0.4), schedule)
-directory, layout = Path(str(n)), {"batch_size": 50, "shape": (n, 64, 64, 3)}
-directory.mkdir()
-with locked(directory):
-    begin(directory, {}, **layout)
-    with ImageStore(directory, **layout) as store:
-        SamplingLoop(ddpm, plan, choose_compute("cpu")).draw(store.missing, store.keep)
-        write(store, plan, save="npz")
-        store.end()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+shape, schedule, sampler = (3, 64, 64), linear(100), DDIM(steps=1)
+for n in map(int, sys.argv[1:]):
+    plan = Generate().plan(SampleContext(schedule, sampler, shape, n=n, classes=0, seed=0, device=torch.device("cpu")))
+    ddpm = DDPM(GaussianDenoiser(schedule, mean=0.1, std=0.4), schedule)
+    directory, layout = Path(str(n)), {"batch_size": 50, "shape": (n, 64, 64, 3)}
+    directory.mkdir()
+    with locked(directory):
+        begin(directory, {}, **layout)
+        with ImageStore(directory, **layout) as store:
+            SamplingLoop(ddpm, plan, choose_compute("cpu")).draw(store.missing, store.keep)
+            write(store, plan, save="npz")
+            store.end()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
-def peak_megabytes(n: int, cwd: Path) -> int:
+def test_more_images_take_no_more_memory(tmp_path: Path):
     tests = Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, "-c", DRAWING, str(n)],
-        cwd=cwd,
+        [sys.executable, "-c", DRAWING, "500", "3500"],
+        cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert (cwd / str(n) / "samples.npz").stat().st_size > 3 * 64 * 64 * n
-    return int(done.stdout)
-
-
-def test_more_images_take_no_more_memory(tmp_path: Path):
-    few, many = peak_megabytes(500, tmp_path), peak_megabytes(3500, tmp_path)
+    for n in (500, 3500):
+        assert (tmp_path / str(n) / "samples.npz").stat().st_size > 3 * 64 * 64 * n
+    few, many = map(int, done.stdout.split())
     assert many < few + 10, "of the 37 MB that 3000 more images are"

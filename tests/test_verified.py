@@ -1,18 +1,15 @@
 """Whatever reads a checkpoint, of however many processes: each file is compared with its SHA-256 once."""
 
 import hashlib
-import os
 import pickle
 import shutil
-import socket
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run_ranks
 from torch import Tensor
 
 from ddpm_cli import checkpoint
@@ -218,24 +215,8 @@ import_module(f"ddpm_cli.{program}").main()
 
 def two_processes(program: str, *arguments: str, cwd: Path) -> Counter[str]:
     """How often each file is hashed by two processes together; by name, with the rank before it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    shared |= {"OMP_NUM_THREADS": "1", "HASHED": str(cwd / "hashed")}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", COUNTING, program, *arguments],
-            cwd=cwd,
-            env=shared | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    said = [process.communicate(timeout=180)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    done = run_ranks(program, program, *arguments, cwd=cwd, code=COUNTING, HASHED=str(cwd / "hashed"))
+    assert done.returncode == 0, done.stderr
     return Counter((cwd / "hashed").read_text().splitlines())
 
 
