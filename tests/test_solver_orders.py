@@ -156,14 +156,15 @@ def test_noisy_samplers_draw_correlated_data(sampler: Sampler, rule: chains.Rule
 MIXED = Mixture([[-1.6, 0.8, 0.0], [1.2, 1.4, -0.6], [0.4, -1.8, 1.0]], 0.3, [0.5, 0.3, 0.2])
 
 
+@pytest.mark.parametrize("n", [1500, pytest.param(6000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["ddpm fixed_small", "ddpm fixed_large", "dpmpp_2m_sde"])
-def test_noisy_samplers_draw_a_mixture(name: str):
+def test_noisy_samplers_draw_a_mixture(name: str, n: int):
     """Each cluster has its share, its mean, and the variance that the exact chain of its Gaussian alone has, which
     1000 steps bring within 5 % of the cluster's own.
 
     The clusters lie five standard deviations and more from the borders between them, so that all are told apart.
     """
-    n, timesteps, generator = 6000, 1000, torch.Generator().manual_seed(0)
+    timesteps, generator = 1000, torch.Generator().manual_seed(0)
     sampler, rule, _ = CHAINS[name]
     schedule, times = NoiseSchedule(betas_of(timesteps)), list(range(timesteps))[::-1]
 

@@ -23,29 +23,25 @@ from ddpm_cli.training.train_state import capture, restore
 from ddpm_cli.training.trainer import NonFiniteError, Trainer
 from ddpm_cli.training.trainer_config import TrainerConfig
 
-
-@pytest.fixture(scope="module")
-def trained() -> tuple[Trainer, list[float]]:
-    """The digits network after 250 steps, and its losses."""
-    trainer = make_trainer(steps=250, batch_size=64, warmup_steps=20)
-    return trainer, run(trainer)
+QUICK = {"steps": 100, "batch_size": 16, "warmup_steps": 5, "decay": 0.95}
+THOROUGH = {"steps": 250, "batch_size": 64, "warmup_steps": 20}
 
 
-def test_a_few_hundred_steps_on_digits_lower_the_loss(trained):
-    _, losses = trained
+@pytest.mark.parametrize("options", [QUICK, pytest.param(THOROUGH, marks=pytest.mark.slow)], ids=["quick", "long"])
+def test_a_hundred_steps_on_digits_lower_the_loss_and_the_ema_draws_what_they_saw(options: dict):
+    """One test, so that no two processes train for it."""
+    trainer = make_trainer(**options)
+    losses = run(trainer)
     assert np.mean(losses[:5]) > 0.8  # a network that says nothing has a loss of 1
-    assert np.mean(losses[-50:]) < 0.27
-
-
-def test_ema_samples_look_like_the_data_in_mean_and_variance(trained):
-    trainer, _ = trained
+    assert np.mean(losses[-len(losses) // 5 :]) < 0.27
     ddpm = trainer.ddpm.with_model(trainer.ema.model)
-    noise, sampler = ImageNoise(0, range(128), (1, 8, 8)), Ancestral()
+    noise, sampler = ImageNoise(0, range(128 if options is THOROUGH else 32), (1, 8, 8)), Ancestral()
     times = sampler.times(ddpm.schedule)
     *_, last = ddpm.reverse_process(sampler.solve(ddpm.denoiser(), ddpm.schedule, times, noise(), noise))
     data = torch.from_numpy(digits(image_size=8).pixels) / 127.5 - 1
     assert last.mean().item() == pytest.approx(data.mean().item(), abs=0.06)
-    assert last.std().item() == pytest.approx(data.std().item(), abs=0.06)
+    if options is THOROUGH:  # which takes the longest to learn
+        assert last.std().item() == pytest.approx(data.std().item(), abs=0.06)
     # and pixel by pixel: digits are bright in the middle column and dark at the edges
     correlation = np.corrcoef(last.mean((0, 1)).flatten(), data.mean((0, 1)).flatten())[0, 1]
     assert correlation > 0.9
