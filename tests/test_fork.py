@@ -57,7 +57,9 @@ def test_a_fork_begins_with_everything_and_other_settings(home: Path, trained):
     assert f"forked from {directory / LAST}" in done.stdout
     assert re.search(r"optimizer\.lr: was 0\.\d+, now 0\.5", done.stdout)
     text = (new / "config.yaml").read_text()
-    assert text.startswith(f"# forked from {(directory / LAST).absolute()}\n#   name: was None, now 'f'\n#   optimizer.lr")
+    assert text.startswith(
+        f"# forked from {(directory / LAST).absolute()}\n#   name: was None, now 'f'\n#   optimizer.lr"
+    )
     config = yaml.safe_load(text)
     assert (config["optimizer"]["lr"], config["seed"], config["trainer"]["batch_size"]) == (0.5, 7, 4)
     assert [path.name for path in sorted((new / "checkpoints").iterdir())] == ["step_00000006"]

@@ -148,9 +148,19 @@ def _resume(
         return None, warnings
     with naming("resume"):
         check_space(directory, trainer)
-        if world.main and run_identity.identity_of(directory) is None:  # begun by a version that gave none
-            Identity(name=None if names_a_run(invocation) else config["name"]).write(directory)
+        if world.main:
+            _keep_identity(directory, None if names_a_run(invocation) else config["name"])
     return training, warnings
+
+
+def _keep_identity(directory: Path, name: str | None) -> None:
+    """Give a run of before there were identities one; let its name, if it was found by one, find it here again."""
+    identity = run_identity.identity_of(directory)
+    if identity is None:
+        identity = Identity(name=name)
+        identity.write(directory)
+    if name is not None and directory.parent.name == name:
+        run_identity.remember(directory.parent.parent, name, directory, identity)
 
 
 def _begin(
