@@ -187,7 +187,7 @@ def test_resuming_falls_back_to_the_newest_whole_one(tmp_path: Path):
         (directory / f"step_0000000{step}" / "ema.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole: .*4.*3.*2.*1"):
         checkpoint.newest_whole(tmp_path)
-    aside = checkpoint.set_aside(directory / "step_00000004")
+    aside = checkpoint.set_aside(directory / "step_00000004", "damaged")
     assert aside.name == "damaged_step_00000004"
     assert checkpoint.newest(tmp_path).name == "step_00000003"
 

@@ -61,6 +61,13 @@ def find(path: str | Path) -> Path:
     raise CheckpointError(f"{path} is neither a run directory nor a checkpoint nor an EMA file ({EMA_FILE})")
 
 
+def newer_than(checkpoint: Path) -> list[Path]:
+    """The checkpoints of later steps of the same run, whole or not."""
+    step = step_of(checkpoint)
+    assert step is not None, checkpoint
+    return [path for other, path in all_of(checkpoint.parent).items() if other > step]
+
+
 def all_of(directory: Path) -> dict[int, Path]:
     """All in a run's `checkpoints/` by their step: also those that have lost files, which must not be passed over.
 

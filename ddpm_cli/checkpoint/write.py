@@ -84,9 +84,13 @@ def remove_old(directory: Path, *, keep_last: int, keep_every: int = 0) -> None:
             _remove(hidden)
 
 
-def set_aside(checkpoint: Path) -> Path:
-    """Rename a damaged checkpoint so that it neither counts as one nor is lost; returns its new place."""
-    target = checkpoint.with_name(f"damaged_{checkpoint.name}")
+def set_aside(checkpoint: Path, reason: str) -> Path:
+    """Rename a checkpoint so that it neither counts as one nor is lost; returns its new place.
+
+    Args:
+        reason: a word to put before its name.
+    """
+    target = checkpoint.with_name(f"{reason}_{checkpoint.name}")
     while os.path.lexists(target):
         target = target.with_name(f"{target.name}_again")
     durable.move(checkpoint, target)

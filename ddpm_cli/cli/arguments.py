@@ -96,7 +96,7 @@ def _check_flags(arguments: list[str]) -> argparse.Namespace:
 
 def _names_a_run(override: str) -> bool:
     key, _, value = override.lstrip("+").partition("=")
-    return key == "resume" and value not in ("", "null", "auto")
+    return key in ("resume", "fork") and value not in ("", "null", "auto")
 
 
 def _check_own_configs(directory: Path) -> None:

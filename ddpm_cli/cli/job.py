@@ -101,9 +101,14 @@ class Job:
         return worker_process(launcher, directory, self.stop) if self.in_worker else nullcontext()
 
     def _work(self, cfg: DictConfig, overrides: list[str], *, sweep_directory: Path | None) -> Any:
-        resume = None if cfg.get("resume") is None else str(cfg.get("resume"))
-        config = _checked(cfg, self.target) if resume in (None, "auto") else {}  # a run has its own
-        return self.work(config, Invocation(resume, _changes(overrides, cfg), sweep_directory))
+        resume, fork = (None if cfg.get(key) is None else str(cfg.get(key)) for key in ("resume", "fork"))
+        changes = _changes(overrides, cfg)
+        if fork is None and resume in (None, "auto"):
+            return self.work(_checked(cfg, self.target), Invocation(resume, changes, sweep_directory))
+        if fork is None:  # a run has a configuration of its own
+            return self.work({}, Invocation(resume, changes, sweep_directory))
+        places = {key: cfg.get(key) for key in ("name", "output_dir")}  # a new run's are never those of the old
+        return self.work({}, Invocation(resume, places | changes, sweep_directory, fork, _chosen(changes, cfg)))
 
 
 def _changes(overrides: list[str], cfg: DictConfig) -> dict[str, Any]:
@@ -117,6 +122,23 @@ def _changes(overrides: list[str], cfg: DictConfig) -> dict[str, Any]:
     return changes
 
 
+def _chosen(changes: dict[str, Any], cfg: DictConfig) -> dict[str, dict]:
+    """By group, the options of what `changes` choose of it, as they have been composed."""
+    chosen = {}
+    for group in changes.keys() & HydraConfig.get().runtime.choices.keys():
+        node = cfg.get(group)
+        if OmegaConf.is_dict(node):
+            _refuse_missing(cfg, group)
+            chosen[group] = OmegaConf.to_container(node, resolve=True)
+    return chosen
+
+
+def _refuse_missing(cfg: DictConfig, group: str = "") -> None:
+    missing = sorted(key for key in OmegaConf.missing_keys(cfg) if not group or key.startswith(f"{group}."))
+    if missing:
+        raise ConfigError(f"{missing[0]}: must be given, as {missing[0]}=...")
+
+
 def _refuse_sweep_options(overrides: Iterable[str]) -> None:
     for key in map(key_of, overrides):
         if key.startswith(_ONLY_IN_SWEEPS):
@@ -124,9 +146,7 @@ def _refuse_sweep_options(overrides: Iterable[str]) -> None:
 
 
 def _checked(cfg: DictConfig, target: str) -> dict:
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise ConfigError(f"{missing[0]}: must be given, as {missing[0]}=...")
+    _refuse_missing(cfg)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     check(config, target, groups=HydraConfig.get().runtime.choices)

@@ -1,5 +1,7 @@
-"""Resuming a run: its own configuration, with the few changes that leave valid what it has learned."""
+"""A run's own configuration, changed: resumed with the few changes that leave valid what it has learned, or forked."""
 
+import copy
+from collections.abc import Collection
 from typing import Any
 
 from ddpm_cli.config.errors import ConfigError, nearest
@@ -14,7 +16,9 @@ CHANGEABLE = (
     *("trainer.checkpoint_every", "trainer.keep_last", "trainer.keep_every"),
     *("data.path", "data.root", "data.download", "data.workers", "data.cache_dir", "data.memory_mb", "data.on_bad"),
 )
-OF_THE_INVOCATION = ("resume", "trust")  # said anew each time; what the checkpoint has of them counts for nothing
+# Said anew each time; what the checkpoint has of them counts for nothing.
+OF_THE_INVOCATION = ("resume", "fork", "trust")
+STEPS, LR_DECAY = "trainer.steps", "trainer.lr_decay"  # who goes further may say what becomes of the rate
 
 
 def merge(saved: dict, changes: dict[str, Any]) -> dict:
@@ -27,45 +31,85 @@ def merge(saved: dict, changes: dict[str, Any]) -> dict:
     Raises:
         ConfigError: if a change would make it another run; names the key, the old and the new value.
     """
-    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in saved.items()}
-    data = merged.get("data")
-    if isinstance(data, dict) and "download" in data:
-        data["download"] = False  # fetching takes the user's word every time, never a checkpoint's
+    merged = _without_download(saved)
+    further = changes.get(STEPS, _lookup(saved, STEPS)) != _lookup(saved, STEPS)
+    changeable = (*CHANGEABLE, LR_DECAY) if further else CHANGEABLE
     for key, new in changes.items():
         group, _, option = key.partition(".")
         node = merged.get(group)
         if key in OF_THE_INVOCATION:
             continue
-        if key in CHANGEABLE and not option:
+        if key in changeable and not option:
             merged[key] = new
-        elif key in CHANGEABLE and isinstance(node, dict):
+        elif key in changeable and isinstance(node, dict):
             node[option] = new
         elif _lookup(saved, key) != new:
             old = _lookup(saved, key)
             has = f"no such option{nearest(key, CHANGEABLE)}" if old is _ABSENT else repr(_plain(old))
             raise ConfigError(
                 f"{key}: cannot change when resuming: the run has {has}, this command line {new!r}. "
-                f"What may change: {', '.join(CHANGEABLE)}"
+                f"What may change: {', '.join(CHANGEABLE)}. fork= instead of resume= begins a new run from it"
             )
     return merged
 
 
+def fork(saved: dict, changes: dict[str, Any], chosen: dict[str, dict]) -> dict:
+    """The configuration of a run that begins where another one is, and is to be changed as it likes.
+
+    Args:
+        saved: that run's configuration; not modified.
+        changes: what the command line sets, by dotted key; new keys are for `schema.check` to judge.
+        chosen: by group, the options of what it chooses of that group.
+
+    Raises:
+        ConfigError: for a key below something that holds no options.
+    """
+    merged = _without_download(saved) | copy.deepcopy(chosen)
+    for key, new in changes.items():
+        *groups, option = key.split(".")
+        if (groups and groups[0] in chosen) or key in (*chosen, *OF_THE_INVOCATION):
+            continue
+        node = merged
+        for group in groups:
+            node = node.get(group)
+            if not isinstance(node, dict):
+                raise ConfigError(f"{key}: no such option; the run has no options at {group}")
+        node[option] = new
+    return merged
+
+
+def _without_download(saved: dict) -> dict:
+    """A copy: fetching takes the user's word every time, never a checkpoint's."""
+    config = copy.deepcopy(saved)
+    data = config.get("data")
+    if isinstance(data, dict) and "download" in data:
+        data["download"] = False
+    return config
+
+
 def differences(saved: dict, config: dict) -> list[str]:
     """One line for every option in which a whole configuration would make another run of the saved one."""
-    return [f"{key}: was {old!r}, now {new!r}" for key, old, new in _differences(saved, config, "")]
+    further = _lookup(config, STEPS) != _lookup(saved, STEPS)
+    ignored = (*CHANGEABLE, *OF_THE_INVOCATION, *([LR_DECAY] if further else []))
+    return [f"{key}: was {old!r}, now {new!r}" for key, old, new in _differences(saved, config, "", ignored)]
 
 
-def _differences(saved: dict, config: dict, path: str) -> list[tuple[str, object, object]]:
+def all_differences(saved: dict, config: dict) -> list[str]:
+    """One line for every option that is another, whether or not it would make another run."""
+    return [f"{key}: was {old!r}, now {new!r}" for key, old, new in _differences(saved, config, "", OF_THE_INVOCATION)]
+
+
+def _differences(saved: dict, config: dict, path: str, ignored: Collection[str]) -> list[tuple[str, object, object]]:
     if path and saved.get("_target_") != config.get("_target_"):
         return [(path, _plain(saved), _plain(config))]  # another choice: its options need not be compared
     found = []
     for key in sorted(saved.keys() | config.keys()):
         where = f"{path}.{key}" if path else key
         old, new = saved.get(key, _ABSENT), config.get(key, _ABSENT)
-        if where in (*CHANGEABLE, *OF_THE_INVOCATION) or old == new:
+        if where in ignored or old == new:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, where)
+            found += _differences(old, new, where, ignored)
         else:
             found.append((where, _plain(old), _plain(new)))
     return found

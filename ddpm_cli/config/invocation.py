@@ -1,6 +1,6 @@
 """How a command was called, beside its configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,10 @@ from typing import Any
 class Invocation:
     """How a command was called, beside its configuration."""
 
-    resume: str | None  # "auto", or the run directory to resume: then `changes` count and not the configuration
+    resume: str | None  # "auto", or the run to resume: then `changes` count and not the configuration
     changes: dict[str, Any]  # what the command line sets, by dotted key
     sweep_directory: Path | None  # this run's own directory, if it is one of a sweep
+    fork: str | None = None  # the run to begin another one from: `changes` and `chosen` count
+    chosen: dict[str, dict] = field(
+        default_factory=dict
+    )  # where `fork`: by group, the options of what was chosen of it

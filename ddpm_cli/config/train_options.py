@@ -12,6 +12,7 @@ class TrainOptions:
     output_dir: str
     resume: str | None
     trust: list[str]
+    fork: str | None = None  # not in checkpoints of before there was such a key
     schedule: dict
     model: dict
     prediction: dict

@@ -11,7 +11,8 @@ from filelock import FileLock, Timeout
 
 from ddpm_cli.io import durable
 
-CONFIG_FILE = "config.yaml"  # for reading; what a run goes on from is in its checkpoints
+CONFIG_FILE = "config.yaml"  # for reading; what a run resumes from is in its checkpoints
+RUN_FILE = "run.json"  # see `run_identity`
 LOG_FILE = "train.log"
 METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped_images.txt"
@@ -76,18 +77,6 @@ def create(output_dir: str | Path, name: str) -> Path:
             return directory
 
 
-def newest(output_dir: str | Path, name: str) -> Path | None:
-    """The directory of the run that was begun last under `name`; None if there is none."""
-    found = [path for path in Path(output_dir, name).glob("*_*") if (path / CONFIG_FILE).is_file()]
-    return max(found, key=_begun, default=None)
-
-
-def _begun(directory: Path) -> tuple[str, int]:
-    """The time in a directory's name, and the number after it."""
-    stamp, number = directory.name[:19], directory.name[20:]
-    return stamp, int(number) if number.isdecimal() else 0
-
-
 @contextmanager
 def locked_for_training(directory: Path) -> Iterator[None]:
     """Inside, no other process trains in this run directory: two would mix logs and remove each other's checkpoints.
@@ -111,7 +100,7 @@ def locked_for_training(directory: Path) -> Iterator[None]:
 
 
 _FOLDERS = (TENSORBOARD, PREVIEWS, CHECKPOINTS, AVERAGES)
-_FILES = (CONFIG_FILE, LOG_FILE, METRICS_FILE, SKIPPED_FILE, LOCK_FILE)
+_FILES = (CONFIG_FILE, RUN_FILE, LOG_FILE, METRICS_FILE, SKIPPED_FILE, LOCK_FILE)
 _FILES += tuple(f".{name}.tmp" for name in _FILES)  # as they are while they are written
 
 

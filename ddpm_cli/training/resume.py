@@ -8,11 +8,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ddpm_cli.config.compare import differences, merge
+from ddpm_cli.config.compare import LR_DECAY, STEPS, differences, merge
 from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.schema import check, targets_in
 from ddpm_cli.config.train_options import OPTIONS, TrainOptions
+from ddpm_cli.io import run_dir
 from ddpm_cli.training.build import build_training
 
 if TYPE_CHECKING:
@@ -27,12 +28,13 @@ AUTO = "auto"  # resume=auto: resume the newest run of this name, if there is on
 
 
 class Saved(NamedTuple):
-    """The newest whole checkpoint of a run, read and checked."""
+    """A whole checkpoint of a run, read and checked."""
 
     path: Path
     metadata: "Metadata"
     state: "TrainingState"
     damaged: dict[Path, str]  # newer ones that are not whole: what is wrong with each
+    newer: list[Path]  # newer ones, where this one was asked for
 
 
 def names_a_run(invocation: Invocation) -> bool:
@@ -40,16 +42,42 @@ def names_a_run(invocation: Invocation) -> bool:
     return invocation.resume is not None and invocation.resume != AUTO
 
 
-def resume(directory: Path, config: dict, invocation: Invocation, world: "World") -> "tuple[Training, list[str]]":
-    """The run in `directory` where its newest whole checkpoint left it, and what there is to say about newer ones.
+def run_and_checkpoint(named: str) -> tuple[Path, Path | None]:
+    """The run directory in what `resume=` or `fork=` names, and the checkpoint in it if one is named.
+
+    Raises:
+        ConfigError: if it names neither.
+    """
+    path = Path(named)
+    if not named or not path.is_dir():
+        raise ConfigError(f"there is no run directory {named!r}")
+    if path.name == run_dir.CHECKPOINTS:
+        return path.parent, None
+    if run_dir.step_of(path) is not None and path.absolute().parent.name == run_dir.CHECKPOINTS:
+        return path.absolute().parent.parent, path
+    if not (path / run_dir.CHECKPOINTS).is_dir():
+        raise ConfigError(f"{path} holds no checkpoint")
+    return path, None
+
+
+def resume(
+    directory: Path, checkpoint: Path | None, config: dict, invocation: Invocation, world: "World"
+) -> "tuple[Training, list[str]]":
+    """The run in `directory` where a checkpoint left it, and what there is to say about newer ones.
+
+    Args:
+        checkpoint: that one; None: the newest that is whole.
 
     Raises:
         ConfigError: if there is no such checkpoint, or not with this configuration, or not on this data.
     """
     from ddpm_cli.training import train_state
 
-    saved = read_checkpoint(directory, _trusted(config, invocation), world)
-    training = build_training(reconcile(saved.metadata.config, config, directory, invocation), world)
+    with naming("resume"):
+        saved = read_checkpoint(directory, checkpoint, trusted(config, invocation), world)
+    options = reconcile(saved.metadata.config, config, directory, invocation)
+    check_learning_rate(saved.metadata, options, directory, invocation)
+    training = build_training(options, world)
     check_same_data(training.trainer.batches.images, saved.metadata)
     with naming("resume"):
         train_state.restore(training.trainer, saved.state.training, saved.state.ema)
@@ -59,24 +87,30 @@ def resume(directory: Path, config: dict, invocation: Invocation, world: "World"
                 f"resume: {saved.path}: its training state is of step {step}, it says {saved.metadata.step}"
             )
     world.barrier()  # until every rank has read what rank 0 is about to rename
-    return training, set_damaged_aside(saved) if world.main else []
+    return training, set_newer_aside(saved) if world.main else []
 
 
-def read_checkpoint(directory: Path, trust: Iterable[str], world: "World") -> Saved:
-    """The newest whole checkpoint of a run, of which everything has been checked that can be without its data.
+def read_checkpoint(directory: Path, checkpoint: Path | None, trust: Iterable[str], world: "World") -> Saved:
+    """A checkpoint of a run, of which everything has been checked that can be without its data.
 
     Args:
+        checkpoint: that one; None: the newest that is whole.
         trust: the full names of classes beside ours that it may ask for.
 
     Raises:
         ConfigError: if there is none, or it asks for what it may not, or its parts do not belong together.
     """
-    from ddpm_cli import checkpoint
+    from ddpm_cli import checkpoint as checkpoints
+    from ddpm_cli.checkpoint.find import newer_than
     from ddpm_cli.checkpoint.training_state import load_state
 
-    with naming("resume"):
-        newest, damaged = world.on_main(lambda: checkpoint.newest_whole(directory))  # one hashes the files for all
-        return Saved(newest.path, newest.metadata, load_state(newest, trust=trust), damaged)
+    damaged, newer = {}, []
+    if checkpoint is None:
+        whole, damaged = world.on_main(lambda: checkpoints.newest_whole(directory))  # one hashes the files for all
+    else:
+        whole = world.on_main(lambda: checkpoints.verify(checkpoint, *checkpoints.FILES))
+        newer = newer_than(checkpoint)
+    return Saved(whole.path, whole.metadata, load_state(whole, trust=trust), damaged, newer)
 
 
 def reconcile(saved: dict, config: dict, directory: Path, invocation: Invocation) -> TrainOptions:
@@ -95,15 +129,45 @@ def reconcile(saved: dict, config: dict, directory: Path, invocation: Invocation
         return TrainOptions(**merged)
     changed = differences(saved, config)
     if changed:
-        key, other = "name", "choose another name, or resume=null to begin another run under this one"
+        key = "name"
+        others = ["choose another name, or resume=null to begin another run under this one"]
         if invocation.sweep_directory is not None:
-            key, other = "hydra.sweep.dir", "choose another directory"
-        listed = "\n  ".join([*changed, other])
+            key, others = "hydra.sweep.dir", ["choose another directory"]
+        others.append(f"fork={directory} name=ANOTHER KEY=VALUE begins a new run with what this one has learned")
+        listed = "\n  ".join([*changed, *others])
         raise ConfigError(f"{key}: {directory} was trained with another configuration:\n  {listed}")
     trainer = config["trainer"]
     if trainer.get("accumulate") == "auto":
         trainer = trainer | {"accumulate": saved["trainer"]["accumulate"]}
     return TrainOptions(**config | {"trainer": trainer})
+
+
+def check_learning_rate(metadata: "Metadata", options: TrainOptions, directory: Path, invocation: Invocation) -> None:
+    """Raise ConfigError where going further would raise the learning rate, and nothing says that it should.
+
+    A rate that decays to 0 at the last step is another one at every step once there are more of them.
+    """
+    then, now = metadata.config["trainer"], options.trainer
+    if metadata.step == 0 or LR_DECAY in invocation.changes or "lr" not in options.optimizer:
+        return
+    was, would_be = (_rate(metadata.step - 1, trainer, options.optimizer["lr"]) for trainer in (then, now))
+    if would_be <= 1.1 * was or metadata.step <= now.get("warmup_steps", 0):
+        return
+    decay, steps = now.get("lr_decay"), now["steps"]
+    raise ConfigError(
+        f"{STEPS}: the learning rate has come down to {was:.2g} at step {metadata.step:,} and would jump to "
+        f"{would_be:.2g}: a {decay} decay over {steps:,} steps is another one. Say which is meant:\n"
+        f"  {LR_DECAY}={decay} takes that jump and decays to step {steps:,}\n"
+        f"  {LR_DECAY}=constant stays at {options.optimizer['lr']:.2g}\n"
+        f"  fork={directory} {STEPS}={steps} {LR_DECAY}=constant optimizer.lr={was:.2g} begins a new run at that rate"
+    )
+
+
+def _rate(step: int, trainer: dict, peak: float) -> float:
+    from ddpm_cli.training import lr_schedule
+
+    options = {"steps": trainer["steps"], "warmup_steps": trainer.get("warmup_steps", 0)}
+    return peak * lr_schedule.factor(step, **options, decay=trainer.get("lr_decay", "constant"))
 
 
 def check_same_data(images: "ImageSet", metadata: "Metadata") -> None:
@@ -116,22 +180,26 @@ def check_same_data(images: "ImageSet", metadata: "Metadata") -> None:
         raise ConfigError(f"data: the run was trained on other classes: {then!r} then, {now!r} now")
 
 
-def set_damaged_aside(saved: Saved) -> list[str]:
-    """Rename the damaged checkpoints, so that their steps can be saved again; what is to be said of each."""
+def set_newer_aside(saved: Saved) -> list[str]:
+    """Rename newer checkpoints, so that their steps can be saved again; what is to be said of each."""
     from ddpm_cli.checkpoint import set_aside
 
     warnings = []
     with naming("resume"):
         for path, problem in saved.damaged.items():
-            warnings.append(f"damaged  {problem}; set aside as {set_aside(path).name}")
-    if warnings:
+            warnings.append(f"damaged  {problem}; set aside as {set_aside(path, 'damaged').name}")
+        for path in saved.newer:
+            warnings.append(
+                f"newer    {path} is newer than {saved.path.name}; set aside as {set_aside(path, 'newer').name}"
+            )
+    if saved.damaged:
         warnings.append(f"damaged  resumes from the newest whole checkpoint, {saved.path}")
     return warnings
 
 
-def _trusted(config: dict, invocation: Invocation) -> list[str]:
+def trusted(config: dict, invocation: Invocation) -> list[str]:
     """The classes that the command line itself names: in `trust`, or, where it is the whole configuration, anywhere."""
     trust = invocation.changes.get("trust", [])
     if not isinstance(trust, list):
         raise ConfigError(f"trust: expected a list of full names, as trust=[package.Class], got {trust!r}")
-    return [str(name) for name in trust] + list(targets_in(config))
+    return [str(name) for name in trust] + list(targets_in(config | invocation.chosen))

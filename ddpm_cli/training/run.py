@@ -19,7 +19,8 @@ from ddpm_cli.config.train_options import TrainOptions
 from ddpm_cli.distributed.process_group import LostRankError
 from ddpm_cli.io import durable, run_dir
 from ddpm_cli.io.images import to_uint8
-from ddpm_cli.io.text import size_text
+from ddpm_cli.io.run_identity import Place, identity_of
+from ddpm_cli.io.text import printable, size_text
 from ddpm_cli.runtime.device import out_of_memory
 from ddpm_cli.runtime.exit_codes import NON_FINITE, RunError, Stopped
 from ddpm_cli.runtime.logs import log
@@ -97,16 +98,17 @@ class TrainingRun:
         self.trainer, self.sampler, self.options = training
         self.directory = directory
         self.stop = stop
+        self.place = Place(directory) if self.trainer.world.main else None
         self.first_step = self.trainer.step
-        # What was resumed from; a later one is known once it has been saved.
-        self.saved_step = self.trainer.step if self.trainer.step > 0 else None
+        # What was resumed from; a later one is known once it has been saved. A fork begins with another run's.
+        self.saved_step = self.trainer.step if run_dir.by_step(directory / run_dir.CHECKPOINTS) else None
         self.loss = float("nan")
 
-    def run(self, warnings: Sequence[str] = ()) -> float:
+    def run(self, remarks: Sequence[str] = (), warnings: Sequence[str] = ()) -> float:
         """Train to the last step; returns the last loss that was logged.
 
         Args:
-            warnings: to be said first.
+            remarks, warnings: to be said first.
 
         Raises:
             RunError: if it had to end early; says what is lost and how to resume.
@@ -115,6 +117,8 @@ class TrainingRun:
         trainer = self.trainer
         try:
             if trainer.world.main:
+                for remark in remarks:
+                    log.info(remark)
                 for warning in warnings:
                     log.warning(warning)
                 self._begin_records()
@@ -123,7 +127,8 @@ class TrainingRun:
                 self.stop.defer()
                 self._train(metrics)
         except NonFiniteError as error:
-            raise RunError(f"{error}. {self._replay()}. {self._how_to_resume()}", NON_FINITE) from error
+            said = f"{error}. {self._replay()}. {self._how_to_resume()}{self._how_to_go_another_way()}"
+            raise RunError(said, NON_FINITE) from error
         except LostRankError as error:
             raise self._failed(str(error)) from error
         except OSError as error:
@@ -182,7 +187,8 @@ class TrainingRun:
     # What a run leaves: rank 0, which alone has a MetricsLogger, writes it; every rank takes part in making it --------
 
     def _begin_records(self) -> None:
-        text = yaml.safe_dump(asdict(self.options), sort_keys=False)
+        text = "".join(f"# {line}\n" for line in self._origin())
+        text += yaml.safe_dump(asdict(self.options), sort_keys=False)
         durable.replace(self.directory / run_dir.CONFIG_FILE, text.encode())
         cut_back(self.directory, self.first_step, **_RECORDS)
         checkpoint.remove_snapshots(self.directory / run_dir.AVERAGES, after=self.first_step)
@@ -190,6 +196,16 @@ class TrainingRun:
         if skipped:
             listed = "".join(f"{line}\n" for line in skipped)
             durable.replace(self.directory / run_dir.SKIPPED_FILE, listed.encode())
+
+    def _origin(self) -> list[str]:
+        """What this run was forked from, and every option that is another."""
+        identity = identity_of(self.directory)
+        if identity is None or identity.forked_from is None:
+            return []
+        return [
+            f"forked from {printable(identity.forked_from)}",
+            *(f"  {printable(line)}" for line in identity.differs),
+        ]
 
     def _announce(self) -> None:
         trainer, images, config = self.trainer, self.trainer.batches.images, self.trainer.config
@@ -209,8 +225,27 @@ class TrainingRun:
         parts = f" in {config.micro_batches} parts" if config.micro_batches > 1 else ""
         log.info(f"steps    {config.steps:,} of batch {config.batch_size}{parts} ({epochs:,.1f} epochs)")
         log.info(f"run      {self.directory}")
-        if self.first_step > 0:
+        if self.saved_step is not None:
             log.info(f"resumed  at step {self.first_step:,}")
+        elif self.first_step > 0:
+            for line in self._origin():
+                log.info(line)
+
+    def _check_place(self) -> None:
+        """Raises RunError if the directory has been moved or removed: nothing is to be scattered over a disk."""
+        if self.place is None or not self.place.left():
+            return
+        trainer, here, there = self.trainer, self.directory, self.place.moved_to()
+        if there is None:
+            raise RunError(
+                f"step {trainer.step}: {here} has been removed while it was trained, and all that was saved with it"
+            )
+        self.directory, self.place.directory = there, there
+        if self.saved_step != trainer.step and not trainer.config.fsdp:  # whose parts the other processes would bring
+            self._save(None)
+        raise RunError(
+            f"step {trainer.step}: {here} has been moved to {there} while it was trained. {self._how_to_resume()}"
+        )
 
     def _metrics_logger(self) -> AbstractContextManager[MetricsLogger | None]:
         if not self.trainer.world.main:
@@ -222,7 +257,7 @@ class TrainingRun:
             timesteps=self.trainer.ddpm.schedule.timesteps,
             device=self.trainer.compute.device,
         )
-        if self.first_step == 0:
+        if self.saved_step is None:
             metrics.config((self.directory / run_dir.CONFIG_FILE).read_text(encoding="utf-8"))
         return metrics
 
@@ -236,6 +271,7 @@ class TrainingRun:
         self.trainer.check_finite()
         images = self._sample(to_the_end)
         if images is not None and metrics is not None:
+            self._check_place()
             metrics.preview(self.trainer.step, images)
 
     def _sample(self, to_the_end: bool) -> Tensor | None:
@@ -275,6 +311,7 @@ class TrainingRun:
             NonFiniteError: if something in it is not finite: nothing was saved.
             OSError: on rank 0, if it cannot be written.
         """
+        self._check_place()
         trainer, world = self.trainer, self.trainer.world
         ema = world.gather_full_tensors(trainer.ema.model.state_dict().items())
         training = world.gather_full_tensors(capture(trainer).items())
@@ -319,6 +356,13 @@ class TrainingRun:
         if self.saved_step is None:
             return f"No checkpoint had been saved in {self.directory}"
         return f"From step {self.saved_step:,} on: ddpm-train resume={self.directory}"
+
+    def _how_to_go_another_way(self) -> str:
+        """The same step would come out the same for ever."""
+        if self.saved_step is None:
+            return ""
+        checkpoint = self.directory / run_dir.CHECKPOINTS / run_dir.step_name(self.saved_step)
+        return f"; with other settings: ddpm-train fork={checkpoint} KEY=VALUE, say a smaller optimizer.lr"
 
     def _replay(self) -> str:
         """Save the state that the step started from, so that resuming replays exactly this step."""

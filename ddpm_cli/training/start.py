@@ -5,22 +5,25 @@ Heavy modules are imported inside the functions: `--help`, `--cfg job` and a mis
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.train_options import TrainOptions
-from ddpm_cli.io import run_dir
+from ddpm_cli.io import run_dir, run_identity
+from ddpm_cli.io.run_identity import Identity
 from ddpm_cli.runtime.exit_codes import RunError
 from ddpm_cli.runtime.logs import logging_to
 from ddpm_cli.runtime.signals import Stop
 from ddpm_cli.training.build import build_training
-from ddpm_cli.training.resume import AUTO, names_a_run, resume
+from ddpm_cli.training.fork import Origin, fork, read_origin
+from ddpm_cli.training.resume import AUTO, names_a_run, resume, run_and_checkpoint
 
 if TYPE_CHECKING:
-    from ddpm_cli.data.image_set import ImageSet
     from ddpm_cli.distributed.process_group import World
     from ddpm_cli.training.build import Training
+
+OTHERS_SHOWN = 8  # runs of the same name, in a message
 
 
 def start(config: dict, invocation: Invocation, stop: Stop) -> float:
@@ -43,38 +46,46 @@ def start(config: dict, invocation: Invocation, stop: Stop) -> float:
         raise RunError(str(error)) from error
 
 
+class _Meant(NamedTuple):
+    """The run that a command line means."""
+
+    directory: Path | None  # None: it is still to be begun
+    checkpoint: Path | None = None  # that it is to be resumed from; None: the newest
+    remarks: tuple[str, ...] = ()  # on how it was found
+
+
 def _start(config: dict, invocation: Invocation, stop: Stop, world: "World", held: ExitStack) -> float:
     from ddpm_cli.training.run import TrainingRun
 
-    directory = _existing_run(config, invocation, world)
+    origin = None
+    if invocation.fork is not None:
+        origin = read_origin(invocation, world)
+        config = origin.config
+    directory, checkpoint, remarks = world.on_main(lambda: _meant(config, invocation))
     if directory is not None:
         _lock(directory, world, held, "resume")
-    warnings = []
     if directory is not None and (names_a_run(invocation) or _has_checkpoint(directory)):
-        training, warnings = _resume(directory, config, invocation, world)
+        training, warnings = _resume(directory, checkpoint, config, invocation, world)
         if training is None:
             return float("nan")
     else:
-        directory, training = _begin(directory, TrainOptions(**config), invocation, world, held)
+        warnings = []
+        training = build_training(TrainOptions(**config), world) if origin is None else fork(origin, world)
+        directory = _begin(directory, training, origin, invocation, world, held)
     if world.main:
         with naming("output_dir"):
             held.enter_context(logging_to(directory / run_dir.LOG_FILE))
-    return TrainingRun(training, directory, stop).run(warnings)
+    return TrainingRun(training, directory, stop).run(remarks, warnings)
 
 
-def _existing_run(config: dict, invocation: Invocation, world: "World") -> Path | None:
-    """The directory of the run that is meant, if there is one already."""
-    if invocation.resume is not None and invocation.resume != AUTO:
-        directory = Path(invocation.resume)
+def _meant(config: dict, invocation: Invocation) -> _Meant:
+    if names_a_run(invocation):
         with naming("resume"):
-            if not invocation.resume or not directory.is_dir():
-                raise ConfigError(f"resume: there is no run directory {invocation.resume!r}")
-            if not (directory / run_dir.CHECKPOINTS).is_dir():
-                raise ConfigError(f"resume: {directory} holds no checkpoint")
-        return directory
+            assert invocation.resume is not None
+            return _Meant(*run_and_checkpoint(invocation.resume))
     in_sweep = invocation.sweep_directory
     if in_sweep is not None and (in_sweep / run_dir.CHECKPOINTS).is_dir():
-        return in_sweep  # a scheduler has put the job back into its queue, and starts it again
+        return _Meant(in_sweep)  # a scheduler has put the job back into its queue, and starts it again
     name = config["name"]
     if name is not None:
         with naming("name"):
@@ -82,8 +93,39 @@ def _existing_run(config: dict, invocation: Invocation, world: "World") -> Path 
     elif "resume" in invocation.changes and invocation.resume == AUTO:
         raise ConfigError("resume=auto: finds a run by its name; add name=NAME")
     if invocation.resume is None or name is None or in_sweep is not None:
-        return None
-    return world.broadcast(run_dir.newest(config["output_dir"], name))
+        return _Meant(None)
+    return _of_name(config["output_dir"], name, invocation)
+
+
+def _of_name(output_dir: str, name: str, invocation: Invocation) -> _Meant:
+    """The run of this name that was begun last, and which others there are."""
+    try:
+        directory, others = run_identity.find(output_dir, name)
+        if directory is None:
+            return _Meant(None)
+        identity = run_identity.identity_of(directory)
+    except ValueError as error:
+        raise ConfigError(f"name: {error}. resume=RUN_DIR says which, resume=null begins another") from error
+    _check_same_origin(directory, identity, invocation)
+    remarks = []
+    if others:
+        shown = others[:OTHERS_SHOWN] + ([f"{len(others) - OTHERS_SHOWN} more"] if len(others) > OTHERS_SHOWN else [])
+        remarks.append(f"name     {name}: {directory.name}, begun last; there are also {', '.join(shown)}")
+    return _Meant(directory, None, tuple(remarks))
+
+
+def _check_same_origin(directory: Path, identity: "Identity | None", invocation: Invocation) -> None:
+    """Raise ConfigError if `fork=` would begin with another run than this one, which has its name, began with."""
+    if invocation.fork is None:
+        return
+    own = None if identity is None else identity.fork_of
+    run, _ = run_and_checkpoint(invocation.fork)
+    origin = run_identity.identity_of(run)
+    if own is None or origin is None or own != origin.id:
+        raise ConfigError(
+            f"name: {directory} is of this name and was not forked from {run}; "
+            "choose another name, or resume=null to begin another run under this one"
+        )
 
 
 def _has_checkpoint(directory: Path) -> bool:
@@ -91,12 +133,12 @@ def _has_checkpoint(directory: Path) -> bool:
 
 
 def _resume(
-    directory: Path, config: dict, invocation: Invocation, world: "World"
+    directory: Path, checkpoint: Path | None, config: dict, invocation: Invocation, world: "World"
 ) -> "tuple[Training | None, list[str]]":
-    """The run in `directory` where its newest checkpoint left it, None if it has done all its steps; and warnings."""
+    """The run in `directory` where a checkpoint left it, None if it has done all its steps; and warnings."""
     from ddpm_cli.training.run import check_space
 
-    training, warnings = resume(directory, config, invocation, world)
+    training, warnings = resume(directory, checkpoint, config, invocation, world)
     trainer = training.trainer
     if trainer.step >= trainer.config.steps:
         done = f"{directory} has done its {trainer.step} steps"
@@ -106,33 +148,68 @@ def _resume(
         return None, warnings
     with naming("resume"):
         check_space(directory, trainer)
+        if world.main:
+            _keep_identity(directory, None if names_a_run(invocation) else config["name"])
     return training, warnings
 
 
+def _keep_identity(directory: Path, name: str | None) -> None:
+    """Give a run of before there were identities one; let its name, if it was found by one, find it here again."""
+    identity = run_identity.identity_of(directory)
+    if identity is None:
+        identity = Identity(name=name)
+        identity.write(directory)
+    if name is not None and directory.parent.name == name:
+        run_identity.remember(directory.parent.parent, name, directory, identity)
+
+
 def _begin(
-    directory: Path | None, options: TrainOptions, invocation: Invocation, world: "World", held: ExitStack
-) -> "tuple[Path, Training]":
-    """A new run, and its directory: `directory`, if one has been begun there that has saved nothing, or a new one."""
+    directory: Path | None,
+    training: "Training",
+    origin: Origin | None,
+    invocation: Invocation,
+    world: "World",
+    held: ExitStack,
+) -> Path:
+    """The directory of a new run: `directory`, if one has been begun there that has saved nothing, or a new one."""
     from ddpm_cli.training.run import check_readable, check_space
 
-    training = build_training(options, world)
+    options = training.options
     with naming("the configuration"):
-        check_readable(training.trainer, training.options)
+        check_readable(training.trainer, options)
     with naming("output_dir"):
         check_space(Path(options.output_dir), training.trainer)
+        identity = Identity(name=options.name) if origin is None else origin.identity(options.name)
         if directory is None:
-            directory = _new_directory(options, invocation, training.trainer.batches.images, world)
+            name = run_dir.plain_name(training.trainer.batches.images.name)
+            directory = world.on_main(lambda: _new_directory(options, name, identity, invocation))
             _lock(directory, world, held, "output_dir")
-    return directory, training
+        elif world.main:
+            identity.write(directory)
+            if options.name is not None:
+                run_identity.remember(options.output_dir, options.name, directory, identity)
+    return directory
 
 
-def _new_directory(options: TrainOptions, invocation: Invocation, images: "ImageSet", world: "World") -> Path:
+def _new_directory(options: TrainOptions, data: str, identity: Identity, invocation: Invocation) -> Path:
+    """A directory of the run's own, in which it says who it is."""
     if invocation.sweep_directory is not None:
+        invocation.sweep_directory.mkdir(parents=True, exist_ok=True)
+        identity.write(invocation.sweep_directory)
         return invocation.sweep_directory
-    if not world.main:
-        return world.broadcast(None)
-    name = run_dir.plain_name(images.name) if options.name is None else options.name
-    return world.broadcast(run_dir.create(options.output_dir, name))
+    if options.name is None:
+        directory = run_dir.create(options.output_dir, data)
+        identity.write(directory)
+        return directory
+    with run_identity.choosing(options.output_dir, options.name):
+        if invocation.resume is not None:  # when this command began to look there was none
+            begun = run_identity.find(options.output_dir, options.name).directory
+            if begun is not None:
+                raise ConfigError(f"name: another process has begun {begun} meanwhile; resume=null begins another run")
+        directory = run_dir.create(options.output_dir, options.name)
+        identity.write(directory)
+        run_identity.remember(options.output_dir, options.name, directory, identity)
+    return directory
 
 
 def _lock(directory: Path, world: "World", held: ExitStack, key: str) -> None:

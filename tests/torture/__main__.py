@@ -25,6 +25,7 @@ ROWS = {
     "pictures": ["bad_images"],
     "lines": ["malformed_command_lines"],
     "together": ["a_rank_is_killed", "a_decoding_process_is_killed"],
+    "confused": ["confused_runs"],
     "cost": ["cost_of_saving"],
 }
 ALONE = ("cost_of_saving",)  # measures time: nothing else may run

@@ -1,0 +1,94 @@
+"""A new run that begins where another one is: with all that it has learned, and other settings.
+
+Heavy modules are imported inside the functions: a mistyped key is answered without torch.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ddpm_cli.config import compare
+from ddpm_cli.config.errors import ConfigError, naming
+from ddpm_cli.config.invocation import Invocation
+from ddpm_cli.config.schema import check
+from ddpm_cli.config.train_options import OPTIONS, TrainOptions
+from ddpm_cli.io.run_identity import Identity, identity_of
+from ddpm_cli.training.build import build_training
+from ddpm_cli.training.resume import Saved, read_checkpoint, run_and_checkpoint, trusted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddpm_cli.distributed.process_group import World
+    from ddpm_cli.training.build import Training
+    from ddpm_cli.training.trainer import Trainer
+
+
+class Origin(NamedTuple):
+    """What another run begins with."""
+
+    saved: Saved
+    config: dict  # of the new run
+    run: Path  # the directory of the old one
+    differs: list[str]  # one line for every option that is another in the new run
+
+    def identity(self, name: str | None) -> Identity:
+        """Of a new run that begins with it."""
+        own = identity_of(self.run)
+        return Identity(
+            name=name,
+            forked_from=str(self.saved.path.absolute()),
+            fork_of=None if own is None else own.id,
+            differs=tuple(self.differs),
+        )
+
+
+def read_origin(invocation: Invocation, world: "World") -> Origin:
+    """The checkpoint that `fork=` names, whole and checked, and the configuration of the run that is to begin with it.
+
+    Raises:
+        ConfigError: if there is no such checkpoint, or an option that nothing takes.
+    """
+    if invocation.resume not in (None, "auto"):
+        raise ConfigError("fork: begins another run, resume=RUN_DIR resumes that one; give one of them")
+    assert invocation.fork is not None
+    with naming("fork"):
+        run, checkpoint = run_and_checkpoint(invocation.fork)
+        saved = read_checkpoint(run, checkpoint, trusted({}, invocation), world)
+    config = compare.fork(saved.metadata.config, invocation.changes, invocation.chosen)
+    check(config, OPTIONS)
+    return Origin(saved, config, run, compare.all_differences(saved.metadata.config, config))
+
+
+def fork(origin: Origin, world: "World") -> "Training":
+    """A run of the new configuration, with the weights, moments, averages and step of the origin.
+
+    Raises:
+        ConfigError: if it cannot be run here, or its network is not one of these weights.
+    """
+    from ddpm_cli.training import train_state
+
+    training = build_training(TrainOptions(**origin.config), world)
+    trainer, saved = training.trainer, origin.saved
+    if saved.metadata.step >= trainer.config.steps:
+        raise ConfigError(f"fork: {saved.path} has done {saved.metadata.step} steps; add trainer.steps=N to go further")
+    with naming("fork"):
+        train_state.restore(trainer, _state(origin, trainer), saved.state.ema)
+    return training
+
+
+def _state(origin: Origin, trainer: "Trainer") -> "dict[str, Tensor]":
+    """The origin's training state; anew begins what belongs to settings that are others now."""
+    from ddpm_cli.checkpoint.tensor_names import OPTIMIZER, SCALER, TIMESTEPS, UNLOGGED
+    from ddpm_cli.training.train_state import capture
+
+    old, new = origin.saved.metadata.config, origin.config
+    anew = [UNLOGGED]  # steps of the old run are not for the log of the new one
+    if old["optimizer"]["_target_"] != new["optimizer"]["_target_"]:
+        anew.append(OPTIMIZER)
+    if old["timestep_sampler"] != new["timestep_sampler"] or old["schedule"] != new["schedule"]:
+        anew.append(TIMESTEPS)
+    if old["trainer"].get("precision") != new["trainer"].get("precision"):
+        anew.append(SCALER)
+    fresh = {name: value for name, value in capture(trainer).items() if name.startswith(tuple(anew))}
+    kept = {name: value for name, value in origin.saved.state.training.items() if not name.startswith(tuple(anew))}
+    return kept | fresh
