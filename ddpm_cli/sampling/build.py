@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Options that decide where images go and how they are shown, or are looked at only to find what does decide them.
 _NOT_IN_THE_IMAGES = ("out", "save", "trust", "weights", "ema_length", "ckpt_sha256")
-# Calls of the network from which on compile=auto has it translated, on CUDA: that takes about as long as it saves in
+# Calls of the network from which on compile=auto has it compiled, on CUDA: that takes about as long as it saves in
 # so many. By count, as what is compiled may round another way: images must not depend on how fast a machine is.
 COMPILE_FROM_CALLS = 2000
 

@@ -1,12 +1,12 @@
-"""Images that are being drawn: on the disk as soon as they are, so that a run of many goes on where it was stopped.
+"""Images that are being drawn: on the disk as soon as they are, so that a run of many resumes where it was stopped.
 
 A hidden folder in the output directory holds
 
-    identity.json   what decides the images: only a run of the same identity goes on here
+    identity.json   what decides the images: only a run of the same identity resumes here
     pixels          uint8 [N, H, W, C], image i at its own place
     done            a byte for each batch, 1 once its images are on the disk
     trajectory_*.npy    the way there of the first images, by batch
-    lock            held by the process that began the run or goes on with it
+    lock            held by the process that began the run or resumes it
 
 Several processes write to the same files, each its own batches. What is not marked as done is drawn again.
 """
@@ -80,7 +80,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def begin(directory: Path, identity: dict, *, batch_size: int, shape: Sequence[int], copies: int = 1) -> None:
-    """Make room for a new run in a directory that is held, or find that it can go on there.
+    """Make room for a new run in a directory that is held, or find that it can be resumed there.
 
     Args:
         batch_size: images of every batch but the last.
@@ -217,7 +217,7 @@ class ImageStore:
         return torch.cat(parts, dim=1) if parts else None
 
     def end(self) -> None:
-        """All that was to be made of the images has been: what is left is no longer a run to go on with."""
+        """All that was to be made of the images has been: what is left is no longer a run to resume."""
         (self.folder / IDENTITY_FILE).unlink()
         durable.sync(self.folder)
 

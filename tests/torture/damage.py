@@ -63,7 +63,7 @@ class Damage(NamedTuple):
 
 
 def damaged_files(setting: Setting) -> Row:
-    """`verify` names the file, a run goes on from a checkpoint that is whole, and sampling names it too."""
+    """`verify` names the file, a run resumes from a checkpoint that is whole, and sampling names it too."""
     saved, random, failures = _save_two(setting.place / "run"), setting.random, []
     kinds: list[tuple[int, Callable[[Saved, Random], Damage]]] = [
         (300, _truncated),
@@ -204,7 +204,7 @@ def _refused(what: str, call: Callable[[], object], damage: Damage, path: Path) 
 
 
 def _gone_on_from(saved: Saved, damage: Damage) -> list[str]:
-    """What is wrong with the checkpoint that a run would go on from."""
+    """What is wrong with the checkpoint that a run would resume from."""
     damaged = damage.concerned()
     whole = [path for path in map(saved.path, reversed(STEPS)) if path not in damaged]
     try:

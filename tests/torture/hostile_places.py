@@ -122,7 +122,7 @@ LINKS: dict[str, str] = {
     "tensorboard": OTHERS,
     "previews": OTHERS,
     "samples": "load",
-    # These are replaced, removed or read by a run that goes on.
+    # These are replaced, removed or read by a run that is resumed.
     EVENTS: ALL,
     "previews/.step_00000012.png.tmp": ALL,
     "previews/step_00000099.png": ALL,

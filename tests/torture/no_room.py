@@ -82,7 +82,7 @@ def _without_room(place: Path, prepare: Callable[[], object]) -> list[str]:
     status, said = _told(place, prepare)
     wrong = []
     message = " ".join(said[said.find("ddpm-train: ") :].splitlines()) if "ddpm-train: " in said else ""
-    about = message.partition("; earlier checkpoints")[0]  # what follows says where to go on
+    about = message.partition("; earlier checkpoints")[0]  # what follows says how to resume
     if status not in (1, 2):
         wrong.append(f"exit status {status}")
     if "Traceback" in said or said.count("ddpm-train: ") != 1:

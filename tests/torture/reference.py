@@ -72,7 +72,7 @@ def events(directory: Path) -> list[tuple[int, str, float]]:
 
 
 def newest_step(place: Path, name: str = NAME) -> int:
-    """The step that a run would go on from; 0 if it has saved nothing."""
+    """The step that a run would resume from; 0 if it has saved nothing."""
     directories = run_directories(place, name)
     if not directories or not list(directories[-1].glob("checkpoints/step_*")):
         return 0
