@@ -229,7 +229,7 @@ def test_signature_reads_every_kind_of_target():
     assert signature("mymodule.anything") is None
     imported = signature("ddpm_cli.config.invocation.Invocation")  # imported there, defined elsewhere
     assert imported is not None
-    assert [p.name for p in imported] == ["resume", "changes", "sweep_directory"]
+    assert [p.name for p in imported] == ["resume", "changes", "sweep_directory", "fork", "chosen"]
 
 
 def test_classes_without_an_init_of_their_own_are_asked():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import TINY, TINY_RUN, assert_one_message, run, sample, train
+from commands import TINY, TINY_RUN, assert_one_message, only, run, sample, train
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -282,7 +282,7 @@ def test_half_precision_runs_resumes_and_stops_when_it_diverges(precision: str, 
     diverged = train(*half, "trainer.steps=50", "optimizer.lr=1e10", "trainer.grad_clip=null", "name=x", cwd=tmp_path)
     assert diverged.returncode == 3
     assert re.match(r"ddpm-train: the (loss|gradient) at step \d+ is not finite", diverged.stderr)
-    (diverged_run,) = (tmp_path / "outputs" / "x").iterdir()
+    diverged_run = only(tmp_path / "outputs" / "x")
     assert f"ddpm-train resume={diverged_run.relative_to(tmp_path)}" in diverged.stderr
     replayed = train(f"resume={diverged_run}", cwd=tmp_path)
     assert replayed.returncode == 3

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import TINY, TINY_RUN, assert_one_message, run, train
+from commands import TINY, TINY_RUN, assert_one_message, only, run, train
 from PIL import Image
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -35,7 +35,7 @@ def test_a_run_says_what_it_is_about_to_do(trained):
 def test_a_run_leaves_what_is_promised(trained):
     directory, _ = trained
     assert sorted(p.name for p in directory.iterdir()) == [
-        ".lock", "checkpoints", "config.yaml", "metrics.jsonl", "previews", "tensorboard", "train.log",
+        ".lock", "checkpoints", "config.yaml", "metrics.jsonl", "previews", "run.json", "tensorboard", "train.log",
     ]  # fmt: skip
     assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["step_00000002", "step_00000004"]
     assert sorted(p.name for p in (directory / "previews").iterdir()) == ["step_00000002.png", "step_00000004.png"]
@@ -73,7 +73,7 @@ def test_a_resumed_run_ends_where_one_that_was_never_stopped_ends(home: Path, tr
     resumed = train(f"resume={directory}", "trainer.steps=6", cwd=home)
     assert (straight.returncode, resumed.returncode) == (0, 0), resumed.stderr
     assert "resumed  at step 4" in resumed.stdout
-    (other,) = (home / "outputs" / "straight").iterdir()
+    other = only(home / "outputs" / "straight")
     for file in ("ema.safetensors", "training.safetensors"):
         ours = load_file(directory / "checkpoints" / "step_00000006" / file)
         theirs = load_file(other / "checkpoints" / "step_00000006" / file)

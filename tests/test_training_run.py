@@ -196,10 +196,12 @@ def test_a_named_run_with_another_configuration_is_refused_field_by_field(tmp_pa
         "  optimizer.lr: was 0.001, now 3",
         "  schedule: was 'cosine', now 'linear'",
         "  choose another name, or resume=null to begin another run under this one",
+        f"  fork={only(tmp_path / 'outputs' / 'x').relative_to(tmp_path)} name=ANOTHER KEY=VALUE begins a new run with "
+        "what this one has learned",
     ]
     another = train(*TINY_RUN, "name=x", "optimizer.lr=3", "resume=null", cwd=tmp_path)
     assert another.returncode == 0, another.stderr
-    assert len(list((tmp_path / "outputs" / "x").iterdir())) == 2
+    assert len(list((tmp_path / "outputs" / "x").glob("*/config.yaml"))) == 2
 
 
 def test_a_named_run_that_has_saved_nothing_begins_again_in_its_directory(tmp_path: Path):

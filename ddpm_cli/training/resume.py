@@ -46,17 +46,17 @@ def run_and_checkpoint(named: str) -> tuple[Path, Path | None]:
     """The run directory in what `resume=` or `fork=` names, and the checkpoint in it if one is named.
 
     Raises:
-        ConfigError: if it names neither.
+        ValueError: if it names neither.
     """
     path = Path(named)
     if not named or not path.is_dir():
-        raise ConfigError(f"there is no run directory {named!r}")
+        raise ValueError(f"there is no run directory {named!r}")
     if path.name == run_dir.CHECKPOINTS:
         return path.parent, None
     if run_dir.step_of(path) is not None and path.absolute().parent.name == run_dir.CHECKPOINTS:
         return path.absolute().parent.parent, path
     if not (path / run_dir.CHECKPOINTS).is_dir():
-        raise ConfigError(f"{path} holds no checkpoint")
+        raise ValueError(f"{path} holds no checkpoint")
     return path, None
 
 

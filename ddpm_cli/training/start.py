@@ -119,7 +119,8 @@ def _check_same_origin(directory: Path, identity: "Identity | None", invocation:
     if invocation.fork is None:
         return
     own = None if identity is None else identity.fork_of
-    run, _ = run_and_checkpoint(invocation.fork)
+    with naming("fork"):
+        run, _ = run_and_checkpoint(invocation.fork)
     origin = run_identity.identity_of(run)
     if own is None or origin is None or own != origin.id:
         raise ConfigError(
