@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ddpm_cli.config.compare import LR_DECAY, STEPS, differences, merge
 from ddpm_cli.config.errors import ConfigError, naming
+from ddpm_cli.config.instantiate import instantiate
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.schema import check, targets_in
 from ddpm_cli.config.train_options import OPTIONS, TrainOptions
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ddpm_cli.data.image_set import ImageSet
     from ddpm_cli.distributed.process_group import World
     from ddpm_cli.training.build import Training
+    from ddpm_cli.training.trainer_config import TrainerConfig
 
 
 AUTO = "auto"  # resume=auto: resume the newest run of this name, if there is one
@@ -147,13 +149,13 @@ def check_learning_rate(metadata: "Metadata", options: TrainOptions, directory: 
 
     A rate that decays to 0 at the last step is another one at every step once there are more of them.
     """
-    then, now = metadata.config["trainer"], options.trainer
+    then, now = (instantiate(trainer, "trainer") for trainer in (metadata.config["trainer"], options.trainer))
     if metadata.step == 0 or LR_DECAY in invocation.changes or "lr" not in options.optimizer:
         return
-    was, would_be = (_rate(metadata.step - 1, trainer, options.optimizer["lr"]) for trainer in (then, now))
-    if would_be <= 1.1 * was or metadata.step <= now.get("warmup_steps", 0):
+    was, would_be = (_rate(metadata.step - 1, config, options.optimizer["lr"]) for config in (then, now))
+    if would_be <= 1.1 * was or metadata.step <= now.warmup_steps:
         return
-    decay, steps = now.get("lr_decay"), now["steps"]
+    decay, steps = now.lr_decay, now.steps
     raise ConfigError(
         f"{STEPS}: the learning rate has come down to {was:.2g} at step {metadata.step:,} and would jump to "
         f"{would_be:.2g}: a {decay} decay over {steps:,} steps is another one. Say which is meant:\n"
@@ -163,11 +165,11 @@ def check_learning_rate(metadata: "Metadata", options: TrainOptions, directory: 
     )
 
 
-def _rate(step: int, trainer: dict, peak: float) -> float:
+def _rate(step: int, config: "TrainerConfig", peak: float) -> float:
     from ddpm_cli.training import lr_schedule
 
-    options = {"steps": trainer["steps"], "warmup_steps": trainer.get("warmup_steps", 0)}
-    return peak * lr_schedule.factor(step, **options, decay=trainer.get("lr_decay", "constant"))
+    factor = lr_schedule.factor(step, steps=config.steps, warmup_steps=config.warmup_steps, decay=config.lr_decay)
+    return peak * factor
 
 
 def check_same_data(images: "ImageSet", metadata: "Metadata") -> None:
