@@ -171,7 +171,7 @@ def _said(begins: bytes, length: int) -> tuple[int, bool] | None:
 
 
 def _number(content: bytes, position: int) -> tuple[int, int]:
-    """A varint, seven bits in a byte and the lowest first, and where it ends. Raises IndexError if that is not there."""
+    """A varint (seven bits in a byte, the lowest first), and where it ends. Raises IndexError if that is not there."""
     value = shift = 0
     while True:
         byte = content[position]
