@@ -22,7 +22,7 @@ _NO_EFFECT = {
 }
 # Hydra's parser takes a millisecond per value, and for lists the square of it.
 _MOST_ARGUMENTS = 1000
-_MOST_VALUES = 2000  # in all of them
+_MOST_VALUES = 2000  # in all of them; a ${...} takes as long as ten
 _MOST_CHARACTERS = 2**16  # of one
 _DEEPEST = 64  # lists in lists
 # As people know it from other trainers: the recipe's batch stays what a step sees, in as few parts as memory allows.
@@ -49,10 +49,7 @@ def key_of(override: str) -> str:
 
 
 def read_arguments(arguments: Sequence[str]) -> Arguments:
-    """Raises ConfigError for what is no text, or too much for Hydra to read, for flags that it does not take, and for
-
-    what it would accept without effect.
-    """
+    """Raises ConfigError for what Hydra cannot read, or not in seconds, does not take, or takes without effect."""
     _check_texts(arguments)
     flags, overrides = _split(arguments)
     overrides = [_ALSO_CALLED.get(override, override) for override in overrides]
@@ -83,11 +80,11 @@ def _check_texts(arguments: Sequence[str]) -> None:
             raise ConfigError(f"{shown(key_of(argument))}: {len(argument):,} characters are too many; {elsewhere}")
         if _depth(argument) > _DEEPEST:
             raise ConfigError(f"cannot read '{said}': nested too deep")
-    values = {argument: argument.count(",") for argument in arguments}
+    values = {argument: argument.count(",") + 10 * argument.count("${") for argument in arguments}
     if sum(values.values()) > _MOST_VALUES or len(arguments) > _MOST_ARGUMENTS:
         longest = max(values, key=values.__getitem__)
-        what = f"{shown(key_of(longest))}: {values[longest] + 1:,} values"
-        raise ConfigError(f"{what}, {len(arguments):,} arguments in all: too much for a command line; {elsewhere}")
+        what = f"{shown(key_of(longest))}: too much for a command line"
+        raise ConfigError(f"{what} ({sum(values.values()):,} values in {len(arguments):,} arguments); {elsewhere}")
 
 
 def _depth(argument: str) -> int:

@@ -15,10 +15,11 @@ from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 
-from ddpm_cli.config.errors import ConfigError
+from ddpm_cli.config.errors import ConfigError, shown
 from ddpm_cli.config.shipped import configs_directory
 
 MOST_BYTES = 2**18
+VALUES_PER_REFERENCE = 10  # that could be read in the time in which a ${...} is
 MOST_VALUES = 10_000  # a schedule has up to 8192; Hydra takes two seconds for so many
 _DEEPEST = 32
 _Parser = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of C where PyYAML was built with it
@@ -41,10 +42,7 @@ def check_what_hydra_loads() -> None:
 
 
 def check_yaml(file: Path) -> None:
-    """Raise ConfigError, naming the file, unless it is a plain file of as much YAML as a configuration can be.
-
-    YAML that is none is left to be refused by whoever loads it.
-    """
+    """Raise ConfigError, naming the file, unless it is a plain file of as much YAML as a configuration can be."""
     try:
         found = os.stat(file)
         if not stat.S_ISREG(found.st_mode):
@@ -58,8 +56,9 @@ def check_yaml(file: Path) -> None:
         raise ConfigError(f"{file}: is not UTF-8: {error.reason} at byte {error.start}") from error
     try:
         too_much = _too_much(yaml.parse(text, Loader=_Parser))
-    except yaml.YAMLError:
-        return
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+        raise ConfigError(f"no valid YAML in {file}: {shown(reason)}") from error
     if too_much is not None:
         raise ConfigError(f"{file}: {too_much}")
 
@@ -78,7 +77,7 @@ def _too_much(events: Iterator[yaml.Event]) -> str | None:
                 return f"*{event.anchor[:100]} stands for nothing that is complete before it"
             count += sizes[event.anchor]
         elif isinstance(event, yaml.ScalarEvent):
-            count += 1
+            count += 1 + VALUES_PER_REFERENCE * event.value.count("${")
             if event.anchor is not None:
                 sizes[event.anchor] = 1
         elif isinstance(event, yaml.CollectionStartEvent):
