@@ -80,7 +80,7 @@ MISTAKES = {
     "schedule=custom": "schedule.betas: must be given",
     "schedule=custom schedule.betas=[0.1,2] sampler=ddpm": r"schedule: every beta must lie in \(0, 1\), got 2",
     f"schedule=custom schedule.betas=[{','.join(['0.001'] * 9000)}] sampler.steps=9": (
-        "schedule.betas: too much for a command line .9,000 values in 3 arguments."
+        "schedule.betas: too much for a command line .8,999 values in 3 arguments."
     ),
     "trainer.log_every=2000000": "trainer.log_every: no checkpoint may hold this: 2000000 is beyond 1048576",
     "prediction=v weighting=min_snr schedule.zero_terminal_snr=true": "weighting: gives t = 999 the weight 0",
