@@ -140,7 +140,11 @@ except BlockingIOError as error: print(error)
     assert another() == "held\n"
 
 
-@pytest.mark.parametrize("spoil", ["cut", "gone", "no JSON", "another JSON", "link", "linked folder"])
+SPOILT = ["cut", "gone", "no JSON", "another JSON", "deep JSON", "link", "linked folder"]
+SPOILT += ["pipe", "pipe for a lock", "identity of a GiB", "done of a TiB", "lying trajectory", "pickled trajectory"]
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
 def test_what_is_not_whole_or_not_ours_is_refused(spoil: str, tmp_path: Path, all_of_it: Tensor):
     with locked(tmp_path):
         begin(tmp_path, IDENTITY, **LAYOUT)
@@ -162,8 +166,26 @@ def test_what_is_not_whole_or_not_ours_is_refused(spoil: str, tmp_path: Path, al
         case "linked folder":
             folder.rename(tmp_path / "elsewhere")
             folder.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"is not whole; remove|is not ours|is a link"), locked(tmp_path):
+        case "deep JSON":
+            (folder / "identity.json").write_text("[" * 100_000)
+        case "pipe" | "pipe for a lock":
+            file = folder / ("identity.json" if spoil == "pipe" else "lock")
+            file.unlink()
+            os.mkfifo(file)
+        case "identity of a GiB":
+            os.truncate(folder / "identity.json", 2**30)
+        case "done of a TiB":
+            os.truncate(folder / "done", 2**40)
+        case "lying trajectory":
+            with (folder / "trajectory_000000.npy").open("wb") as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (2**40, 1, 1, 1, 1)}
+                np.lib.format.write_array_header_1_0(file, header)
+        case "pickled trajectory":
+            np.save(folder / "trajectory_000000.npy", np.array([[[[[print]]]]]), allow_pickle=True)
+    says = r"is not whole; remove|is not ours|is a link|is no plain file"
+    with pytest.raises(ValueError, match=says) as refused, locked(tmp_path):
         begin(tmp_path, IDENTITY, **LAYOUT)
+    assert len(str(refused.value)) < 1000
     assert folder.exists()
 
 

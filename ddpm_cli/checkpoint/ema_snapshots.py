@@ -20,6 +20,7 @@ from ddpm_cli.checkpoint.metadata import HEADER_KEY, CheckpointError, Metadata, 
 from ddpm_cli.checkpoint.tensor_names import below
 from ddpm_cli.checkpoint.verify import Verified
 from ddpm_cli.checkpoint.write import SPARE, as_safetensors, size
+from ddpm_cli.config.errors import shown
 from ddpm_cli.ema.posthoc import posthoc_prefix
 from ddpm_cli.io import durable
 from ddpm_cli.io.run_dir import AVERAGES, CHECKPOINTS, by_step, step_name
@@ -169,8 +170,9 @@ def _compare(file: Path, tensors: safetensors.safe_open, expected: Shapes) -> No
     found = shapes_in(tensors)
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
-            has, should = (list(shapes[name]) if name in shapes else "missing" for shapes in (found, expected))
-            raise CheckpointError(f"{file} does not fit the checkpoint: {name} is {has}, should be {should}")
+            has, should = (str(list(shapes[name])) if name in shapes else "missing" for shapes in (found, expected))
+            what = f"{shown(name)} is {shown(has)}, should be {shown(should)}"
+            raise CheckpointError(f"{file} does not fit the checkpoint: {what}")
     if any(tensors.get_slice(name).get_dtype() != "F32" for name in found):
         raise CheckpointError(f"{file} is damaged: not all of it is float32")
 

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import safetensors
 
-from ddpm_cli.checkpoint.metadata import HEADER_KEY, MOST_HEADER, MOST_TEXT, CheckpointError, Metadata, parse
+from ddpm_cli.checkpoint.metadata import (
+    HEADER_KEY,
+    MOST_HEADER,
+    MOST_TEXT,
+    SMALL_HEADER,
+    CheckpointError,
+    Metadata,
+    parse,
+)
+from ddpm_cli.config.errors import shown
 
 Shapes = dict[str, tuple[int, ...]]  # of tensors by name
 
@@ -77,12 +86,13 @@ def opened(file: Path, *, header_only: bool = False) -> Iterator[safetensors.saf
         with file.open("rb") as stream:
             header = int.from_bytes(stream.read(8), "little")
         # The library takes up to 30 times its length in memory.
-        if header > min(max(MOST_HEADER, length // 16), length):
+        data = length - 8 - header
+        if data < 0 or header > max(SMALL_HEADER, min(data, max(MOST_HEADER, length // 16))):
             raise CheckpointError(f"{file} is damaged: a header of {header} bytes in a file of {length}")
         with safetensors.safe_open(file, "np" if header_only else "pt") as tensors:
             yield tensors
     except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{file} is damaged: {error}") from error
+        raise CheckpointError(f"{file} is damaged: {shown(str(error))}") from error
 
 
 def shapes_in(tensors: safetensors.safe_open) -> Shapes:

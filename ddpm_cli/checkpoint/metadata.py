@@ -8,6 +8,7 @@ from typing import TypeGuard
 
 from ddpm_cli.checkpoint.migrate import upgrade
 from ddpm_cli.checkpoint.stored_config import decode, encode
+from ddpm_cli.config.errors import shown
 
 FORMAT = 3  # written; 1 and 2 are read as well
 EMA_FILE = "ema.safetensors"
@@ -22,6 +23,7 @@ OWN_KEY = "sha256"  # in a manifest: of the manifest itself
 MOST_PIXELS = 2**24  # of one image, all channels
 MOST_TEXT = 2**18  # bytes of JSON, of which Python makes up to 30 times as much in memory; ours has 3 kB
 MOST_HEADER = 2**20  # bytes of a safetensors header: 8,000 tensors; a longer one only in a file that is far larger
+SMALL_HEADER = 2 * MOST_TEXT  # a longer one only in a file whose tensors are as large; there is a description in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,4 +102,5 @@ def parse(text: str, path: Path) -> Metadata:
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its description cannot be: {type(error).__name__}: {error}") from error
+        reason = shown(f"{type(error).__name__}: {error}")
+        raise CheckpointError(f"{path}: its description cannot be: {reason}") from error

@@ -12,9 +12,9 @@ from ddpm_cli.checkpoint import DESCRIPTION_FILE, EMA_FILE, TRAINING_FILE, Check
 from ddpm_cli.checkpoint.files import Shapes
 from ddpm_cli.checkpoint.read import shapes_of_ema
 from ddpm_cli.checkpoint.tensor_names import MODEL, below
-from ddpm_cli.checkpoint.validate import MisfitError, check_ddpm, check_node, check_weights
+from ddpm_cli.checkpoint.validate import MisfitError, check_ddpm, check_node, check_types, check_weights
 from ddpm_cli.config.build_ddpm import build_ddpm
-from ddpm_cli.config.errors import ConfigError, naming
+from ddpm_cli.config.errors import ConfigError, naming, shown
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.ema.posthoc import check_length, check_lengths, ema_prefix, posthoc_prefix
 from ddpm_cli.ema.reconstruct import reconstruct, terms
@@ -86,13 +86,15 @@ def rebuild(selection: Selection, *, trust: Iterable[str] = ()) -> Pretrained:
     try:
         network = check_ddpm(metadata.config, metadata.image_shape, trust=trust)
         tensors = _tensors(selection, network)
+        check_types(tensors, network)
     except MisfitError as error:
         raise CheckpointError(f"{found.path}: {error}") from error
     ddpm = build_ddpm(metadata.config).eval()
     try:
         ddpm.model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise CheckpointError(f"{found.path}: its weights do not fit the network it describes: {error}") from error
+        reason = shown(str(error))
+        raise CheckpointError(f"{found.path}: its weights do not fit the network it describes: {reason}") from error
     if network is None:  # ours has been asked already, without memory
         with naming("model"):
             ddpm.check_images(metadata.image_shape)
@@ -153,7 +155,7 @@ def _one_of_several(found: Path, weights: str, *, trust: frozenset[str], sha256:
     if weights not in prefixes:
         names = list(prefixes)
         listed = ["ema", *(f"{name} (the same)" for name in names[:1]), *names[1:], "model"]
-        raise ConfigError(f"weights: this checkpoint has {', '.join(listed)}, not {weights!r}")
+        raise ConfigError(f"weights: this checkpoint has {shown(', '.join(listed))}, not {shown(repr(weights))}")
     if weights == next(iter(prefixes)):
         return Selection(checkpoint=verified.also(EMA_FILE))
     return Selection(checkpoint=verified.also(TRAINING_FILE), prefix=prefixes[weights])
@@ -214,7 +216,7 @@ def _reconstruct(model: nn.Module, selection: Selection) -> None:
         tensors = checkpoint.load_snapshot(snapshot)
         missing = sorted(needed - tensors.keys())
         if missing:
-            raise CheckpointError(f"{snapshot.file} does not fit the checkpoint: {missing[0]} is missing")
+            raise CheckpointError(f"{snapshot.file} does not fit the checkpoint: {shown(missing[0])} is missing")
         return tensors
 
     reconstruct(parameters, lengths, ((loaded(snapshot), weights) for snapshot, weights in selection.average))

@@ -7,7 +7,14 @@ from torch import Tensor
 
 from ddpm_cli.checkpoint.metadata import CheckpointError
 from ddpm_cli.checkpoint.read import load_ema, load_training
-from ddpm_cli.checkpoint.validate import MisfitError, check_config, check_ddpm, check_state, check_weights
+from ddpm_cli.checkpoint.validate import (
+    MisfitError,
+    check_config,
+    check_ddpm,
+    check_state,
+    check_types,
+    check_weights,
+)
 from ddpm_cli.checkpoint.verify import Verified
 
 
@@ -38,6 +45,8 @@ def load_state(checkpoint: Verified, *, trust: Iterable[str] = ()) -> TrainingSt
         training = load_training(
             checkpoint, check=lambda shapes: check_state(metadata.config, shapes, network, trust=trust)
         )
+        for tensors in (ema, training):
+            check_types(tensors, network)
     except MisfitError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from error
     return TrainingState(training, ema)

@@ -5,16 +5,19 @@ All of it is found out before a class is imported that we do not ship, and befor
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddpm_cli.checkpoint.files import Shapes
 from ddpm_cli.checkpoint.tensor_names import AVERAGES, COUNTER, MODEL, OPTIMIZER, SCALER, TIMESTEPS, UNLOGGED, below
 from ddpm_cli.config.build_ddpm import DDPM_GROUPS
-from ddpm_cli.config.errors import ConfigError
+from ddpm_cli.config.errors import ConfigError, shown
 from ddpm_cli.config.instantiate import instantiate
 from ddpm_cli.config.schema import check_untrusted, is_node
 from ddpm_cli.config.shipped import shipped_targets
 from ddpm_cli.ema.posthoc import MOST_LENGTHS, ema_prefix, posthoc_prefix
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The largest magnitude of a number by the name of its option: those that decide how much memory or time is taken.
 _MOST = {
@@ -43,6 +46,7 @@ _LONGEST_TEXT = 4096
 _LONGEST_LIST = 64
 _LONGEST = {"betas": 2**13, "steps": 2**13, "posthoc": MOST_LENGTHS}  # of a schedule, and of a sampler's timesteps
 _DEEPEST = 8
+_OF_OTHER_TYPES = (COUNTER, UNLOGGED, TIMESTEPS, SCALER)  # what is no weight and none of its averages or moments
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # beside `step`, what each optimizer that we ship keeps of every parameter
 
 
@@ -109,6 +113,23 @@ def check_weights(shapes: Shapes, network: Shapes | None) -> None:
     """
     if network is not None:
         _compare("its weights do", network, shapes)
+
+
+def check_types(tensors: "Mapping[str, Tensor]", network: Shapes | None) -> None:
+    """Check that weights and what belongs to them are numbers of a size that is about theirs in memory.
+
+    Bytes, bits and float8 would take four times and more of their file once they are in the network, in float32.
+
+    Raises:
+        MisfitError: naming the first tensor that holds anything else.
+    """
+    import torch
+
+    known = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    for name, tensor in tensors.items():
+        if network is not None and not name.startswith(_OF_OTHER_TYPES) and tensor.dtype not in known:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise MisfitError(f"{shown(name)} does not fit the network it describes: it is {kind}, should be float32")
 
 
 def check_state(config: dict, shapes: Shapes, network: Shapes | None, *, trust: Iterable[str]) -> None:
@@ -194,8 +215,9 @@ def _timesteps(config: dict, shapes: Shapes, *, trust: Iterable[str]) -> Partial
 def _compare(what: str, expected: Mapping[str, tuple[int | None, ...]], shapes: Shapes) -> None:
     for name in sorted(expected.keys() | shapes.keys()):
         if expected.get(name) != shapes.get(name):
-            described, found = (_shape(names.get(name)) for names in (expected, shapes))
-            raise MisfitError(f"{what} not fit the network it describes: {name} is {found}, should be {described}")
+            described, found = (shown(_shape(names.get(name))) for names in (expected, shapes))
+            named = f"{shown(name)} is {found}, should be {described}"
+            raise MisfitError(f"{what} not fit the network it describes: {named}")
 
 
 def _check_images(model: dict, image_shape: tuple[int, int, int]) -> None:

@@ -17,6 +17,7 @@ from ddpm_cli.checkpoint.metadata import (
     manifest_text,
     parse,
 )
+from ddpm_cli.config.errors import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ def _listed(manifest: Path, content: bytes, names: tuple[str, ...]) -> dict[str,
         listed = _entries(content.decode())
         return {name: (int(listed[name]["bytes"]), str(listed[name]["sha256"])) for name in names}
     except (AttributeError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{manifest} is damaged: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{manifest} is damaged: {shown(f'{type(error).__name__}: {error}')}") from error
 
 
 def _entries(text: str) -> dict[str, dict]:

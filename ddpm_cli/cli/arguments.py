@@ -1,6 +1,7 @@
 """The command line in the form that Hydra takes, without what Hydra would accept to no effect."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
-from ddpm_cli.config.errors import ConfigError
+from ddpm_cli.config.errors import ConfigError, shown
 from ddpm_cli.config.shipped import configs_directory
 
 _FLAGS_WITH_VALUE = (
@@ -19,6 +20,11 @@ _NO_EFFECT = {
     "hydra.run.dir": "output_dir and name say where a run goes, out where samples go",
     "hydra.output_subdir": "config.yaml in the directory of a run is its whole configuration",
 }
+# Hydra's parser takes a millisecond per value, and for lists the square of it.
+_MOST_ARGUMENTS = 1000
+_MOST_VALUES = 2000  # in all of them; a ${...} takes as long as ten
+_MOST_CHARACTERS = 2**16  # of one
+_DEEPEST = 64  # lists in lists
 # As people know it from other trainers: the recipe's batch stays what a step sees, in as few parts as memory allows.
 _ALSO_CALLED = {"trainer.batch_size=auto": "trainer.accumulate=auto"}
 
@@ -43,7 +49,8 @@ def key_of(override: str) -> str:
 
 
 def read_arguments(arguments: Sequence[str]) -> Arguments:
-    """Raises ConfigError for flags that Hydra does not take, and for what it would accept without effect."""
+    """Raises ConfigError for what Hydra cannot read, or not in seconds, does not take, or takes without effect."""
+    _check_texts(arguments)
     flags, overrides = _split(arguments)
     overrides = [_ALSO_CALLED.get(override, override) for override in overrides]
     for override in overrides:
@@ -60,6 +67,33 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
         # A run's own options need not be among the defaults that Hydra composes: data.path of a folder, say.
         overrides = [f"++{o}" if "." in key_of(o) and o[0] not in "+~" else o for o in overrides]
     return Arguments(flags, overrides, config_dir, sweep=given.multirun)
+
+
+def _check_texts(arguments: Sequence[str]) -> None:
+    """Refuse what a configuration cannot hold, and what would be read for minutes."""
+    elsewhere = "long lists go into a YAML file: GROUP/NAME.yaml in a folder for --config-dir, chosen by GROUP=NAME"
+    for argument in arguments:
+        said = shown(argument)
+        if not argument.isascii() and any("\ud800" <= character <= "\udfff" for character in argument):
+            raise ConfigError(f"cannot read '{said}': it is not UTF-8; give files another name")
+        if len(argument) > _MOST_CHARACTERS:
+            raise ConfigError(f"{shown(key_of(argument))}: {len(argument):,} characters are too many; {elsewhere}")
+        if _depth(argument) > _DEEPEST:
+            raise ConfigError(f"cannot read '{said}': nested too deep")
+    values = {argument: argument.count(",") + 10 * argument.count("${") for argument in arguments}
+    if sum(values.values()) > _MOST_VALUES or len(arguments) > _MOST_ARGUMENTS:
+        longest = max(values, key=values.__getitem__)
+        what = f"{shown(key_of(longest))}: too much for a command line"
+        raise ConfigError(f"{what} ({sum(values.values()):,} values in {len(arguments):,} arguments); {elsewhere}")
+
+
+def _depth(argument: str) -> int:
+    """How deep brackets are nested in it."""
+    depth = deepest = 0
+    for character in re.findall(r"[\[\](){}]", argument):
+        depth += 1 if character in "[({" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

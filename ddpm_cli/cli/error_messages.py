@@ -10,12 +10,12 @@ import hydra
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Sweep, ValueType
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_cli.cli.arguments import read_arguments
-from ddpm_cli.config.errors import ConfigError, nearest
+from ddpm_cli.config.errors import ConfigError, nearest, shown
 from ddpm_cli.config.schema import check_key
 from ddpm_cli.config.shipped import configs_directory, groups, options
 from ddpm_cli.io.text import printable
@@ -53,7 +53,7 @@ def _mistake(arguments: Sequence[str], config_name: str, target: str) -> str | N
         _check_overrides(arguments, config_name, target)
     except ConfigError as mistake:
         return str(mistake)
-    except (HydraException, OmegaConfBaseException):  # of a file of the user's own, or of Hydra's options
+    except Exception:  # of a file of the user's own, or of Hydra's options: what it is has been said already
         return None
 
 
@@ -126,4 +126,4 @@ def _unknown_option(group: str, option: str, available: Sequence[str]) -> str:
 
 def _shown(text: str) -> str:
     """A text from the command line, on one line and not all of a long one."""
-    return printable(text if len(text) <= 200 else f"{text[:200]}...")
+    return printable(shown(text))

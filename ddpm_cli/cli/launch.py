@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ddpm_cli.cli.arguments import read_arguments
 from ddpm_cli.cli.error_messages import explain
 from ddpm_cli.cli.job import Job
+from ddpm_cli.cli.own_yaml import check_what_hydra_loads
 from ddpm_cli.cli.resolvers import register_resolvers
 from ddpm_cli.cli.sweep import RefusedSweep, SweepReport, stop_workers
 from ddpm_cli.config.errors import ConfigError
@@ -24,6 +25,8 @@ from ddpm_cli.config.shipped import configs_directory
 from ddpm_cli.io.text import printable
 from ddpm_cli.runtime.exit_codes import FAILED, MISTAKE, RESUME_LATER, RunError, Stopped, leave
 from ddpm_cli.runtime.signals import Stop
+
+LONGEST_LINE, MOST_LINES = 1500, 40  # of a message: characters, and lines
 
 
 def launch(program: str, config_name: str, target: str, job: Callable[[dict, Invocation], Any], *, stop: Stop) -> None:
@@ -54,6 +57,7 @@ def _launch(job: Job, config_name: str) -> None:
     try:
         with stop.unmistaken(), report.told_by_hydra():
             sys.argv[1:] = read_arguments(sys.argv[1:]).as_hydra_takes_them()
+            check_what_hydra_loads()
             hydra.main(version_base="1.3", config_path=str(configs_directory()), config_name=config_name)(job)()
             if job.failure is not None:
                 raise job.failure
@@ -63,6 +67,9 @@ def _launch(job: Job, config_name: str) -> None:
     except Exception as error:
         if not show_traceback and report.lost(error):
             sys.exit(RESUME_LATER if stop.requested else FAILED)
+        if not show_traceback and _no_memory(error):
+            _say(f"{job.program}: out of memory: the machine, or a limit on this process, has no more")
+            sys.exit(FAILED)
         # Whatever Hydra raises before it has a configuration is about the command line or a YAML file.
         about_the_call = isinstance(error, ConfigError | HydraException | OmegaConfBaseException) or not job.called
         if show_traceback or not (about_the_call or isinstance(error, RunError)):
@@ -79,11 +86,22 @@ def _launch(job: Job, config_name: str) -> None:
         sys.exit(RESUME_LATER if stop.requested else FAILED)
 
 
+def _no_memory(error: BaseException) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from ddpm_cli.runtime.device import out_of_memory
+
+    return out_of_memory(error)
+
+
 def _say(message: str) -> None:
     """One message, also where several processes come to it together.
 
-    Whatever names and values it repeats, they neither move the cursor nor begin a line: lists of ours are indented.
+    Whatever names and values it repeats, they neither move the cursor nor begin a line (lists of ours are indented),
+    nor fill the screen.
     """
     if int(os.environ.get("RANK", "0")) == 0:
         lines = re.split(r"\n(?=  )", message.strip())
-        print("\n".join(map(printable, lines)), file=sys.stderr)
+        said = [printable(line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}...") for line in lines]
+        more = [f"  and {len(said) - MOST_LINES:,} more"] if len(said) > MOST_LINES else []
+        print("\n".join([*said[:MOST_LINES], *more]), file=sys.stderr)

@@ -16,8 +16,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from ddpm_cli.cli.gpu_lock import visible_gpus
+from ddpm_cli.config.errors import ConfigError, shown
+from ddpm_cli.io import plain_files
 
 RESULT_FILE = "result.json"
+MOST_RESULT = 2**20  # bytes; ours has the overrides of a run, and what went wrong
 SHEET_FILE = "contact_sheet.png"
 
 # Launchers, as Hydra's configuration names them.
@@ -75,7 +78,11 @@ class RunResult:
 
     @classmethod
     def read(cls, file: Path) -> "RunResult":
-        return cls(**json.loads(file.read_text(encoding="utf-8")))
+        """Raises ConfigError if it is not what `write` makes."""
+        try:
+            return cls(**json.loads(plain_files.read(file, MOST_RESULT)))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ConfigError(f"{file} is no result of a run ({shown(str(error))})") from error
 
 
 def has_result(directory: Path) -> bool:

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+MOST_SHOWN = 200  # characters of a foreign text
+
 
 class ConfigError(ValueError):
     """The user's configuration cannot be run; the message names the key, the value and what would do."""
@@ -21,6 +23,11 @@ def naming(key: str) -> Iterator[None]:
         raise ConfigError(f"{key}: {reason}") from error
     except ValueError as error:
         raise ConfigError(f"{key}: {error}") from error
+
+
+def shown(text: str) -> str:
+    """A text that may be anybody's, as a message repeats it: not all of a long one."""
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:

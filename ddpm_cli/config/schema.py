@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ddpm_cli.config.errors import ConfigError, nearest
+from ddpm_cli.config.errors import ConfigError, nearest, shown
 from ddpm_cli.config.shipped import shipped_targets
 from ddpm_cli.config.signatures import Parameter, signature
 
@@ -124,19 +124,19 @@ def _check_name(name: str, settable: dict[str, Parameter], *, path: str, groups:
     if name not in settable:
         where, near = (f"{path}.{name}", settable) if path else (name, [*settable, *groups])
         takes = f"{path or 'this command'} takes {', '.join(settable) or 'no options'}"
-        raise ConfigError(f"{where}: no such option{nearest(name, near)}; {takes}")
+        raise ConfigError(f"{shown(where)}: no such option{nearest(name, near)}; {takes}")
 
 
 def _check_value(value: Any, annotation: ast.expr | None, *, key: str, path: str, trusted: Trusted) -> None:
     if is_node(value):
         target = value["_target_"]
         if not isinstance(target, str):
-            raise ConfigError(f"{path}._target_: expected the full name of a function or class, got {target!r}")
+            raise ConfigError(f"{path}._target_: expected the full name of a function or class, got {_shown(target)}")
         if trusted is not None and target not in trusted.get(key, ()):
-            raise ConfigError(f"{path}._target_: {target} is not on the list of what a checkpoint may ask for")
+            raise ConfigError(f"{path}._target_: {shown(target)} is not on the list of what a checkpoint may ask for")
         partial = value.get("_partial_", False)
         if not isinstance(partial, bool) or partial != shipped_targets().get(key, {}).get(target, partial):
-            raise ConfigError(f"{path}._partial_: cannot be {_shown(partial)} for {target}")
+            raise ConfigError(f"{path}._partial_: cannot be {_shown(partial)} for {shown(target)}")
         _check_arguments(value, target, path=path, partial=partial, trusted=trusted)
         return
     expected = mismatch(value, annotation)
@@ -145,8 +145,7 @@ def _check_value(value: Any, annotation: ast.expr | None, *, key: str, path: str
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return shown(json.dumps(value, default=str))
 
 
 def mismatch(value: object, annotation: ast.expr | None) -> str | None:

@@ -48,11 +48,15 @@ def write_new(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, st
     return size, digest.hexdigest()
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Give a file new content, durably: a reader, or a process killed half-way, sees the old or the new one."""
+def replace(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Give a file new content, durably: a reader, or a process killed half-way, sees the old or the new one.
+
+    Args:
+        content: all of it, or its pieces, which may be read from the old one.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
-    write_new(temporary, [content])
+    write_new(temporary, [content] if isinstance(content, bytes) else content)
     os.replace(temporary, path)
     sync(path.parent)
 

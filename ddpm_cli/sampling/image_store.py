@@ -28,12 +28,14 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ddpm_cli.config.compare import differences
-from ddpm_cli.io import durable
+from ddpm_cli.config.errors import shown
+from ddpm_cli.io import durable, plain_files
 
 FOLDER = ".unfinished"
 IDENTITY_FILE = "identity.json"
 PIXELS_FILE = "pixels"
 DONE_FILE = "done"
+TRAJECTORIES = "trajectory_*.npy"
 LOCK_FILE = "lock"
 # What is made of the images, beside that folder.
 GRID_FILE = "samples.png"
@@ -43,6 +45,8 @@ STRIP_FILE = "steps.png"
 GIF_FILE = "steps.gif"
 OUTPUTS = (GRID_FILE, IMAGES_DIRECTORY, NPZ_FILE, STRIP_FILE, GIF_FILE)
 
+MOST_IDENTITY = 2**20  # bytes of JSON; ours has 3 kB
+MOST_BATCHES = 2**26
 FLUSH_SECONDS = 1.0  # what a killed process may have to draw again; more often, flushing would take time from drawing
 
 
@@ -54,7 +58,7 @@ def locked(directory: Path) -> Iterator[None]:
 
     Raises:
         BlockingIOError: if another process holds it.
-        ValueError: if something in its hidden folder is a link.
+        ValueError: if something in its hidden folder is a link, or no plain file.
     """
     folder = directory / FOLDER
     with suppress(FileExistsError):
@@ -62,6 +66,8 @@ def locked(directory: Path) -> Iterator[None]:
     for path in (folder, *folder.iterdir()):
         if path.is_symlink():
             raise ValueError(f"{path} is a link; what is being drawn lies in its own directory")
+        if not path.is_dir() and plain_files.size(path) > MOST_BATCHES and path.name == DONE_FILE:
+            raise ValueError(f"{path} is not whole; remove {folder} to begin anew")
     lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
         lock.acquire()
@@ -106,12 +112,16 @@ def begin(directory: Path, identity: dict, *, batch_size: int, shape: Sequence[i
         for name, size in sizes.items():
             if not (folder / name).is_file() or (folder / name).stat().st_size != size:
                 raise ValueError(f"{folder / name} is not whole; remove {folder} to begin anew")
+        for file in folder.glob(TRAJECTORIES):
+            _check_trajectory(file)
         return
     _clear(folder)
     for name in OUTPUTS:
         if (directory / name).exists():
             raise ValueError(f"{directory} already holds {name}; choose another directory")
     durable.check_space(directory, copies * sizes[PIXELS_FILE])
+    if sizes[DONE_FILE] > MOST_BATCHES:
+        raise ValueError(f"at most {MOST_BATCHES:,} batches are drawn there; a larger batch_size makes fewer")
     for name, size in sizes.items():
         with durable.errors_naming(folder / name), open(folder / name, "xb") as file:
             file.truncate(size)
@@ -213,7 +223,7 @@ class ImageStore:
 
     def trajectory(self) -> Tensor | None:
         """x of the first images on its way, uint8 `[frames, images, C, H, W]`; None: none were kept."""
-        parts = [torch.from_numpy(np.load(file)) for file in sorted(self.folder.glob("trajectory_*.npy"))]
+        parts = [torch.from_numpy(np.load(file)) for file in sorted(self.folder.glob(TRAJECTORIES))]
         return torch.cat(parts, dim=1) if parts else None
 
     def end(self) -> None:
@@ -230,11 +240,12 @@ def _write(file: io.FileIO, offset: int, content: memoryview) -> None:
 
 def _identity_of(folder: Path) -> dict | None:
     try:
-        found = json.loads((folder / IDENTITY_FILE).read_bytes())
+        found = json.loads(plain_files.read(folder / IDENTITY_FILE, MOST_IDENTITY))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ValueError(f"{folder / IDENTITY_FILE} is not ours ({error}); remove {folder} to begin anew") from error
+    except (ValueError, RecursionError) as error:
+        reason = shown(str(error))
+        raise ValueError(f"{folder / IDENTITY_FILE} is not ours ({reason}); remove {folder} to begin anew") from error
     if not isinstance(found, dict):
         raise ValueError(f"{folder / IDENTITY_FILE} is not ours; remove {folder} to begin anew")
     return found
@@ -242,9 +253,23 @@ def _identity_of(folder: Path) -> dict | None:
 
 def _done(folder: Path) -> bytes:
     try:
-        return (folder / DONE_FILE).read_bytes()
+        return plain_files.read(folder / DONE_FILE, MOST_BATCHES)
     except FileNotFoundError:
         return b""
+
+
+def _check_trajectory(file: Path) -> None:
+    """Raise ValueError unless as many bytes lie in it as its header says, before memory is taken for them."""
+    found = plain_files.size(file)
+    try:
+        with file.open("rb") as stream:
+            np.lib.format.read_magic(stream)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+            whole = dtype == np.uint8 and len(shape) == 5 and stream.tell() + math.prod(shape) == found
+    except ValueError:
+        whole = False
+    if not whole:
+        raise ValueError(f"{file} is not whole; remove {file.parent} to begin anew")
 
 
 def _clear(folder: Path) -> None:

@@ -93,7 +93,7 @@ def _sample(task: _Task, held: ExitStack) -> Path:
         if world.main:
             written = write(store, loop.plan, save=options.save)
             store.end()
-            print("\n".join(map(str, written)))
+            print("\n".join(printable(str(path)) for path in written))
     return directory / GRID_FILE
 
 
@@ -206,7 +206,7 @@ def _announce(task: _Task, pretrained: "Pretrained", loop: "SamplingLoop", store
     together = f", {world.size} processes" if world.size > 1 else ""
     compiled = ", compiled" if loop.compiled else ""
     on = f"{loop.compute}{together}{compiled}"
-    print(f"{options.ckpt}: step {pretrained.step:,}, {options.weights} weights{length}, on {on}")
+    print(f"{printable(options.ckpt)}: step {pretrained.step:,}, {options.weights} weights{length}, on {on}")
     if store.finished > 0:
         print(f"resumes: {_there(store)}")
 

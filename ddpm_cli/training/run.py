@@ -28,7 +28,7 @@ from ddpm_cli.runtime.signals import Stop
 from ddpm_cli.sampling.loop import SamplingLoop
 from ddpm_cli.sampling.modes import Generate, SampleContext
 from ddpm_cli.training.build import Training
-from ddpm_cli.training.event_files import cut_back
+from ddpm_cli.training.cut_back import cut_back
 from ddpm_cli.training.metrics import MetricsLogger
 from ddpm_cli.training.step_stats import Progress
 from ddpm_cli.training.train_state import capture
@@ -187,10 +187,10 @@ class TrainingRun:
     # What a run leaves: rank 0, which alone has a MetricsLogger, writes it; every rank takes part in making it --------
 
     def _begin_records(self) -> None:
+        cut_back(self.directory, self.first_step, **_RECORDS)  # first: it may refuse them
         text = "".join(f"# {line}\n" for line in self._origin())
         text += yaml.safe_dump(asdict(self.options), sort_keys=False)
         durable.replace(self.directory / run_dir.CONFIG_FILE, text.encode())
-        cut_back(self.directory, self.first_step, **_RECORDS)
         checkpoint.remove_snapshots(self.directory / run_dir.AVERAGES, after=self.first_step)
         skipped = self.trainer.batches.images.skipped
         if skipped:

@@ -21,6 +21,7 @@ ROWS = {
     "saves": ["sigkill_at_every_call", "power_loss", "errors_at_every_call", "no_room"],
     "damage": ["damaged_files", "flips_elsewhere"],
     "hostile": ["hostile_checkpoints"],
+    "foreign": ["foreign_records"],
     "numbers": ["not_finite"],
     "pictures": ["bad_images"],
     "lines": ["malformed_command_lines"],

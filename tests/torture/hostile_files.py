@@ -65,7 +65,8 @@ def _many(entry: str, around: str, size: int = MIB) -> bytes:
 
 _NOTHING = '"{:x}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'
 
-# What stands where a safetensors file should, and what is said of it. 1 MB is the longest header for a file this small.
+# What stands where a safetensors file should, and what is said of it. Half a MB is the longest header without tensors.
+HALF = MIB // 2
 DISGUISES: dict[str, tuple[Callable[[Foreign], bytes], str]] = {
     "a pickle": (_pickle, NO_HEADER),
     "a torch file": (_torch_file, NO_HEADER),
@@ -79,10 +80,18 @@ DISGUISES: dict[str, tuple[Callable[[Foreign], bytes], str]] = {
     "a header of invalid UTF-8": (lambda _: joined(b'{"__metadata__":{"ddpm_cli":"\xff\xff"}}'), NO_HEADER),
     "a header nested deep": (lambda _: joined('{"a":' * 200_000), NO_HEADER),
     "a header of 4 MB of tensors": (lambda _: _many(_NOTHING, "{{{}}}", 4 * MIB), NO_HEADER),
-    "a header of 1 MB of tensors": (lambda _: _many(_NOTHING, "{{{}}}"), NO_DESCRIPTION),
-    "a header of 1 MB of metadata": (lambda _: _many('"{:x}":""', '{{"__metadata__":{{{}}}}}'), NO_DESCRIPTION),
-    "a header of 1 MB of one shape": (
-        lambda _: _many("0", '{{"x":{{"dtype":"U8","shape":[{}],"data_offsets":[0,0]}}}}'),
+    "a header of 1 MB of tensors": (lambda _: _many(_NOTHING, "{{{}}}"), NO_HEADER),
+    "a header of 500 kB of tensors": (lambda _: _many(_NOTHING, "{{{}}}", HALF), NO_DESCRIPTION),
+    "a header of 500 kB of metadata": (
+        lambda _: _many('"{:x}":""', '{{"__metadata__":{{{}}}}}', HALF),
+        NO_DESCRIPTION,
+    ),
+    "a header of 500 kB of one shape": (
+        lambda _: _many("0", '{{"x":{{"dtype":"U8","shape":[{}],"data_offsets":[0,0]}}}}', HALF),
+        NO_DESCRIPTION,
+    ),
+    "a header of 500 kB of one name": (
+        lambda _: joined(f'{{"{"a" * (HALF - 200)}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}}}'),
         NO_DESCRIPTION,
     ),
 }
@@ -262,7 +271,10 @@ def kinds() -> Iterator[Kind]:
             "sample",
         )
     for file, dtype, bits in ((EMA, "F64", 64), (EMA, "F4", 4), (TRAINING, "F4", 4), (TRAINING, "C64", 64)):
-        yield Kind(f"weights of {dtype}: {file}", _of_type(file, dtype, bits), DAMAGED, ALL)
+        yield Kind(f"weights of {dtype}: {file}", _of_type(file, dtype, bits), f"{DAMAGED}|{MISFIT}", ALL)
+    for dtype, bits in (("BOOL", 8), ("U8", 8), ("I64", 64), ("F8_E4M3", 8), ("F8_E5M2", 8)):
+        yield Kind(f"weights of {dtype}", _of_type(EMA, dtype, bits), f"{MISFIT}: it is ")
+    yield Kind("moments and weights of I8", _of_type(TRAINING, "I8", 8), f"{MISFIT}: it is ", "sample")
     for name, spoil in STATES.items():
         yield Kind(name, spoil, f"{MISFIT}|the training state|counter.step|step 3", OTHERS)
     yield Kind("40 MB too much", _state("counter.overflows", _ballast), MISFIT, OTHERS)

@@ -1,0 +1,94 @@
+"""YAML files of the user's own, looked at before Hydra loads them: what grows while it is read is refused.
+
+A file of half a kilobyte whose aliases stand for each other can describe more values than there is memory for, and one
+of many values is read for minutes. Both are seen in the parser's events, without building any of it.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
+
+from ddpm_cli.config.errors import ConfigError, shown
+from ddpm_cli.config.shipped import configs_directory
+
+MOST_BYTES = 2**18
+VALUES_PER_REFERENCE = 10  # that could be read in the time in which a ${...} is
+MOST_VALUES = 10_000  # a schedule has up to 8192; Hydra takes two seconds for so many
+_DEEPEST = 32
+_Parser = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of C where PyYAML was built with it
+
+
+class _CheckedSource(FileConfigSource):
+    """Hydra's source of YAML files on this disk, which has each checked first."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        file = Path(self.path, self._normalize_file_name(config_path))
+        if not file.is_relative_to(configs_directory()):
+            check_yaml(file)
+        return super().load_config(config_path)
+
+
+def check_what_hydra_loads() -> None:
+    """From now on, Hydra loads no YAML file that `check_yaml` refuses."""
+    Plugins.instance()  # registers the sources that Hydra knows
+    SourcesRegistry.instance().types["file"] = _CheckedSource
+
+
+def check_yaml(file: Path) -> None:
+    """Raise ConfigError, naming the file, unless it is a plain file of as much YAML as a configuration can be."""
+    try:
+        found = os.stat(file)
+        if not stat.S_ISREG(found.st_mode):
+            raise ConfigError(f"{file}: is no plain file")
+        if found.st_size > MOST_BYTES:
+            raise ConfigError(f"{file}: has {found.st_size:,} bytes, a configuration may have {MOST_BYTES:,}")
+        text = file.read_bytes().decode()
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: is not UTF-8: {error.reason} at byte {error.start}") from error
+    try:
+        too_much = _too_much(yaml.parse(text, Loader=_Parser))
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+        raise ConfigError(f"no valid YAML in {file}: {shown(reason)}") from error
+    if too_much is not None:
+        raise ConfigError(f"{file}: {too_much}")
+
+
+def _too_much(events: Iterator[yaml.Event]) -> str | None:
+    """What makes this more than can be read, None if nothing does.
+
+    Counts the values that will be built: an alias stands for all those of what it repeats.
+    """
+    sizes: dict[str, int] = {}  # of what has an anchor and is complete
+    open_collections: list[tuple[str | None, int]] = []  # their anchors, and the count when they began
+    count = 0
+    for event in events:
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                return f"*{event.anchor[:100]} stands for nothing that is complete before it"
+            count += sizes[event.anchor]
+        elif isinstance(event, yaml.ScalarEvent):
+            count += 1 + VALUES_PER_REFERENCE * event.value.count("${")
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_collections.append((event.anchor, count))
+            count += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_collections.pop()
+            if anchor is not None:
+                sizes[anchor] = count - before
+        if count > MOST_VALUES:
+            return f"holds more than {MOST_VALUES:,} values, with those that aliases repeat"
+        if len(open_collections) > _DEEPEST:
+            return "nested too deep"
+    return None

@@ -1,0 +1,30 @@
+"""Small files that somebody else may have put there: read only if they are plain files, and of a sensible size."""
+
+import os
+import stat
+from pathlib import Path
+
+
+def size(path: Path) -> int:
+    """Bytes of a plain file, which neither keeps its reader waiting nor has no end.
+
+    Raises:
+        ValueError: naming it, if it is anything else.
+        OSError: if it is not there.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path} is no plain file")
+    return found.st_size
+
+
+def read(path: Path, most: int) -> bytes:
+    """All of a plain file.
+
+    Raises:
+        ValueError: naming it, if it is none, or has more than `most` bytes.
+        OSError: if it is not there, or cannot be read.
+    """
+    if size(path) > most:
+        raise ValueError(f"{path} is larger than {most:,} bytes")
+    return path.read_bytes()
