@@ -16,6 +16,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from ddpm_cli.cli.gpu_lock import visible_gpus
+from ddpm_cli.io import durable
 
 RESULT_FILE = "result.json"
 SHEET_FILE = "contact_sheet.png"
@@ -70,8 +71,8 @@ class RunResult:
     def write(self, directory: Path, *, traceback: str | None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         if traceback is not None:
-            (directory / "error.log").write_text(traceback, encoding="utf-8")
-        (directory / RESULT_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+            durable.replace(directory / "error.log", traceback.encode())
+        durable.replace(directory / RESULT_FILE, f"{json.dumps(asdict(self), indent=2)}\n".encode())
 
     @classmethod
     def read(cls, file: Path) -> "RunResult":
@@ -158,6 +159,7 @@ class SweepReport:
             pictures.append((result.overrides, None if result.picture is None else Path(result.picture)))
         sheet = contact_sheet(pictures)
         if sheet is not None:
+            (self._directory / SHEET_FILE).unlink(missing_ok=True)
             sheet.save(self._directory / SHEET_FILE)
             print(f"  {self._directory / SHEET_FILE}")
 

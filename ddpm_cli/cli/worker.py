@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, redirect_stderr, 
 from pathlib import Path
 
 from ddpm_cli.cli.sweep import JOBLIB, SLURM, SUBMITIT
+from ddpm_cli.io import durable
 from ddpm_cli.runtime.exit_codes import Stopped
 from ddpm_cli.runtime.signals import Stop
 
@@ -33,6 +34,7 @@ def worker_process(launcher: str, directory: Path, stop: Stop) -> AbstractContex
 def _of_joblib(console_file: Path, stop: Stop) -> Iterator[None]:
     """What several runs at once would print all over each other goes to a file of each."""
     console_file.parent.mkdir(parents=True, exist_ok=True)
+    durable.unshare(console_file)
     with (
         console_file.open("a", encoding="utf-8") as console,
         redirect_stdout(console),

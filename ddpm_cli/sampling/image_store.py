@@ -24,11 +24,10 @@ from typing import Self
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ddpm_cli.config.compare import differences
-from ddpm_cli.io import durable
+from ddpm_cli.io import durable, lock
 
 FOLDER = ".unfinished"
 IDENTITY_FILE = "identity.json"
@@ -50,31 +49,28 @@ FLUSH_SECONDS = 1.0  # what a killed process may have to draw again; more often,
 def locked(directory: Path) -> Iterator[None]:
     """Hold an output directory while inside. Afterwards nothing is left of a run that has finished, or drawn nothing.
 
-    The system lets go of it when the process ends, however it ends.
-
     Raises:
-        BlockingIOError: if another process holds it.
+        BlockingIOError: if another process holds it; says which.
         ValueError: if something in its hidden folder is a link.
     """
     folder = directory / FOLDER
     with suppress(FileExistsError):
         os.mkdir(folder)
-    for path in (folder, *folder.iterdir()):
-        if path.is_symlink():
-            raise ValueError(f"{path} is a link; what is being drawn lies in its own directory")
-    lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
-        lock.acquire()
-    except Timeout as error:
-        raise BlockingIOError(f"{directory}: another process is drawing there") from error
-    try:
-        yield
+        for path in (folder, *folder.iterdir()):
+            if path.is_symlink():
+                raise ValueError(f"{path} is a link; what is being drawn lies in its own directory")
+        try:
+            release = lock.acquire(folder / LOCK_FILE)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"{directory}: another process is drawing there: {error}") from error
+        try:
+            yield
+        finally:
+            if not (folder / IDENTITY_FILE).exists() or not any(_done(folder)):
+                _clear(folder)
+            release()
     finally:
-        if not (folder / IDENTITY_FILE).exists() or not any(_done(folder)):
-            _clear(folder)
-            with suppress(OSError):  # Windows removes no file that is open
-                (folder / LOCK_FILE).unlink()
-        lock.release()
         with suppress(OSError):
             os.rmdir(folder)
 
@@ -106,6 +102,7 @@ def begin(directory: Path, identity: dict, *, batch_size: int, shape: Sequence[i
         for name, size in sizes.items():
             if not (folder / name).is_file() or (folder / name).stat().st_size != size:
                 raise ValueError(f"{folder / name} is not whole; remove {folder} to begin anew")
+            durable.unshare(folder / name)
         return
     _clear(folder)
     for name in OUTPUTS:
@@ -115,7 +112,7 @@ def begin(directory: Path, identity: dict, *, batch_size: int, shape: Sequence[i
     for name, size in sizes.items():
         with durable.errors_naming(folder / name), open(folder / name, "xb") as file:
             file.truncate(size)
-            os.fsync(file.fileno())
+            durable.flush(file.fileno(), folder / name)
     durable.replace(folder / IDENTITY_FILE, json.dumps(identity, indent=2).encode())
     durable.sync(directory)
 
@@ -192,12 +189,11 @@ class ImageStore:
         """Mark what has been written as done, once it is on the disk."""
         if not self._unmarked:
             return
-        with durable.errors_naming(self.folder / PIXELS_FILE):
-            os.fsync(self._pixels.fileno())
+        durable.flush(self._pixels.fileno(), self.folder / PIXELS_FILE)
         with durable.errors_naming(self.folder / DONE_FILE):
             for number in self._unmarked:
                 _write(self._done, number, memoryview(b"\1"))
-            os.fsync(self._done.fileno())
+        durable.flush(self._done.fileno(), self.folder / DONE_FILE)
         self._unmarked.clear()
         self._flushed = time.monotonic()
 
@@ -250,7 +246,7 @@ def _done(folder: Path) -> bytes:
 def _clear(folder: Path) -> None:
     """Remove what a run that drew nothing, or has finished, left in its folder."""
     for path in folder.iterdir():
-        if path.name == LOCK_FILE:
+        if path.name in (LOCK_FILE, LOCK_FILE + lock.EXISTS):
             continue
         if path.is_dir():
             durable.remove_tree(path)
