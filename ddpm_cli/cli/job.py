@@ -15,12 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_cli.cli.arguments import key_of
 from ddpm_cli.cli.gpu_lock import pin
+from ddpm_cli.cli.launchers import refuse_copies
 from ddpm_cli.cli.resolvers import register_resolvers
 from ddpm_cli.cli.sweep import SLURM, RunResult, device_is_auto, has_result, runs_in_parallel
 from ddpm_cli.cli.worker import worker_process
 from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.schema import check
+from ddpm_cli.runtime import openmp
 from ddpm_cli.runtime.exit_codes import RunError, Stopped
 from ddpm_cli.runtime.signals import Stop
 
@@ -62,6 +64,7 @@ class Job:
             return None
 
     def _run(self, cfg: DictConfig) -> Any:
+        refuse_copies(self.program)
         hydra_config = HydraConfig.get()
         overrides = OmegaConf.to_container(hydra_config.overrides.task)  # not yet followed, were there a ${...}
         assert isinstance(overrides, list)
@@ -103,6 +106,7 @@ class Job:
     def _work(self, cfg: DictConfig, overrides: list[str], *, sweep_directory: Path | None) -> Any:
         resume = None if cfg.get("resume") is None else str(cfg.get("resume"))
         config = _checked(cfg, self.target) if resume in (None, "auto") else {}  # a run has its own
+        openmp.prepare()
         return self.work(config, Invocation(resume, _changes(overrides, cfg), sweep_directory))
 
 

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ddpm_cli.cli.arguments import read_arguments
 from ddpm_cli.cli.error_messages import explain
 from ddpm_cli.cli.job import Job
+from ddpm_cli.cli.launchers import speaks
 from ddpm_cli.cli.resolvers import register_resolvers
 from ddpm_cli.cli.sweep import RefusedSweep, SweepReport, stop_workers
 from ddpm_cli.config.errors import ConfigError
@@ -84,6 +85,6 @@ def _say(message: str) -> None:
 
     Whatever names and values it repeats, they neither move the cursor nor begin a line: lists of ours are indented.
     """
-    if int(os.environ.get("RANK", "0")) == 0:
+    if speaks():
         lines = re.split(r"\n(?=  )", message.strip())
         print("\n".join(map(printable, lines)), file=sys.stderr)

@@ -16,7 +16,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from ddpm_cli.cli.gpu_lock import visible_gpus
+from ddpm_cli.cli.launchers import refuse_copies
+from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.io import durable
+from ddpm_cli.runtime.cgroup import cpus
 
 RESULT_FILE = "result.json"
 SHEET_FILE = "contact_sheet.png"
@@ -111,13 +114,19 @@ class SweepReport:
 
     def begin(self, config: DictConfig) -> None:
         """Raises RefusedSweep if the directory holds another sweep."""
+        try:
+            refuse_copies(None)
+        except ConfigError as error:
+            raise RefusedSweep(str(error)) from error
         self._launcher = config.hydra.launcher._target_
         self._directory = Path(config.hydra.sweep.dir)
         earlier = next(self._directory.glob(f"*/{RESULT_FILE}"), None)
         if earlier is not None:
             raise RefusedSweep(f"hydra.sweep.dir: {earlier.parent} already holds a run; choose another directory")
-        if self._launcher == JOBLIB and device_is_auto(config):
-            _one_job_per_gpu(config)
+        if self._launcher == JOBLIB:
+            os.environ.setdefault("LOKY_MAX_CPU_COUNT", str(cpus()))
+            if device_is_auto(config):
+                _one_job_per_gpu(config)
         self._under_way = True
 
     def end(self) -> None:

@@ -117,6 +117,11 @@ def begin(directory: Path, identity: dict, *, batch_size: int, shape: Sequence[i
     durable.sync(directory)
 
 
+def files(directory: Path) -> list[Path]:
+    """What every process opens of a run that has been begun."""
+    return [directory / FOLDER / name for name in (PIXELS_FILE, DONE_FILE)]
+
+
 class ImageStore:
     """What of the images in a directory is there, for a process to read and add to.
 
@@ -180,7 +185,7 @@ class ImageStore:
         if trajectory is not None:
             content = io.BytesIO()
             np.save(content, trajectory.numpy())
-            durable.replace(self.folder / f"trajectory_{indices.start:06d}.npy", content.getvalue())
+            durable.replace(self._trajectory_file(indices.start), content.getvalue())
         self._unmarked.append(indices.start // self.batch_size)
         if time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self.flush()
@@ -206,6 +211,13 @@ class ImageStore:
             read = self._pixels.readinto(pixels.data.cast("B")) if len(indices) > 0 else 0
         assert read == pixels.nbytes, (read, indices)
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    def trajectory_files(self, followed: int) -> list[Path]:
+        """Those that all processes together leave of the first `followed` images."""
+        return [self._trajectory_file(first) for first in range(0, min(followed, self.shape[0]), self.batch_size)]
+
+    def _trajectory_file(self, first: int) -> Path:
+        return self.folder / f"trajectory_{first:06d}.npy"
 
     def trajectory(self) -> Tensor | None:
         """x of the first images on its way, uint8 `[frames, images, C, H, W]`; None: none were kept."""

@@ -13,6 +13,7 @@ from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.schema import check, targets_in
 from ddpm_cli.config.train_options import OPTIONS, TrainOptions
+from ddpm_cli.io import durable
 from ddpm_cli.training.build import build_training
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def read_checkpoint(directory: Path, trust: Iterable[str], world: "World") -> Sa
 
     with naming("resume"):
         newest, damaged = world.on_main(lambda: checkpoint.newest_whole(directory))  # one hashes the files for all
+        if not world.main:
+            durable.wait_for(*(newest.path / name for name in checkpoint.FILES))
         return Saved(newest.path, newest.metadata, load_state(newest, trust=trust), damaged)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.train_options import TrainOptions
-from ddpm_cli.io import run_dir
+from ddpm_cli.io import durable, run_dir
 from ddpm_cli.runtime.exit_codes import RunError
 from ddpm_cli.runtime.logs import logging_to
 from ddpm_cli.runtime.signals import Stop
@@ -58,6 +58,7 @@ def _start(config: dict, invocation: Invocation, stop: Stop, world: "World", hel
         directory, training = _begin(directory, TrainOptions(**config), invocation, world, held)
     if world.main:
         with naming("output_dir"):
+            durable.unshare(directory / run_dir.LOG_FILE)
             held.enter_context(logging_to(directory / run_dir.LOG_FILE))
     return TrainingRun(training, directory, stop).run(warnings)
 
@@ -121,18 +122,24 @@ def _begin(
     with naming("output_dir"):
         check_space(Path(options.output_dir), training.trainer)
         if directory is None:
-            directory = _new_directory(options, invocation, training.trainer.batches.images, world)
+            directory = _new_directory(options, invocation, training.trainer.batches.images, world, held)
             _lock(directory, world, held, "output_dir")
     return directory, training
 
 
-def _new_directory(options: TrainOptions, invocation: Invocation, images: "ImageSet", world: "World") -> Path:
+def _new_directory(
+    options: TrainOptions, invocation: Invocation, images: "ImageSet", world: "World", held: ExitStack
+) -> Path:
+    """Made by rank 0. What of it and those above it was made goes when `held` is closed, if nothing has come of it."""
     if invocation.sweep_directory is not None:
         return invocation.sweep_directory
     if not world.main:
         return world.broadcast(None)
     name = run_dir.plain_name(images.name) if options.name is None else options.name
-    return world.broadcast(run_dir.create(options.output_dir, name))
+    above = durable.absent(Path(options.output_dir, name))
+    directory = run_dir.create(options.output_dir, name)
+    held.callback(durable.remove_empty, [directory, *above])
+    return world.broadcast(directory)
 
 
 def _lock(directory: Path, world: "World", held: ExitStack, key: str) -> None:
