@@ -15,8 +15,8 @@ SRUN = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}
         (
             SRUN | {"SLURM_STEP_NUM_NODES": "2"},
             "srun --ntasks-per-node=1 torchrun --nproc_per_node=2 --nnodes=2 --rdzv_backend=c10d"
-            ' --rdzv_id=$SLURM_JOB_ID --rdzv_endpoint=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):29500'
-            " -m ddpm_cli.train name=x seed=1",
+            ' --rdzv_id=$SLURM_JOB_ID --rdzv_endpoint=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+            ":29500 -m ddpm_cli.train name=x seed=1",
         ),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "torchrun --nproc_per_node=2 -m ddpm_cli.train name=x seed=1"),
         ({"PMI_SIZE": "3", "PMI_RANK": "0"}, "torchrun --nproc_per_node=3 -m ddpm_cli.train name=x seed=1"),
