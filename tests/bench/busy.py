@@ -16,7 +16,7 @@ from bench.cases import CASES, Place
 from bench.clock import spread
 from ddpm_cli.runtime import openmp
 
-WARM_UP = 20  # steps, before a process is first timed
+WARM_UP = 10  # steps, before a process is first timed
 _ENVIRONMENT = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 # What is tried, of which the first is what the commands set.
 SETTINGS = {
@@ -28,13 +28,14 @@ SETTINGS = {
 COMPANY = {"alone": None, "beside a process": 0, "beside a niced process": 19}
 
 
-def beside_another(place: Place, rounds: int, seconds: float) -> list[dict]:
-    """Images per second of every setting in every company; ratios are ours over it of the same round and company."""
+def beside_another(place: Place, rounds: int, seconds: float, settings: int) -> list[dict]:
+    """Images per second of the first `settings`, in every company; ratios are ours over it, of the same turns."""
     rates: dict[tuple[str, str], list[float]] = {}
     with contextlib.ExitStack() as stack:
-        trainers = {name: stack.enter_context(_trainer(place, told)) for name, told in SETTINGS.items()}
+        tried = list(SETTINGS.items())[:settings]
+        trainers = {name: stack.enter_context(_trainer(place, told)) for name, told in tried}
         for trainer in trainers.values():
-            _trained(trainer, 0.0)  # until it is warm
+            _trained(trainer, 0.0)  # warms up
         for _ in range(rounds):
             for company, niceness in COMPANY.items():
                 with _computing(niceness):
@@ -100,8 +101,10 @@ def main() -> None:
 
     name, directory = sys.argv[1:]
     place = Place(CASES[name], "cpu", "fp32", Path(directory))
+    sys.stdin.readline()  # nothing is done while it is not this process's turn
     train = Training(place, WAYS["cpu"][0])
     train(WARM_UP)
+    print(0.0, flush=True)
     for line in sys.stdin:
         began, steps = time.perf_counter(), 0
         while steps == 0 or time.perf_counter() - began < float(line):

@@ -18,15 +18,16 @@ class Effort:
     steps: int  # of which the shares are taken
     many: int  # images of one command
     busy_seconds: float  # of a turn beside another process
+    settings: int  # of OpenMP that are tried there
 
 
 FULL = {
-    "cpu": Effort(rounds=7, processes=3, calls=5, steps=20, many=256, busy_seconds=6),
-    "cuda": Effort(rounds=7, processes=3, calls=50, steps=100, many=5000, busy_seconds=0),
+    "cpu": Effort(rounds=7, processes=3, calls=5, steps=20, many=256, busy_seconds=6, settings=6),
+    "cuda": Effort(rounds=7, processes=3, calls=50, steps=100, many=5000, busy_seconds=0, settings=0),
 }
 QUICK = {
-    "cpu": Effort(rounds=2, processes=1, calls=2, steps=4, many=64, busy_seconds=1),
-    "cuda": Effort(rounds=3, processes=1, calls=10, steps=20, many=1000, busy_seconds=0),
+    "cpu": Effort(rounds=2, processes=1, calls=2, steps=4, many=64, busy_seconds=1, settings=2),
+    "cuda": Effort(rounds=3, processes=1, calls=10, steps=20, many=1000, busy_seconds=0, settings=0),
 }
 
 
@@ -90,7 +91,7 @@ def beside_another(place: Place, effort: Effort) -> list[dict]:
     """Of the first configuration, on a CPU."""
     if place.device != "cpu":
         return []
-    return busy.beside_another(place, effort.rounds, effort.busy_seconds)
+    return busy.beside_another(place, effort.rounds, effort.busy_seconds, effort.settings)
 
 
 Row = Callable[[Place, Effort], list[dict]]
