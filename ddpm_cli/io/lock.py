@@ -75,6 +75,7 @@ def _flock(path: Path) -> Callable[[], None]:
 
     def release() -> None:
         with suppress(OSError):
+            os.ftruncate(descriptor, 0)
             if os.listdir(path.parent) == [path.name]:
                 os.unlink(path)
         os.close(descriptor)
