@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -135,7 +136,9 @@ except BlockingIOError as error: print(error)
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
     with locked(tmp_path):
-        assert another() == f"{tmp_path}: another process is drawing there\n"
+        held = f"{tmp_path / FOLDER / 'lock'} is held by process {os.getpid()} on {socket.gethostname()}"
+        says = f"{tmp_path}: another process is drawing there: {held}; if that no longer runs, remove the file\n"
+        assert another() == says
         assert (tmp_path / FOLDER / "lock").exists()
     assert another() == "held\n"
 

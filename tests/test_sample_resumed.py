@@ -104,7 +104,7 @@ def test_a_signal_before_anything_is_drawn_leaves_nothing(labelled: Path, tmp_pa
     _, error = process.communicate(timeout=60)
     assert process.returncode == 75
     assert error.splitlines()[-1] == "ddpm-sample: SIGTERM: stopped. Nothing had been drawn yet"
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

@@ -46,6 +46,12 @@ class Selection:
     prefix: str | None = None
     average: Average = ()
 
+    @property
+    def files(self) -> list[Path]:
+        """All that `rebuild` may read."""
+        found = [self.checkpoint.file(name) for name in self.checkpoint.files]
+        return found + [snapshot.file for snapshot, _ in self.average]
+
 
 def load(
     path: str | Path,

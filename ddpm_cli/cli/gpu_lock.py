@@ -13,14 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from ddpm_cli.io import lock
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL_SECONDS = 1.0
 
-_held: list[FileLock] = []  # a lock that nobody refers to is let go of
+_held: list[Callable[[], None]] = []  # what would let go of a lock; one that nobody refers to may be let go of
 
 
 def visible_gpus() -> list[str]:
@@ -52,7 +53,7 @@ def pin() -> str | None:
         return None
     uuids = _uuids()
     # By UUID, so that a GPU is the same one whatever subset of them a process has been given.
-    locks = {gpu: _lock(uuids[int(gpu)] if gpu.isdecimal() and int(gpu) < len(uuids) else gpu) for gpu in gpus}
+    locks = {gpu: _lock_file(uuids[int(gpu)] if gpu.isdecimal() and int(gpu) < len(uuids) else gpu) for gpu in gpus}
     gpu = _first_free(locks)
     if gpu is None:
         print(f"waits for a GPU: {', '.join(gpus)} are taken by other jobs", file=sys.stderr)
@@ -63,18 +64,17 @@ def pin() -> str | None:
     return gpu
 
 
-def _first_free(locks: dict[str, FileLock]) -> str | None:
-    for gpu, lock in locks.items():
+def _first_free(locks: dict[str, Path]) -> str | None:
+    for gpu, file in locks.items():
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
+            _held.append(lock.acquire(file))
+        except BlockingIOError:
             continue
-        _held.append(lock)
         return gpu
     return None
 
 
-def _lock(name: str) -> FileLock:
+def _lock_file(name: str) -> Path:
     user = os.getuid() if hasattr(os, "getuid") else 0  # Windows gives every user a directory of their own, owned by 0
     directory = Path(tempfile.gettempdir(), f"ddpm-cli-gpus-{user}")
     directory.mkdir(mode=0o700, exist_ok=True)
@@ -82,7 +82,7 @@ def _lock(name: str) -> FileLock:
     # Anybody may write where it lies: a link there would lead our lock files elsewhere.
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != user:
         raise PermissionError(f"{directory} is no directory of this user's own")
-    return FileLock(directory / f"{re.sub(r'[^A-Za-z0-9-]', '_', name)}.lock")
+    return directory / f"{re.sub(r'[^A-Za-z0-9-]', '_', name)}.lock"
 
 
 @functools.cache

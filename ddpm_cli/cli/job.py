@@ -15,12 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_cli.cli.arguments import key_of
 from ddpm_cli.cli.gpu_lock import pin
+from ddpm_cli.cli.launchers import refuse_copies
 from ddpm_cli.cli.resolvers import register_resolvers
 from ddpm_cli.cli.sweep import SLURM, RunResult, device_is_auto, has_result, runs_in_parallel
 from ddpm_cli.cli.worker import worker_process
 from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.schema import check
+from ddpm_cli.runtime import openmp
 from ddpm_cli.runtime.exit_codes import RunError, Stopped
 from ddpm_cli.runtime.signals import Stop
 
@@ -62,6 +64,7 @@ class Job:
             return None
 
     def _run(self, cfg: DictConfig) -> Any:
+        refuse_copies(self.program)
         hydra_config = HydraConfig.get()
         overrides = OmegaConf.to_container(hydra_config.overrides.task)  # not yet followed, were there a ${...}
         assert isinstance(overrides, list)
@@ -102,13 +105,15 @@ class Job:
 
     def _work(self, cfg: DictConfig, overrides: list[str], *, sweep_directory: Path | None) -> Any:
         resume, fork = (None if cfg.get(key) is None else str(cfg.get(key)) for key in ("resume", "fork"))
-        changes = _changes(overrides, cfg)
-        if fork is None and resume in (None, "auto"):
-            return self.work(_checked(cfg, self.target), Invocation(resume, changes, sweep_directory))
-        if fork is None:  # a run has a configuration of its own
-            return self.work({}, Invocation(resume, changes, sweep_directory))
-        places = {key: cfg.get(key) for key in ("name", "output_dir")}  # a new run's are never those of the old
-        return self.work({}, Invocation(resume, places | changes, sweep_directory, fork, _chosen(changes, cfg)))
+        changes, chosen, config = _changes(overrides, cfg), {}, {}
+        if fork is not None:
+            # Of a new run they are never those of the old one.
+            changes = {key: cfg.get(key) for key in ("name", "output_dir")} | changes
+            chosen = _chosen(changes, cfg)
+        elif resume in (None, "auto"):  # else the run has a configuration of its own
+            config = _checked(cfg, self.target)
+        openmp.prepare()
+        return self.work(config, Invocation(resume, changes, sweep_directory, fork, chosen))
 
 
 def _changes(overrides: list[str], cfg: DictConfig) -> dict[str, Any]:

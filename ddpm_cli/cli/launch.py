@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ddpm_cli.cli.arguments import read_arguments
 from ddpm_cli.cli.error_messages import explain
 from ddpm_cli.cli.job import Job
+from ddpm_cli.cli.launchers import speaks
 from ddpm_cli.cli.own_yaml import check_what_hydra_loads
 from ddpm_cli.cli.resolvers import register_resolvers
 from ddpm_cli.cli.sweep import RefusedSweep, SweepReport, stop_workers
@@ -100,7 +101,7 @@ def _say(message: str) -> None:
     Whatever names and values it repeats, they neither move the cursor nor begin a line (lists of ours are indented),
     nor fill the screen.
     """
-    if int(os.environ.get("RANK", "0")) == 0:
+    if speaks():
         lines = re.split(r"\n(?=  )", message.strip())
         said = [printable(line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}...") for line in lines]
         more = [f"  and {len(said) - MOST_LINES:,} more"] if len(said) > MOST_LINES else []

@@ -16,8 +16,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from ddpm_cli.cli.gpu_lock import visible_gpus
+from ddpm_cli.cli.launchers import refuse_copies
 from ddpm_cli.config.errors import ConfigError, shown
-from ddpm_cli.io import plain_files
+from ddpm_cli.io import durable, plain_files
+from ddpm_cli.runtime.cgroup import cpus
 
 RESULT_FILE = "result.json"
 MOST_RESULT = 2**20  # bytes; ours has the overrides of a run, and what went wrong
@@ -73,8 +75,8 @@ class RunResult:
     def write(self, directory: Path, *, traceback: str | None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         if traceback is not None:
-            (directory / "error.log").write_text(traceback, encoding="utf-8")
-        (directory / RESULT_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+            durable.replace(directory / "error.log", traceback.encode())
+        durable.replace(directory / RESULT_FILE, f"{json.dumps(asdict(self), indent=2)}\n".encode())
 
     @classmethod
     def read(cls, file: Path) -> "RunResult":
@@ -117,13 +119,19 @@ class SweepReport:
 
     def begin(self, config: DictConfig) -> None:
         """Raises RefusedSweep if the directory holds another sweep."""
+        try:
+            refuse_copies(None)
+        except ConfigError as error:
+            raise RefusedSweep(str(error)) from error
         self._launcher = config.hydra.launcher._target_
         self._directory = Path(config.hydra.sweep.dir)
         earlier = next(self._directory.glob(f"*/{RESULT_FILE}"), None)
         if earlier is not None:
             raise RefusedSweep(f"hydra.sweep.dir: {earlier.parent} already holds a run; choose another directory")
-        if self._launcher == JOBLIB and device_is_auto(config):
-            _one_job_per_gpu(config)
+        if self._launcher == JOBLIB:
+            os.environ.setdefault("LOKY_MAX_CPU_COUNT", str(cpus()))
+            if device_is_auto(config):
+                _one_job_per_gpu(config)
         self._under_way = True
 
     def end(self) -> None:
@@ -165,6 +173,7 @@ class SweepReport:
             pictures.append((result.overrides, None if result.picture is None else Path(result.picture)))
         sheet = contact_sheet(pictures)
         if sheet is not None:
+            (self._directory / SHEET_FILE).unlink(missing_ok=True)
             sheet.save(self._directory / SHEET_FILE)
             print(f"  {self._directory / SHEET_FILE}")
 

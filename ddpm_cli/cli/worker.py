@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, contextmanager, redirect_stderr, 
 from pathlib import Path
 
 from ddpm_cli.cli.sweep import JOBLIB, SLURM, SUBMITIT
+from ddpm_cli.io import durable
+from ddpm_cli.runtime import openmp
 from ddpm_cli.runtime.exit_codes import Stopped
 from ddpm_cli.runtime.signals import Stop
 
@@ -19,9 +21,7 @@ def worker_process(launcher: str, directory: Path, stop: Stop) -> AbstractContex
     Entering or leaving it raises Stopped if the process has been asked to stop, perhaps while it was at another run.
     """
     if launcher != SLURM:
-        # Jobs on the same cores that wait for their threads in busy loops all but stop each other. Read when torch is
-        # imported.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        openmp.prepare(wait_passively=True)  # jobs on the same cores, which would all but stop each other
     if launcher == JOBLIB:
         return _of_joblib(directory / CONSOLE_FILE, stop)
     if launcher in SUBMITIT:
@@ -33,6 +33,7 @@ def worker_process(launcher: str, directory: Path, stop: Stop) -> AbstractContex
 def _of_joblib(console_file: Path, stop: Stop) -> Iterator[None]:
     """What several runs at once would print all over each other goes to a file of each."""
     console_file.parent.mkdir(parents=True, exist_ok=True)
+    durable.unshare(console_file)
     with (
         console_file.open("a", encoding="utf-8") as console,
         redirect_stdout(console),

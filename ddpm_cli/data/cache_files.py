@@ -39,7 +39,7 @@ def temporary(directory: Path) -> Generator[BinaryIO, None, None]:
 def put_in_place(file: BinaryIO, path: Path) -> None:
     """Give an open file its final name, durably: what the name promises is on the disk before the name is."""
     file.flush()
-    os.fsync(file.fileno())
+    durable.flush(file.fileno(), path)
     os.replace(file.name, path)
     durable.sync(path.parent)
 

@@ -16,8 +16,9 @@ from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.data.labels import class_folders, folder_labels
 from ddpm_cli.data.options import check_channels, check_on_bad, check_workers, height_width
 from ddpm_cli.data.scan import SUFFIXES, BadImage, ImageFile, find_images, without
-from ddpm_cli.data.worker_pool import WorkerDiedError, WorkerPool, cpus
+from ddpm_cli.data.worker_pool import WorkerDiedError, WorkerPool
 from ddpm_cli.io.text import printable
+from ddpm_cli.runtime.cgroup import cpus
 
 CHUNK = 16  # images a process decodes before it reports
 FEW_IMAGES = 256  # decoded here: two processes take half a second to start

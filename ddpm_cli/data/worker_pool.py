@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, TypeVar
 
+from ddpm_cli.runtime.cgroup import cpus
 from ddpm_cli.runtime.signals import SIGNALS
 
 Result = TypeVar("Result")
@@ -92,11 +93,6 @@ class WorkerPool(Generic[Result]):
         """End the processes, whatever they are at."""
         self._idle.clear()
         self._cleanup.close()
-
-
-def cpus() -> int:
-    """CPUs this process may use; where the system does not tell (macOS), all of them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share_of_cpus(workers: int) -> int:

@@ -2,16 +2,34 @@
 
 Every call that changes the file system is one of `os`, in the order it is written here: a rename promises nothing about
 what the renamed file holds, and neither a new file nor a rename is safe before its directory has been flushed.
+
+A file system that cannot flush (some on the network, some of FUSE) is no error: what is weaker there is said once.
 """
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from ddpm_cli.io.text import printable
+
+log = logging.getLogger("ddpm_cli")
+
+CHUNK_BYTES = 2**20  # of a file that is copied
+# How a file system says that it does not flush. A full or broken disk says something else.
+_CANNOT_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_CANNOT_FLUSH_NAMES = _CANNOT_FLUSH | {errno.EBADF, errno.EISDIR, errno.EACCES}  # of a directory that is open to read
+# A machine may know for so long that a name is not there (NFS: acdirmax) after another one has made it.
+SHOWS_SECONDS = 60.0
+POLL_SECONDS = 0.1
+
+_said: set[str] = set()
 
 
 def check_space(directory: Path, needed: int) -> None:
@@ -44,7 +62,7 @@ def write_new(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, st
             size += len(chunk)
             while len(chunk) > 0:
                 chunk = chunk[os.write(descriptor, chunk) :]
-        os.fsync(descriptor)
+        flush(descriptor, path)
     return size, digest.hexdigest()
 
 
@@ -59,6 +77,17 @@ def replace(path: Path, content: bytes | Iterable[bytes]) -> None:
     write_new(temporary, [content] if isinstance(content, bytes) else content)
     os.replace(temporary, path)
     sync(path.parent)
+
+
+def unshare(path: Path) -> None:
+    """Before a file is written to in place: make it this name's own, if others share it (hard links, `cp -al`)."""
+    try:
+        shared = os.lstat(path).st_nlink > 1
+    except FileNotFoundError:
+        return
+    if shared:
+        with open(path, "rb") as file:
+            replace(path, iter(lambda: file.read(CHUNK_BYTES), b""))
 
 
 def move(source: Path, target: Path) -> None:
@@ -78,12 +107,63 @@ def remove_tree(path: Path) -> None:
     os.rmdir(path)
 
 
+def absent(path: Path) -> list[Path]:
+    """Of a directory and those it lies in, the ones that are not there, innermost first: for `remove_empty`."""
+    return [directory for directory in (path, *path.parents) if not directory.exists()]
+
+
+def remove_empty(directories: Iterable[Path]) -> None:
+    """Take back directories that were made, as far as nothing has come to lie in them; innermost first."""
+    with suppress(OSError):
+        for directory in directories:
+            os.rmdir(directory)
+
+
+def wait_for(*paths: Path) -> None:
+    """Return when files that a process on another machine has made are seen on this one.
+
+    After SHOWS_SECONDS too: whoever opens them then says which is missing.
+    """
+    until = time.monotonic() + SHOWS_SECONDS
+    for path in paths:
+        while not path.exists() and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+            with suppress(OSError):
+                os.listdir(path.parent)  # has a network file system look for what is new
+
+
+# Flushing ------------------------------------------------------------------------------------------------------------
+
+
+def flush(descriptor: int, path: Path) -> None:
+    """Flush what a file holds to the disk."""
+    try:
+        with errors_naming(path):
+            os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
+        say_weaker(path, "does not flush files", error, "a power cut may damage what was saved last")
+
+
 def sync(path: Path) -> None:
     """Flush a directory, that is the names in it, to the disk."""
     if os.name == "nt":  # Windows flushes names by itself and does not open directories
         return
-    with _opened(path, os.O_RDONLY) as descriptor:
-        os.fsync(descriptor)
+    try:
+        with _opened(path, os.O_RDONLY) as descriptor:
+            os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH_NAMES:
+            raise
+        say_weaker(path, "does not flush directories", error, "a power cut may take back what was saved last")
+
+
+def say_weaker(path: Path, lacks: str, error: OSError, consequence: str) -> None:
+    """Say, once in a process, what a file system lacks and what that means; of several processes the first speaks."""
+    if lacks not in _said and int(os.environ.get("RANK", "0")) == 0:
+        log.warning(f"disk     {printable(str(path))}: this file system {lacks} ({error.strerror}): {consequence}")
+    _said.add(lacks)
 
 
 @contextmanager

@@ -54,6 +54,7 @@ def to_pil(image: Tensor) -> Image.Image:
 def save_png(image: Tensor, path: Path) -> None:
     """Write a uint8 image `[C, H, W]`; a reader never sees half a file."""
     temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
     with durable.errors_naming(path):
         to_pil(image).save(temporary, format="PNG")
     os.replace(temporary, path)

@@ -7,9 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from ddpm_cli.io import durable
+from ddpm_cli.io import durable, lock
 
 CONFIG_FILE = "config.yaml"  # for reading; what a run resumes from is in its checkpoints
 RUN_FILE = "run.json"  # see `run_identity`
@@ -81,26 +79,23 @@ def create(output_dir: str | Path, name: str) -> Path:
 def locked_for_training(directory: Path) -> Iterator[None]:
     """Inside, no other process trains in this run directory: two would mix logs and remove each other's checkpoints.
 
-    The system releases it when the process ends, however it ends.
-
     Raises:
-        BlockingIOError: if another process has locked it.
+        BlockingIOError: if another process has locked it; says which.
         ValueError: if something in it is a link, or not the file or folder that it should be.
     """
     _check_entries(directory)
-    lock = FileLock(directory / LOCK_FILE, timeout=0)
     try:
-        lock.acquire()
-    except Timeout as error:
-        raise BlockingIOError(f"{directory}: another process is training there") from error
+        release = lock.acquire(directory / LOCK_FILE)
+    except BlockingIOError as error:
+        raise BlockingIOError(f"{directory}: another process is training there: {error}") from error
     try:
         yield
     finally:
-        lock.release()
+        release()
 
 
 _FOLDERS = (TENSORBOARD, PREVIEWS, CHECKPOINTS, AVERAGES)
-_FILES = (CONFIG_FILE, RUN_FILE, LOG_FILE, METRICS_FILE, SKIPPED_FILE, LOCK_FILE)
+_FILES = (CONFIG_FILE, RUN_FILE, LOG_FILE, METRICS_FILE, SKIPPED_FILE, LOCK_FILE, LOCK_FILE + lock.EXISTS)
 _FILES += tuple(f".{name}.tmp" for name in _FILES)  # as they are while they are written
 
 

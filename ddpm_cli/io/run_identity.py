@@ -10,15 +10,13 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock
-
-from ddpm_cli.io import durable
+from ddpm_cli.io import durable, lock
 from ddpm_cli.io.run_dir import CONFIG_FILE, RUN_FILE
 from ddpm_cli.io.text import printable
 
@@ -113,12 +111,19 @@ def _is(directory: Path, run: str | None) -> bool:
 
 @contextmanager
 def choosing(output_dir: str | Path, name: str) -> Iterator[None]:
-    """Inside, no other process begins a run of this name."""
+    """Inside, no other process begins a run of this name. Raises BlockingIOError if one is doing that."""
     place = Path(output_dir, name)
     if not place.is_dir():
-        durable.make_directory(place)
-    with FileLock(place / LOCK_FILE):
+        with suppress(FileExistsError):
+            durable.make_directory(place)
+    try:
+        release = lock.acquire(place / LOCK_FILE)
+    except BlockingIOError as error:
+        raise BlockingIOError(f"{place}: another process is beginning a run there: {error}") from error
+    try:
         yield
+    finally:
+        release()
 
 
 def remember(output_dir: str | Path, name: str, directory: Path, identity: Identity) -> None:

@@ -31,6 +31,23 @@ class _File(logging.FileHandler):
         raise
 
 
+class _Early(logging.Handler):
+    """As long as there is no log file: says warnings on stderr, and keeps them for the file."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.kept: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.kept.append(record)
+        if logging.lastResort is not None:
+            logging.lastResort.handle(record)
+
+
+_early = _Early()
+log.addHandler(_early)
+
+
 @contextmanager
 def logging_to(file: Path) -> Iterator[None]:
     """Send `log` to the terminal and append it to `file` while inside.
@@ -43,11 +60,15 @@ def logging_to(file: Path) -> Iterator[None]:
     terminal = _Terminal()
     log.setLevel(logging.INFO)
     log.propagate = False
+    log.removeHandler(_early)
     log.addHandler(in_file)
     log.addHandler(terminal)
     try:
+        while _early.kept:
+            in_file.handle(_early.kept.pop(0))
         yield
     finally:
+        log.addHandler(_early)
         log.removeHandler(terminal)
         log.removeHandler(in_file)
         with suppress(OSError):  # what it could not write has been said

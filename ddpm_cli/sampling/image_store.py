@@ -24,12 +24,11 @@ from typing import Self
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ddpm_cli.config.compare import differences
 from ddpm_cli.config.errors import shown
-from ddpm_cli.io import durable, plain_files
+from ddpm_cli.io import durable, lock, plain_files
 
 FOLDER = ".unfinished"
 IDENTITY_FILE = "identity.json"
@@ -54,33 +53,30 @@ FLUSH_SECONDS = 1.0  # what a killed process may have to draw again; more often,
 def locked(directory: Path) -> Iterator[None]:
     """Hold an output directory while inside. Afterwards nothing is left of a run that has finished, or drawn nothing.
 
-    The system lets go of it when the process ends, however it ends.
-
     Raises:
-        BlockingIOError: if another process holds it.
+        BlockingIOError: if another process holds it; says which.
         ValueError: if something in its hidden folder is a link, or no plain file.
     """
     folder = directory / FOLDER
     with suppress(FileExistsError):
         os.mkdir(folder)
-    for path in (folder, *folder.iterdir()):
-        if path.is_symlink():
-            raise ValueError(f"{path} is a link; what is being drawn lies in its own directory")
-        if not path.is_dir() and plain_files.size(path) > MOST_BATCHES and path.name == DONE_FILE:
-            raise ValueError(f"{path} is not whole; remove {folder} to begin anew")
-    lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
-        lock.acquire()
-    except Timeout as error:
-        raise BlockingIOError(f"{directory}: another process is drawing there") from error
-    try:
-        yield
+        for path in (folder, *folder.iterdir()):
+            if path.is_symlink():
+                raise ValueError(f"{path} is a link; what is being drawn lies in its own directory")
+            if not path.is_dir() and plain_files.size(path) > MOST_BATCHES and path.name == DONE_FILE:
+                raise ValueError(f"{path} is not whole; remove {folder} to begin anew")
+        try:
+            release = lock.acquire(folder / LOCK_FILE)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"{directory}: another process is drawing there: {error}") from error
+        try:
+            yield
+        finally:
+            if not (folder / IDENTITY_FILE).exists() or not any(_done(folder)):
+                _clear(folder)
+            release()
     finally:
-        if not (folder / IDENTITY_FILE).exists() or not any(_done(folder)):
-            _clear(folder)
-            with suppress(OSError):  # Windows removes no file that is open
-                (folder / LOCK_FILE).unlink()
-        lock.release()
         with suppress(OSError):
             os.rmdir(folder)
 
@@ -114,6 +110,7 @@ def begin(directory: Path, identity: dict, *, batch_size: int, shape: Sequence[i
                 raise ValueError(f"{folder / name} is not whole; remove {folder} to begin anew")
         for file in folder.glob(TRAJECTORIES):
             _check_trajectory(file)
+            durable.unshare(folder / name)
         return
     _clear(folder)
     for name in OUTPUTS:
@@ -125,9 +122,14 @@ def begin(directory: Path, identity: dict, *, batch_size: int, shape: Sequence[i
     for name, size in sizes.items():
         with durable.errors_naming(folder / name), open(folder / name, "xb") as file:
             file.truncate(size)
-            os.fsync(file.fileno())
+            durable.flush(file.fileno(), folder / name)
     durable.replace(folder / IDENTITY_FILE, json.dumps(identity, indent=2).encode())
     durable.sync(directory)
+
+
+def files(directory: Path) -> list[Path]:
+    """What every process opens of a run that has been begun."""
+    return [directory / FOLDER / name for name in (PIXELS_FILE, DONE_FILE)]
 
 
 class ImageStore:
@@ -193,7 +195,7 @@ class ImageStore:
         if trajectory is not None:
             content = io.BytesIO()
             np.save(content, trajectory.numpy())
-            durable.replace(self.folder / f"trajectory_{indices.start:06d}.npy", content.getvalue())
+            durable.replace(self._trajectory_file(indices.start), content.getvalue())
         self._unmarked.append(indices.start // self.batch_size)
         if time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self.flush()
@@ -202,12 +204,11 @@ class ImageStore:
         """Mark what has been written as done, once it is on the disk."""
         if not self._unmarked:
             return
-        with durable.errors_naming(self.folder / PIXELS_FILE):
-            os.fsync(self._pixels.fileno())
+        durable.flush(self._pixels.fileno(), self.folder / PIXELS_FILE)
         with durable.errors_naming(self.folder / DONE_FILE):
             for number in self._unmarked:
                 _write(self._done, number, memoryview(b"\1"))
-            os.fsync(self._done.fileno())
+        durable.flush(self._done.fileno(), self.folder / DONE_FILE)
         self._unmarked.clear()
         self._flushed = time.monotonic()
 
@@ -220,6 +221,13 @@ class ImageStore:
             read = self._pixels.readinto(pixels.data.cast("B")) if len(indices) > 0 else 0
         assert read == pixels.nbytes, (read, indices)
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    def trajectory_files(self, followed: int) -> list[Path]:
+        """Those that all processes together leave of the first `followed` images."""
+        return [self._trajectory_file(first) for first in range(0, min(followed, self.shape[0]), self.batch_size)]
+
+    def _trajectory_file(self, first: int) -> Path:
+        return self.folder / f"trajectory_{first:06d}.npy"
 
     def trajectory(self) -> Tensor | None:
         """x of the first images on its way, uint8 `[frames, images, C, H, W]`; None: none were kept."""
@@ -275,7 +283,7 @@ def _check_trajectory(file: Path) -> None:
 def _clear(folder: Path) -> None:
     """Remove what a run that drew nothing, or has finished, left in its folder."""
     for path in folder.iterdir():
-        if path.name == LOCK_FILE:
+        if path.name in (LOCK_FILE, LOCK_FILE + lock.EXISTS):
             continue
         if path.is_dir():
             durable.remove_tree(path)

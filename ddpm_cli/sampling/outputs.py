@@ -104,6 +104,7 @@ def _put(store: ImageStore, name: str, make: Callable[[Path], None]) -> None:
         return
     if path.is_dir():
         durable.remove_tree(path)
+    path.unlink(missing_ok=True)  # never written over: a copy of the directory (`cp -al`) may share it
     make(path)
     _flush(path)
     os.rename(path, target)
@@ -113,6 +114,6 @@ def _flush(path: Path) -> None:
     """Put a file, or a directory of many, on the disk."""
     if not path.is_dir():
         with durable.errors_naming(path), open(path, "r+b") as file:
-            os.fsync(file.fileno())
+            durable.flush(file.fileno(), path)
     elif hasattr(os, "sync"):  # one by one that would take longer than drawing them
         os.sync()

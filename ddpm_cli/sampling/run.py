@@ -63,6 +63,7 @@ def start(config: dict, invocation: Invocation, stop: Stop) -> Path:
 
 
 def _sample(task: _Task, held: ExitStack) -> Path:
+    from ddpm_cli.sampling import image_store
     from ddpm_cli.sampling.image_store import GRID_FILE, ImageStore
     from ddpm_cli.sampling.loop import TRAJECTORY_IMAGES
     from ddpm_cli.sampling.outputs import write
@@ -78,6 +79,8 @@ def _sample(task: _Task, held: ExitStack) -> Path:
     channels, height, width = pretrained.image_shape
     batches = {"batch_size": options.batch_size, "shape": (loop.plan.images, height, width, channels)}
     directory = world.broadcast(_begin(task, decisive, batches, held) if world.main else None)
+    if not world.main:
+        durable.wait_for(*image_store.files(directory))
     with naming("out"):
         store = held.enter_context(ImageStore(directory, **batches))
     missing = world.broadcast(store.missing)
@@ -91,6 +94,7 @@ def _sample(task: _Task, held: ExitStack) -> Path:
         store.flush()
         world.barrier()
         if world.main:
+            durable.wait_for(*store.trajectory_files(followed))
             written = write(store, loop.plan, save=options.save)
             store.end()
             print("\n".join(printable(str(path)) for path in written))
@@ -125,6 +129,9 @@ def _select(task: _Task) -> "Selection":
 def _prepare(task: _Task, compute: "Compute", selection: "Selection") -> "tuple[Pretrained, SamplingLoop]":
     from ddpm_cli.checkpoint.pretrained import rebuild
 
+    if not task.world.main:
+        durable.wait_for(selection.checkpoint.path)
+        durable.wait_for(*selection.files)
     with naming("ckpt"):
         pretrained = rebuild(selection, trust=task.options.trust)
     compute.place(pretrained.ddpm)
@@ -168,20 +175,18 @@ def _output_directory(task: _Task, held: ExitStack) -> Path:
         runs = [parent for parent in (path, *path.parents) if (parent / run_dir.CHECKPOINTS).is_dir()]
         if runs and (runs[0] / run_dir.SAMPLES).is_symlink():
             raise ConfigError(f"out: {runs[0] / run_dir.SAMPLES} is a link; choose a directory with out=DIR")
-        directory = run_dir.create(runs[0] if runs else "outputs", run_dir.SAMPLES)
-        held.callback(_remove_if_empty, directory)
+        place = runs[0] if runs else Path("outputs")
+        above = durable.absent(place / run_dir.SAMPLES)
+        directory = run_dir.create(place, run_dir.SAMPLES)
+        held.callback(durable.remove_empty, [directory, *above])
         return directory
     directory = Path(options.out)
+    made = durable.absent(directory)
     if not directory.is_dir():
         durable.make_directory(directory)
+    held.callback(durable.remove_empty, made)
     with TemporaryFile(dir=directory):  # whether it can be written to is better known before than after sampling
         return directory
-
-
-def _remove_if_empty(directory: Path) -> None:
-    with suppress(OSError):
-        directory.rmdir()
-        directory.parent.rmdir()
 
 
 def _compile(loop: "SamplingLoop", options: SampleOptions, image_shape: tuple[int, int, int]) -> None:

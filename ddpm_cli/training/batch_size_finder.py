@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.diffusion.ddpm import DDPM
+from ddpm_cli.runtime import cgroup
 from ddpm_cli.runtime.device import Compute, out_of_memory
 
 SPARE = 0.05  # of a GPU's memory, left free while trying: what is allocated later lies less well
-SHARE_OF_MACHINE = 0.8  # of a machine's memory: beyond it nothing raises, the system kills
+SHARE_OF_MACHINE = 0.8  # of a machine's memory, or what a container has left: beyond it nothing raises, it kills
 
 
 def smallest_accumulate(ddpm: DDPM, compute: Compute, image_shape: tuple[int, int, int], batch_size: int) -> int:
@@ -28,7 +29,7 @@ def smallest_accumulate(ddpm: DDPM, compute: Compute, image_shape: tuple[int, in
         )
     most = batch_size
     if compute.device.type == "cpu":
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), cgroup.memory())
         most = SHARE_OF_MACHINE * memory / _bytes_kept(ddpm, compute, image_shape)
     for parts in range(1, batch_size):
         images = batch_size // parts

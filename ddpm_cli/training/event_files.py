@@ -19,6 +19,7 @@ class Appended:
 
     def __init__(self, path: Path):
         self.path = path
+        durable.unshare(path)
         self._file = path.open("ab", buffering=0)
 
     def write(self, content: bytes) -> None:
@@ -28,8 +29,7 @@ class Appended:
 
     def flush(self) -> None:
         """Have it on the disk."""
-        with durable.errors_naming(self.path):
-            os.fsync(self._file.fileno())
+        durable.flush(self._file.fileno(), self.path)
 
     def close(self) -> None:
         self._file.close()

@@ -14,7 +14,7 @@ from ddpm_cli.config.instantiate import instantiate
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.schema import check, targets_in
 from ddpm_cli.config.train_options import OPTIONS, TrainOptions
-from ddpm_cli.io import run_dir
+from ddpm_cli.io import durable, run_dir
 from ddpm_cli.training.build import build_training
 
 if TYPE_CHECKING:
@@ -112,6 +112,8 @@ def read_checkpoint(directory: Path, checkpoint: Path | None, trust: Iterable[st
     else:
         whole = world.on_main(lambda: checkpoints.verify(checkpoint, *checkpoints.FILES))
         newer = newer_than(checkpoint)
+    if not world.main:
+        durable.wait_for(*(whole.path / name for name in checkpoints.FILES))
     return Saved(whole.path, whole.metadata, load_state(whole, trust=trust), damaged, newer)
 
 

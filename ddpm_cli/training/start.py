@@ -3,14 +3,14 @@
 Heavy modules are imported inside the functions: `--help`, `--cfg job` and a mistyped key are answered without torch.
 """
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.train_options import TrainOptions
-from ddpm_cli.io import run_dir, run_identity
+from ddpm_cli.io import durable, run_dir, run_identity
 from ddpm_cli.io.run_identity import Identity
 from ddpm_cli.runtime.exit_codes import RunError
 from ddpm_cli.runtime.logs import logging_to
@@ -74,6 +74,7 @@ def _start(config: dict, invocation: Invocation, stop: Stop, world: "World", hel
         directory = _begin(directory, training, origin, invocation, world, held)
     if world.main:
         with naming("output_dir"):
+            durable.unshare(directory / run_dir.LOG_FILE)
             held.enter_context(logging_to(directory / run_dir.LOG_FILE))
     return TrainingRun(training, directory, stop).run(remarks, warnings)
 
@@ -182,9 +183,8 @@ def _begin(
         check_space(Path(options.output_dir), training.trainer)
         identity = Identity(name=options.name) if origin is None else origin.identity(options.name)
         if directory is None:
-            name = run_dir.plain_name(training.trainer.batches.images.name)
-            directory = world.on_main(lambda: _new_directory(options, name, identity, invocation))
-            _lock(directory, world, held, "output_dir")
+            data = run_dir.plain_name(training.trainer.batches.images.name)
+            directory = world.on_main(lambda: _new_directory(options, data, identity, invocation, held))
         elif world.main:
             identity.write(directory)
             if options.name is not None:
@@ -192,24 +192,33 @@ def _begin(
     return directory
 
 
-def _new_directory(options: TrainOptions, data: str, identity: Identity, invocation: Invocation) -> Path:
-    """A directory of the run's own, in which it says who it is."""
+def _new_directory(
+    options: TrainOptions, data: str, identity: Identity, invocation: Invocation, held: ExitStack
+) -> Path:
+    """A locked directory of the run's own, in which it says who it is.
+
+    What of it and those above it was made goes when `held` is closed, if nothing has come of it.
+    """
     if invocation.sweep_directory is not None:
         invocation.sweep_directory.mkdir(parents=True, exist_ok=True)
+        held.enter_context(run_dir.locked_for_training(invocation.sweep_directory))
         identity.write(invocation.sweep_directory)
         return invocation.sweep_directory
-    if options.name is None:
-        directory = run_dir.create(options.output_dir, data)
-        identity.write(directory)
-        return directory
-    with run_identity.choosing(options.output_dir, options.name):
-        if invocation.resume is not None:  # when this command began to look there was none
-            begun = run_identity.find(options.output_dir, options.name).directory
+    name, others = data if options.name is None else options.name, nullcontext()
+    above = durable.absent(Path(options.output_dir, name))
+    if options.name is not None:
+        others = run_identity.choosing(options.output_dir, name)
+    with others:
+        if options.name is not None and invocation.resume is not None:  # when this command began to look there was none
+            begun = run_identity.find(options.output_dir, name).directory
             if begun is not None:
                 raise ConfigError(f"name: another process has begun {begun} meanwhile; resume=null begins another run")
-        directory = run_dir.create(options.output_dir, options.name)
+        directory = run_dir.create(options.output_dir, name)
+        held.callback(durable.remove_empty, [directory, *above])
+        held.enter_context(run_dir.locked_for_training(directory))
         identity.write(directory)
-        run_identity.remember(options.output_dir, options.name, directory, identity)
+        if options.name is not None:
+            run_identity.remember(options.output_dir, name, directory, identity)
     return directory
 
 

@@ -63,6 +63,8 @@ def _beside(entry: dict, figures: dict, found: dict) -> str:
         said.append(
             f"{entry['forward_flops'] / 1e9:.3g} GFLOP an image, {entry['training_flops'] / 1e9:.3g} in training"
         )
+    if "share_of_alone" in entry:
+        said.append(f"{entry['share_of_alone']:.0%} of its speed alone")
     if "peak_bytes" in entry:
         said.append(f"{entry['peak_bytes'] / 2**20:,.0f} MiB at most")
     if entry["row"] == "training" and entry.get("first_seconds") is not None:

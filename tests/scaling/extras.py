@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.multiprocessing
 
-from ddpm_cli.data.worker_pool import cpus
+from ddpm_cli.runtime.cgroup import cpus
 
 CALLS, ROUNDS = 500, 9
 

@@ -19,6 +19,7 @@ from typing import Any
 ROWS = {
     "kills": ["sigkill_at_random_moments", "sigterm_at_random_moments", "two_trainers"],
     "saves": ["sigkill_at_every_call", "power_loss", "errors_at_every_call", "no_room"],
+    "places": ["lacking_disks"],
     "damage": ["damaged_files", "flips_elsewhere"],
     "hostile": ["hostile_checkpoints"],
     "foreign": ["foreign_records"],

@@ -1,0 +1,27 @@
+"""How torch's threads on the CPU, which are OpenMP's, share it with others. Read when torch is loaded, and never after.
+
+Threads of OpenMP wait for each other in busy loops. Where another process has taken the core of one of them, the others
+burn theirs until it comes back: a run is many times slower than its share of the machine would make it.
+"""
+
+import os
+
+from ddpm_cli.runtime.cgroup import cpus, processors
+
+# How often a thread looks before it sleeps; GNU's OpenMP takes 300,000 by itself. Few enough that a share of a machine
+# is used, so many that a run on a machine of its own does not notice: `scripts/bench --only busy`.
+SPIN_COUNT = 100_000
+_OF_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+
+
+def prepare(*, wait_passively: bool = False) -> None:
+    """Set what OpenMP reads from the environment, unless the user has; to be called before torch is imported.
+
+    Args:
+        wait_passively: not in loops at all: for jobs that are started to share the same cores.
+    """
+    if not any(name in os.environ for name in _OF_WAITING):
+        name, value = ("OMP_WAIT_POLICY", "passive") if wait_passively else ("GOMP_SPINCOUNT", str(SPIN_COUNT))
+        os.environ[name] = value
+    if cpus() < processors():  # torch knows of the CPUs, and not of a container's share of their time
+        os.environ.setdefault("OMP_NUM_THREADS", str(cpus()))
