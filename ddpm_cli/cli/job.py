@@ -102,6 +102,7 @@ class Job:
 
     def _work(self, cfg: DictConfig, overrides: list[str], *, sweep_directory: Path | None) -> Any:
         resume = None if cfg.get("resume") is None else str(cfg.get("resume"))
+        self.stop.begin()
         config = _checked(cfg, self.target) if resume in (None, "auto") else {}  # a run has its own
         return self.work(config, Invocation(resume, _changes(overrides, cfg), sweep_directory))
 

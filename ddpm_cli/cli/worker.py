@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, redirect_stderr, 
 from pathlib import Path
 
 from ddpm_cli.cli.sweep import JOBLIB, SLURM, SUBMITIT
+from ddpm_cli.runtime import console
 from ddpm_cli.runtime.exit_codes import Stopped
 from ddpm_cli.runtime.signals import Stop
 
@@ -18,6 +19,7 @@ def worker_process(launcher: str, directory: Path, stop: Stop) -> AbstractContex
 
     Entering or leaving it raises Stopped if the process has been asked to stop, perhaps while it was at another run.
     """
+    console.install()
     if launcher != SLURM:
         # Jobs on the same cores that wait for their threads in busy loops all but stop each other. Read when torch is
         # imported.
@@ -34,9 +36,9 @@ def _of_joblib(console_file: Path, stop: Stop) -> Iterator[None]:
     """What several runs at once would print all over each other goes to a file of each."""
     console_file.parent.mkdir(parents=True, exist_ok=True)
     with (
-        console_file.open("a", encoding="utf-8") as console,
-        redirect_stdout(console),
-        redirect_stderr(console),
+        console.opened(console_file) as file,
+        redirect_stdout(file),
+        redirect_stderr(file),
         stop.installed_for_job(),
     ):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal; the command passes it on

@@ -1,5 +1,6 @@
 """How a command was called, beside its configuration."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,3 +13,12 @@ class Invocation:
     resume: str | None  # "auto", or the run directory to resume: then `changes` count and not the configuration
     changes: dict[str, Any]  # what the command line sets, by dotted key
     sweep_directory: Path | None  # this run's own directory, if it is one of a sweep
+
+
+def override(key: str, path: Path) -> str:
+    """KEY=PATH as Hydra reads it: what a person is to type, once it has been quoted for the shell."""
+    text = str(path)
+    if not re.fullmatch(r"[\w./+@%:-]+", text):
+        escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
+        text = f"'{escaped}'"
+    return f"{key}={text}"
