@@ -162,7 +162,7 @@ def _agreed(world: "World", call: Callable[[], T]) -> T:
 
 
 def _begin(task: _Task, decisive: dict, batches: dict, held: ExitStack) -> tuple[Path, list[Path]]:
-    """The output directory, locked, in which a run has been begun or may be resumed; its pictures if it has finished."""
+    """The output directory, locked, in which a run has been begun or may be resumed; its pictures if it is done."""
     from ddpm_cli.sampling import image_store
     from ddpm_cli.sampling.outputs import BESIDE
 
@@ -282,11 +282,7 @@ def _how_to_resume(task: _Task, store: "ImageStore") -> str:
         return f"{_there(store)}, in {store.directory}"
     program = ["ddpm-sample"]
     if task.world.size > 1:
-        program = [
-            "torchrun",
-            f"--nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE', task.world.size)}",
-            "-m",
-            "ddpm_cli.sample",
-        ]
+        here = os.environ.get("LOCAL_WORLD_SIZE", task.world.size)
+        program = ["torchrun", f"--nproc_per_node={here}", "-m", "ddpm_cli.sample"]
     out = [] if task.options.out is not None else [override("out", store.directory)]
     return f"{_there(store)}. To resume: {shlex.join([*program, *sys.argv[1:], *out])}"
