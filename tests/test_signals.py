@@ -1,10 +1,13 @@
 """Which signals stop a command, which end it at once, and which change nothing: sent by the process to itself."""
 
+import fcntl
 import os
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -83,6 +86,7 @@ from ddpm_cli.train import main; main()
 def test_a_terminal_that_is_gone_ends_the_run_saved(tmp_path: Path):
     """A dropped connection: SIGHUP, and no more a place to say anything."""
     ours, theirs = os.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     process = start("train", os.ttyname(theirs), *LONG, "name=x", code=ON_A_TERMINAL, cwd=tmp_path)
     said = b""
     while b"img/s" not in said:
