@@ -37,7 +37,7 @@ def job(config: dict, call: Invocation, stop: Stop) -> float:
     dropout, steps = config["model"]["dropout"], config["trainer"]["steps"]
     if dropout >= 1:
         raise ConfigError(f"model: dropout must lie in [0, 1), got {dropout}")
-    stop.defer()
+    stop.defer("saving after this step")
     while done < steps:
         if stop.requested:
             (checkpoints / f"step_{done:08d}").mkdir()

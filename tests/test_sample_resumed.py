@@ -70,7 +70,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(labelled: Path, whol
         break
     assert re.search(r"^resumes: [\d,]+ of 405 images are there$", said, re.MULTILINE)
     assert contents(out) == whole
-    assert sorted(whole) == ["samples.npz", "samples.png", "steps.gif", "steps.png"]
+    assert sorted(whole) == ["samples.json", "samples.npz", "samples.png", "steps.gif", "steps.png"]
 
 
 def test_asked_to_stop_it_says_what_is_there_and_the_command_that_goes_on(labelled: Path, whole, tmp_path: Path):

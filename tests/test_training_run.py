@@ -26,7 +26,7 @@ def begin(*arguments: str, says: str, **options) -> Process:
     raise AssertionError(process.communicate())
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGXCPU"])
 def test_a_signal_ends_the_run_saved_and_the_same_command_goes_on(name: str, tmp_path: Path):
     process = begin(*LONG, "name=x", cwd=tmp_path, says="step 6/")
     process.send_signal(getattr(signal, name))
@@ -38,6 +38,10 @@ def test_a_signal_ends_the_run_saved_and_the_same_command_goes_on(name: str, tmp
     assert f"{name}: saving after this step" in error
     assert f"ddpm-train: {name}: stopped at step {step:,} and saved. From step {step:,} on: ddpm-train resume=" in error
     assert "Traceback" not in error
+    log = (directory / "train.log").read_text()
+    assert re.search(
+        rf"WARNING {name}: saving after this step.*\n(.*\n)*.* WARNING {name}: stopped at step {step:,} ", log
+    )
     again = train(*LONG, "name=x", f"trainer.steps={step + 2}", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert f"resumed  at step {step:,}" in again.stdout
@@ -86,8 +90,11 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path):
     time.sleep(0.3)
     assert process.poll() is None
     process.terminate()
-    process.communicate(timeout=10)
+    _, error = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGTERM
+    says = "SIGTERM again: ends at once; lost: steps 1 to 6\n"
+    assert error.endswith(says)
+    assert (only(tmp_path / "outputs" / "digits") / "train.log").read_text().endswith(says)
 
 
 def test_a_signal_in_a_preview_does_not_wait_for_it(tmp_path: Path):
@@ -253,7 +260,7 @@ def test_out_of_memory_says_what_takes_less_and_leaves_the_checkpoint(tmp_path: 
     for says in (
         "ddpm-train: step 3: out of memory with batch_size 8 on cpu, fp32",
         "trainer.accumulate=4 or auto (now 4 images at a time), trainer.activation_checkpointing=true",
-        "From step 2 on: ddpm-train resume=outputs/digits/",
+        "Saved at step 3. From step 3 on: ddpm-train resume=outputs/digits/",
     ):
         assert says in done.stderr
     directory = only(tmp_path / "outputs" / "digits")

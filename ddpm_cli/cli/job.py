@@ -106,6 +106,7 @@ class Job:
     def _work(self, cfg: DictConfig, overrides: list[str], *, sweep_directory: Path | None) -> Any:
         resume, fork = (None if cfg.get(key) is None else str(cfg.get(key)) for key in ("resume", "fork"))
         changes, chosen, config = _changes(overrides, cfg), {}, {}
+        self.stop.begin()
         if fork is not None:
             # Of a new run they are never those of the old one.
             changes = {key: cfg.get(key) for key in ("name", "output_dir")} | changes

@@ -3,6 +3,7 @@
 A mistake is answered with one message and exit status 2. `HYDRA_FULL_ERROR=1` shows the traceback instead.
 """
 
+import errno
 import os
 import re
 import sys
@@ -24,7 +25,8 @@ from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.shipped import configs_directory
 from ddpm_cli.io.text import printable
-from ddpm_cli.runtime.exit_codes import FAILED, MISTAKE, RESUME_LATER, RunError, Stopped, leave
+from ddpm_cli.runtime import console
+from ddpm_cli.runtime.exit_codes import FAILED, INTERRUPTED, MISTAKE, RESUME_LATER, RunError, Stopped, leave
 from ddpm_cli.runtime.signals import Stop
 
 LONGEST_LINE, MOST_LINES = 1500, 40  # of a message: characters, and lines
@@ -41,19 +43,34 @@ def launch(program: str, config_name: str, target: str, job: Callable[[dict, Inv
             launcher may pickle it into other processes.
         stop: tells whether the job was asked to stop.
     """
+    console.install()
+    called, report, status = Job(program, target, job, stop), SweepReport(), 0
     try:
-        _launch(Job(program, target, job, stop), config_name)
+        _launch(called, config_name, report)
     except SystemExit as ended:
-        leave(ended.code if isinstance(ended.code, int) else FAILED)
-        raise
-    leave(0)
+        status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else FAILED
+    if status == 0 and not (called.called or report.begun):
+        status = _shown(program)
+    stop.finish(status)
+    leave(status)
+    if status != 0:
+        sys.exit(status)
 
 
-def _launch(job: Job, config_name: str) -> None:
+def _shown(program: str) -> int:
+    """The exit status where what has been printed (help, a configuration) is all that was asked for."""
+    error = console.output_error()
+    if error is None or error.errno == errno.EPIPE:  # a reader that has seen enough, such as `head`
+        return 0
+    _say(f"{program}: standard output: {error.strerror}")
+    return FAILED
+
+
+def _launch(job: Job, config_name: str, report: SweepReport) -> None:
     show_traceback = bool(os.environ.get("HYDRA_FULL_ERROR"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us as exceptions instead of being printed by Hydra
     register_resolvers()
-    report, stop = SweepReport(), job.stop
+    stop = job.stop
     stop.pass_on = stop_workers
     try:
         with stop.unmistaken(), report.told_by_hydra():
@@ -82,7 +99,7 @@ def _launch(job: Job, config_name: str) -> None:
         sys.exit(RESUME_LATER)
     except KeyboardInterrupt:
         print(f"{job.program}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     if report.failed:
         sys.exit(RESUME_LATER if stop.requested else FAILED)
 

@@ -46,12 +46,12 @@ def device_is_auto(cfg: DictConfig) -> bool:
     return OmegaConf.select(cfg, "trainer.device", default=cfg.get("device")) == "auto"
 
 
-def stop_workers() -> bool:
-    """Ask the processes in which joblib runs jobs for this one to stop; whether there are any."""
+def stop_workers(at_once: bool) -> bool:
+    """Ask the processes in which joblib runs jobs for this one to stop, or end them at once; whether there are any."""
     workers = [process for process in multiprocessing.active_children() if "loky" in type(process).__module__]
     for worker in workers:
         if worker.pid is not None:
-            os.kill(worker.pid, signal.SIGTERM)
+            os.kill(worker.pid, signal.SIGKILL if at_once else signal.SIGTERM)
     return bool(workers)
 
 
@@ -99,10 +99,12 @@ class SweepReport:
     Where the runs have left pictures, they are put together on one sheet.
 
     Attributes:
+        begun: whether there is a sweep.
         failed: how many runs have failed, once it is over: the exit status says so.
     """
 
     def __init__(self) -> None:
+        self.begun = False
         self.failed = 0
         self._launcher = _BASIC
         self._directory = Path()
@@ -132,7 +134,7 @@ class SweepReport:
             os.environ.setdefault("LOKY_MAX_CPU_COUNT", str(cpus()))
             if device_is_auto(config):
                 _one_job_per_gpu(config)
-        self._under_way = True
+        self.begun = self._under_way = True
 
     def end(self) -> None:
         self._under_way = False

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ddpm_cli.cli.sweep import JOBLIB, SLURM, SUBMITIT
 from ddpm_cli.io import durable
-from ddpm_cli.runtime import openmp
+from ddpm_cli.runtime import console, openmp
 from ddpm_cli.runtime.exit_codes import Stopped
 from ddpm_cli.runtime.signals import Stop
 
@@ -20,6 +20,7 @@ def worker_process(launcher: str, directory: Path, stop: Stop) -> AbstractContex
 
     Entering or leaving it raises Stopped if the process has been asked to stop, perhaps while it was at another run.
     """
+    console.install()
     if launcher != SLURM:
         openmp.prepare(wait_passively=True)  # jobs on the same cores, which would all but stop each other
     if launcher == JOBLIB:
@@ -35,9 +36,9 @@ def _of_joblib(console_file: Path, stop: Stop) -> Iterator[None]:
     console_file.parent.mkdir(parents=True, exist_ok=True)
     durable.unshare(console_file)
     with (
-        console_file.open("a", encoding="utf-8") as console,
-        redirect_stdout(console),
-        redirect_stderr(console),
+        console.opened(console_file) as file,
+        redirect_stdout(file),
+        redirect_stderr(file),
         stop.installed_for_job(),
     ):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal; the command passes it on

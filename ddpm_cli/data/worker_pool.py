@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, TypeVar
 
+from ddpm_cli.runtime import console
 from ddpm_cli.runtime.cgroup import cpus
 from ddpm_cli.runtime.signals import SIGNALS
 
@@ -163,6 +164,7 @@ def _died(process: SpawnProcess, task: tuple) -> WorkerDiedError:
 
 def _serve(connection: Connection, function: Callable) -> None:
     """What a process does: a task, its result, the next task, until the parent closes the pipe or is gone."""
+    console.install()
     for number in PARENTS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -6,6 +6,7 @@ import sys
 FAILED = 1
 MISTAKE = 2  # the command cannot be run as it was given; nothing was started
 NON_FINITE = 3  # a loss, a gradient or a sample is not a finite number
+INTERRUPTED = 130  # by a KeyboardInterrupt that no signal of ours has brought, as the shell has it
 RESUME_LATER = 75  # EX_TEMPFAIL of sysexits.h: saved; the same command resumes. What a scheduler requeues on.
 
 

@@ -1,20 +1,29 @@
 """What a run says: on the terminal, above the progress bar, and with times in its log file."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
+from ddpm_cli.runtime import console
+
 log = logging.getLogger("ddpm_cli")
+FOR_FILE = {"for_file": True}  # as `extra`: for the file alone, the terminal hears of it another way
+
+_FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
 
 
 class _Terminal(logging.Handler):
     """Prints records to stdout without tearing a progress bar, and leaves out what the bar already shows."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "for_file", False):
+            return
         if getattr(record, "on_bar", False) and sys.stderr.isatty() and sys.stdout.isatty():
             return
         tqdm.write(self.format(record), file=sys.stdout)
@@ -50,13 +59,13 @@ log.addHandler(_early)
 
 @contextmanager
 def logging_to(file: Path) -> Iterator[None]:
-    """Send `log` to the terminal and append it to `file` while inside.
+    """Send `log` to the terminal and append it to `file` while inside; that the terminal is lost is said there too.
 
     Raises:
         OSError: if the file cannot be written, also from `log.info` while inside.
     """
     in_file = _File(file, encoding="utf-8")
-    in_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    in_file.setFormatter(_FORMAT)
     terminal = _Terminal()
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -66,10 +75,25 @@ def logging_to(file: Path) -> Iterator[None]:
     try:
         while _early.kept:
             in_file.handle(_early.kept.pop(0))
-        yield
+        with console.telling(partial(append, file)):
+            yield
     finally:
         log.addHandler(_early)
         log.removeHandler(terminal)
         log.removeHandler(in_file)
         with suppress(OSError):  # what it could not write has been said
             in_file.close()
+
+
+def append(file: Path, message: str) -> None:
+    """Add a line to a log file by one system call: in a signal's handler, or while something is being logged.
+
+    What cannot be added is lost.
+    """
+    record = logging.LogRecord(log.name, logging.WARNING, "", 0, message, None, None)
+    with suppress(OSError):
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND)
+        try:
+            os.write(descriptor, f"{_FORMAT.format(record)}\n".encode(errors="backslashreplace"))
+        finally:
+            os.close(descriptor)

@@ -2,7 +2,8 @@
 
 A hidden folder in the output directory holds
 
-    identity.json   what decides the images: only a run of the same identity resumes here
+    identity.json   what decides the images: only a run of the same identity resumes here; once all is made of them that
+                    is to be made, it is renamed to samples.json beside that folder, by which the run has finished
     pixels          uint8 [N, H, W, C], image i at its own place
     done            a byte for each batch, 1 once its images are on the disk
     trajectory_*.npy    the way there of the first images, by batch
@@ -32,6 +33,7 @@ from ddpm_cli.io import durable, lock, plain_files
 
 FOLDER = ".unfinished"
 IDENTITY_FILE = "identity.json"
+FINISHED_FILE = "samples.json"
 PIXELS_FILE = "pixels"
 DONE_FILE = "done"
 TRAJECTORIES = "trajectory_*.npy"
@@ -74,45 +76,64 @@ def locked(directory: Path) -> Iterator[None]:
             yield
         finally:
             if not (folder / IDENTITY_FILE).exists() or not any(_done(folder)):
-                _clear(folder)
+                with suppress(OSError):  # what is left is cleared by the next
+                    _clear(folder)
             release()
     finally:
         with suppress(OSError):
             os.rmdir(folder)
 
 
-def begin(directory: Path, identity: dict, *, batch_size: int, shape: Sequence[int], copies: int = 1) -> None:
-    """Make room for a new run in a directory that is held, or find that it can be resumed there.
+def begin(
+    directory: Path,
+    identity: dict,
+    *,
+    batch_size: int,
+    shape: Sequence[int],
+    copies: int = 1,
+    wanted: Sequence[str] = (),
+) -> list[Path]:
+    """Make room for a new run in a directory that is held, or find that it can be resumed there, or has finished.
 
     Args:
         batch_size: images of every batch but the last.
         shape: `[N, H, W, C]` of all images.
         copies: how many of all images there will be on the disk.
+        wanted: names of what is to be made of the images.
+
+    Returns:
+        What has been made of the images if this very run has finished there; nothing if it is to be drawn.
 
     Raises:
         ValueError: if what was begun there is of another identity, if its files are not whole, or if the directory
-            holds finished pictures.
+            holds finished pictures of another run, or not the wanted ones.
         OSError: if there is no room for the images.
     """
     folder = directory / FOLDER
     sizes = {PIXELS_FILE: math.prod(shape), DONE_FILE: math.ceil(shape[0] / batch_size)}
-    kept = _identity_of(folder)
+    kept = _identity_in(folder / IDENTITY_FILE)
     if kept is not None and any(_done(folder)):
-        changed = differences(kept, json.loads(json.dumps(identity)))
-        if changed:
-            listed = "".join(f"\n  {line}" for line in changed)
-            raise ValueError(
-                f"{directory} holds unfinished images of another configuration:{listed}\n"
-                f"  choose another directory, or remove {folder} to begin anew"
-            )
+        _check_same(
+            f"{directory} holds unfinished images",
+            kept,
+            identity,
+            f"choose another directory, or remove {folder} to begin anew",
+        )
         for name, size in sizes.items():
             if not (folder / name).is_file() or (folder / name).stat().st_size != size:
                 raise ValueError(f"{folder / name} is not whole; remove {folder} to begin anew")
+            durable.unshare(folder / name)
         for file in folder.glob(TRAJECTORIES):
             _check_trajectory(file)
-            durable.unshare(folder / name)
-        return
+        return []
     _clear(folder)
+    finished = _identity_in(directory / FINISHED_FILE)
+    if finished is not None:
+        _check_same(f"{directory} holds finished images", finished, identity, "choose another directory")
+        missing = [name for name in wanted if not (directory / name).exists()]
+        if missing:
+            raise ValueError(f"{directory} has finished without {missing[0]}; choose another directory")
+        return [directory / name for name in OUTPUTS if (directory / name).exists()]
     for name in OUTPUTS:
         if (directory / name).exists():
             raise ValueError(f"{directory} already holds {name}; choose another directory")
@@ -125,6 +146,7 @@ def begin(directory: Path, identity: dict, *, batch_size: int, shape: Sequence[i
             durable.flush(file.fileno(), folder / name)
     durable.replace(folder / IDENTITY_FILE, json.dumps(identity, indent=2).encode())
     durable.sync(directory)
+    return []
 
 
 def files(directory: Path) -> list[Path]:
@@ -236,8 +258,8 @@ class ImageStore:
 
     def end(self) -> None:
         """All that was to be made of the images has been: what is left is no longer a run to resume."""
-        (self.folder / IDENTITY_FILE).unlink()
-        durable.sync(self.folder)
+        os.rename(self.folder / IDENTITY_FILE, self.directory / FINISHED_FILE)
+        durable.sync(self.directory)
 
 
 def _write(file: io.FileIO, offset: int, content: memoryview) -> None:
@@ -246,17 +268,24 @@ def _write(file: io.FileIO, offset: int, content: memoryview) -> None:
         content = content[file.write(content) :]
 
 
-def _identity_of(folder: Path) -> dict | None:
+def _identity_in(file: Path) -> dict | None:
     try:
-        found = json.loads(plain_files.read(folder / IDENTITY_FILE, MOST_IDENTITY))
+        found = json.loads(plain_files.read(file, MOST_IDENTITY))
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:
         reason = shown(str(error))
-        raise ValueError(f"{folder / IDENTITY_FILE} is not ours ({reason}); remove {folder} to begin anew") from error
+        raise ValueError(f"{file} is not ours ({reason}); remove {file.parent} to begin anew") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{folder / IDENTITY_FILE} is not ours; remove {folder} to begin anew")
+        raise ValueError(f"{file} is not ours; remove {file.parent} to begin anew")
     return found
+
+
+def _check_same(what: str, kept: dict, identity: dict, advice: str) -> None:
+    changed = differences(kept, json.loads(json.dumps(identity)))
+    if changed:
+        listed = "".join(f"\n  {line}" for line in changed)
+        raise ValueError(f"{what} of another configuration:{listed}\n  {advice}")
 
 
 def _done(folder: Path) -> bytes:

@@ -29,6 +29,7 @@ from ddpm_cli.sampling.modes import Plan
 GRID_IMAGES = 400  # more would make a picture nobody can open; the others are in save=images or save=npz
 GRID_COLUMNS = 20  # of rows so long that not all of them would fit, so much is shown at least
 CHUNK_BYTES = 1 << 24
+BESIDE = {"grid": (), "images": (IMAGES_DIRECTORY,), "npz": (NPZ_FILE,)}  # what `save` has written beside the picture
 
 
 def write(store: ImageStore, plan: Plan, *, save: str) -> list[Path]:

@@ -4,7 +4,6 @@ Heavy modules are imported inside the functions: `--help` and a mistyped key are
 """
 
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -15,10 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ddpm_cli.config.compare import differences
 from ddpm_cli.config.errors import ConfigError, naming
-from ddpm_cli.config.invocation import Invocation
+from ddpm_cli.config.invocation import Invocation, override
 from ddpm_cli.config.sample_options import SampleOptions
 from ddpm_cli.io import durable, run_dir
 from ddpm_cli.io.text import printable, size_text
+from ddpm_cli.runtime import console
 from ddpm_cli.runtime.exit_codes import RunError, Stopped
 from ddpm_cli.runtime.signals import Stop
 from ddpm_cli.sampling.build import build_loop, identity
@@ -69,6 +69,7 @@ def _sample(task: _Task, held: ExitStack) -> Path:
     from ddpm_cli.sampling.outputs import write
 
     options, world = task.options, task.world
+    held.enter_context(console.telling(_say_on_stderr))
     compute = _agreed(world, lambda: _compute(task))
     selection = _select(task)
     pretrained, loop = _agreed(world, lambda: _prepare(task, compute, selection))
@@ -78,7 +79,13 @@ def _sample(task: _Task, held: ExitStack) -> Path:
         raise ConfigError(f"not every process would draw what the first does: {differing}")
     channels, height, width = pretrained.image_shape
     batches = {"batch_size": options.batch_size, "shape": (loop.plan.images, height, width, channels)}
-    directory = world.broadcast(_begin(task, decisive, batches, held) if world.main else None)
+    directory, finished = world.broadcast(_begin(task, decisive, batches, held) if world.main else (None, None))
+    if finished:
+        task.stop.finish()
+        if world.main:
+            listed = [printable(str(path)) for path in finished]
+            print("\n".join([f"{printable(str(directory))} holds these images already:", *listed]))
+        return directory / GRID_FILE
     if not world.main:
         durable.wait_for(*image_store.files(directory))
     with naming("out"):
@@ -93,12 +100,20 @@ def _sample(task: _Task, held: ExitStack) -> Path:
         loop.draw(missing[world.rank :: world.size], store.keep, followed=followed, show_progress=world.main)
         store.flush()
         world.barrier()
+        task.stop.defer("finishing the pictures")
         if world.main:
             durable.wait_for(*store.trajectory_files(followed))
             written = write(store, loop.plan, save=options.save)
             store.end()
+            task.stop.finish()
             print("\n".join(printable(str(path)) for path in written))
+        task.stop.finish()
     return directory / GRID_FILE
+
+
+def _say_on_stderr(message: str) -> None:
+    with suppress(OSError):
+        os.write(2, f"ddpm-sample: {message}\n".encode())
 
 
 def _compute(task: _Task) -> "Compute":
@@ -154,16 +169,17 @@ def _agreed(world: "World", call: Callable[[], T]) -> T:
     return result
 
 
-def _begin(task: _Task, decisive: dict, batches: dict, held: ExitStack) -> Path:
-    """The output directory, locked, in which a run has been begun or may be resumed."""
+def _begin(task: _Task, decisive: dict, batches: dict, held: ExitStack) -> tuple[Path, list[Path]]:
+    """The output directory, locked, in which a run has been begun or may be resumed; its pictures if it is done."""
     from ddpm_cli.sampling import image_store
+    from ddpm_cli.sampling.outputs import BESIDE
 
     with naming("out"):
         directory = _output_directory(task, held)
         held.enter_context(image_store.locked(directory))
         copies = 2 if task.options.save == "npz" else 1
-        image_store.begin(directory, decisive, copies=copies, **batches)
-    return directory
+        wanted = (image_store.GRID_FILE, *BESIDE[task.options.save])
+        return directory, image_store.begin(directory, decisive, copies=copies, wanted=wanted, **batches)
 
 
 def _output_directory(task: _Task, held: ExitStack) -> Path:
@@ -242,10 +258,14 @@ def _ending_well(task: _Task, store: "ImageStore", image: str) -> Iterator[None]
                 raise RunError(f"{where}{error.strerror or error}. {kept()}") from error
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
+                    error.add_note(kept())
                     raise
                 described = f"{task.options.batch_size} images of {image} at a time"
                 less = "a smaller batch_size takes less"
                 raise RunError(f"out of memory with {described}; {less}. {kept()}") from error
+            except Exception as error:
+                error.add_note(kept())
+                raise
     except Stopped as stopped:
         raise Stopped(f"{task.stop.signal}: stopped. {kept()}") from stopped
 
@@ -268,14 +288,7 @@ def _how_to_resume(task: _Task, store: "ImageStore") -> str:
         return f"{_there(store)}, in {store.directory}"
     program = ["ddpm-sample"]
     if task.world.size > 1:
-        program = ["torchrun", f"--nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}", "-m", "ddpm_cli.sample"]
-    out = [] if task.options.out is not None else [f"out={_quoted(str(store.directory))}"]
+        here = os.environ.get("LOCAL_WORLD_SIZE", task.world.size)
+        program = ["torchrun", f"--nproc_per_node={here}", "-m", "ddpm_cli.sample"]
+    out = [] if task.options.out is not None else [override("out", store.directory)]
     return f"{_there(store)}. To resume: {shlex.join([*program, *sys.argv[1:], *out])}"
-
-
-def _quoted(path: str) -> str:
-    """As Hydra reads it on a command line."""
-    if re.fullmatch(r"[\w./+@%:-]+", path):
-        return path
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", path)
-    return f"'{escaped}'"

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,6 +20,15 @@ from ddpm_cli.training.event_files import Appended, Events
 from ddpm_cli.training.step_stats import Progress
 
 T_BINS = 10
+LONGEST_LINE = 2**16  # bytes of metrics.jsonl
+
+
+def recorded_to(metrics: Path) -> int:
+    """The step of the last whole line of a metrics.jsonl, 0 if there is none: all records have it."""
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError), metrics.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST_LINE))
+        return int(json.loads(file.read().rpartition(b"\n")[0].rpartition(b"\n")[2])["step"])
+    return 0
 
 
 class MetricsLogger:
@@ -54,8 +65,9 @@ class MetricsLogger:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.bar.close()
-        self.events.file.close()
-        self.metrics.close()
+        for file in (self.events.file, self.metrics):
+            with suppress(OSError):  # flushed before every checkpoint: what is in it is no longer in question
+                file.close()
 
     def flush(self) -> None:
         """Have everything on record: before a checkpoint, as a run that is resumed from it will not do it again."""

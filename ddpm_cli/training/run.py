@@ -1,9 +1,12 @@
 """A run in its directory: the training loop with its metrics, previews and checkpoints, and the ways it may end."""
 
+import shlex
 import shutil
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +17,7 @@ from ddpm_cli import checkpoint
 from ddpm_cli.checkpoint.metadata import parse
 from ddpm_cli.checkpoint.tensor_names import UNLOGGED
 from ddpm_cli.checkpoint.validate import check_config
+from ddpm_cli.config.invocation import override
 from ddpm_cli.config.schema import targets_in
 from ddpm_cli.config.train_options import TrainOptions
 from ddpm_cli.distributed.process_group import LostRankError
@@ -21,12 +25,12 @@ from ddpm_cli.io import durable, run_dir
 from ddpm_cli.io.images import to_uint8
 from ddpm_cli.io.run_identity import Place, identity_of
 from ddpm_cli.io.text import printable, size_text
-from ddpm_cli.runtime.device import out_of_memory
 from ddpm_cli.runtime.exit_codes import NON_FINITE, RunError, Stopped
-from ddpm_cli.runtime.logs import log
+from ddpm_cli.runtime.logs import append, log
 from ddpm_cli.runtime.signals import Stop
 from ddpm_cli.sampling.loop import SamplingLoop
 from ddpm_cli.sampling.modes import Generate, SampleContext
+from ddpm_cli.training import ending
 from ddpm_cli.training.build import Training
 from ddpm_cli.training.cut_back import cut_back
 from ddpm_cli.training.metrics import MetricsLogger
@@ -102,7 +106,9 @@ class TrainingRun:
         self.first_step = self.trainer.step
         # What was resumed from; a later one is known once it has been saved. A fork begins with another run's.
         self.saved_step = self.trainer.step if run_dir.by_step(directory / run_dir.CHECKPOINTS) else None
+        self.recorded_step = self.first_step - self.trainer.owes_progress  # of what is on record to stay
         self.loss = float("nan")
+        self.done = False  # whether the last step has been saved: nothing makes this run a failure any more
 
     def run(self, remarks: Sequence[str] = (), warnings: Sequence[str] = ()) -> float:
         """Train to the last step; returns the last loss that was logged.
@@ -111,12 +117,14 @@ class TrainingRun:
             remarks, warnings: to be said first.
 
         Raises:
-            RunError: if it had to end early; says what is lost and how to resume.
+            RunError: if it had to end early; says what has been saved, what is lost and how to resume.
             Stopped: if it was asked to; everything has been saved.
         """
-        trainer = self.trainer
+        if self.trainer.world.main:
+            self.stop.keep = partial(append, self.directory / run_dir.LOG_FILE)
+            self.stop.lost = lambda: ending.lost(self.trainer.step, self.saved_step)
         try:
-            if trainer.world.main:
+            if self.trainer.world.main:
                 for remark in remarks:
                     log.info(remark)
                 for warning in warnings:
@@ -124,26 +132,22 @@ class TrainingRun:
                 self._begin_records()
                 self._announce()
             with self._metrics_logger() as metrics:
-                self.stop.defer()
+                self.stop.defer("saving after this step")
                 self._train(metrics)
-        except NonFiniteError as error:
-            said = f"{error}. {self._replay()}. {self._how_to_resume()}{self._how_to_go_another_way()}"
-            raise RunError(said, NON_FINITE) from error
-        except LostRankError as error:
-            raise self._failed(str(error)) from error
-        except OSError as error:
-            raise self._failed(f"{error}; earlier checkpoints are untouched") from error
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            raise self._failed(self._what_needs_less_memory()) from error
-        log.info(f"saved    {self.directory / run_dir.CHECKPOINTS / run_dir.step_name(trainer.step)}")
-        log.info(f"sample   ddpm-sample ckpt={self.directory}")
+            log.info(f"saved    {self.directory / run_dir.CHECKPOINTS / run_dir.step_name(self.trainer.step)}")
+            log.info(f"sample   ddpm-sample ckpt={self.directory}")
+        except Stopped as stopped:
+            ending.put_on_record(str(stopped))
+            raise
+        except BaseException as error:
+            if not self.done:
+                raise self._ended_by(error) from error
+            ending.put_on_record(f"after the last step had been saved: {ending.first_line(error)}")
         return self.loss
 
     def _train(self, metrics: MetricsLogger | None) -> None:
         trainer = self.trainer
-        if self._preview_is_missing():
+        if not trainer.owes_progress and self._preview_is_missing():
             self._preview(metrics)
         self._end_if_asked(metrics)
         for progress in trainer.run():
@@ -153,19 +157,31 @@ class TrainingRun:
         if self._preview_is_missing():  # asked to stop, but nothing else is left to do
             self._preview(metrics, to_the_end=True)
         trainer.world.barrier()
+        self._finish()
+
+    def _finish(self) -> None:
+        self.done = True
+        self.stop.finish()
 
     def _after_step(self, metrics: MetricsLogger | None, progress: Progress | None) -> None:
-        config = self.trainer.config
+        trainer, config = self.trainer, self.trainer.config
         if progress is not None:
             self.loss = progress.loss
         if metrics is not None:
-            metrics.bar.update()
+            metrics.bar.update(trainer.step - metrics.bar.n)
             if progress is not None:
-                metrics.progress(progress)
+                try:
+                    metrics.progress(progress)
+                except BaseException:
+                    trainer.take_back()
+                    raise
         if self._due(config.preview_every):
             self._preview(metrics)
-        if self._due(config.checkpoint_every) or self.trainer.step == config.steps:
+        due = self._due(config.checkpoint_every) or trainer.step == config.steps
+        if due and self.saved_step != trainer.step:
             self._save(metrics)
+        if trainer.step == config.steps and trainer.world.main:
+            self._finish()
 
     def _end_if_asked(self, metrics: MetricsLogger | None) -> None:
         """Raises `Stopped`, with the state saved, if any rank was asked to stop."""
@@ -187,7 +203,7 @@ class TrainingRun:
     # What a run leaves: rank 0, which alone has a MetricsLogger, writes it; every rank takes part in making it --------
 
     def _begin_records(self) -> None:
-        cut_back(self.directory, self.first_step, **_RECORDS)  # first: it may refuse them
+        cut_back(self.directory, self.recorded_step, **_RECORDS)  # first: it may refuse them
         text = "".join(f"# {line}\n" for line in self._origin())
         text += yaml.safe_dump(asdict(self.options), sort_keys=False)
         durable.replace(self.directory / run_dir.CONFIG_FILE, text.encode())
@@ -235,17 +251,11 @@ class TrainingRun:
         """Raises RunError if the directory has been moved or removed: nothing is to be scattered over a disk."""
         if self.place is None or not self.place.left():
             return
-        trainer, here, there = self.trainer, self.directory, self.place.moved_to()
+        here, there = self.directory, self.place.moved_to()
         if there is None:
-            raise RunError(
-                f"step {trainer.step}: {here} has been removed while it was trained, and all that was saved with it"
-            )
-        self.directory, self.place.directory = there, there
-        if self.saved_step != trainer.step and not trainer.config.fsdp:  # whose parts the other processes would bring
-            self._save(None)
-        raise RunError(
-            f"step {trainer.step}: {here} has been moved to {there} while it was trained. {self._how_to_resume()}"
-        )
+            raise RunError(f"{here} has been removed while it was trained, and all that was saved with it")
+        self.directory, self.place.directory = there, there  # where it is saved before the run ends
+        raise RunError(f"{here} has been moved to {there} while it was trained")
 
     def _metrics_logger(self) -> AbstractContextManager[MetricsLogger | None]:
         if not self.trainer.world.main:
@@ -257,7 +267,7 @@ class TrainingRun:
             timesteps=self.trainer.ddpm.schedule.timesteps,
             device=self.trainer.compute.device,
         )
-        if self.saved_step is None:
+        if self.saved_step is None or self.recorded_step == 0:
             metrics.config((self.directory / run_dir.CONFIG_FILE).read_text(encoding="utf-8"))
         return metrics
 
@@ -317,8 +327,10 @@ class TrainingRun:
         training = world.gather_full_tensors(capture(trainer).items())
         snapshot = world.gather_full_tensors(trainer.ema.snapshot().items())
         if world.main:
-            self._write(metrics, ema, training, snapshot, remove_old=remove_old)
+            self._write(metrics, ema, training, snapshot)
         self.saved_step = trainer.step
+        if world.main and remove_old:
+            self._remove_old()
 
     def _write(
         self,
@@ -326,10 +338,8 @@ class TrainingRun:
         ema: dict[str, Tensor],
         training: dict[str, Tensor],
         snapshot: dict[str, Tensor],
-        *,
-        remove_old: bool,
     ) -> None:
-        trainer, config = self.trainer, self.trainer.config
+        trainer = self.trainer
         for name, tensor in (*ema.items(), *training.items()):
             if tensor.is_floating_point() and not name.startswith(UNLOGGED) and not torch.isfinite(tensor).all():
                 raise NonFiniteError(f"{name} is not finite after step {trainer.step - 1}: nothing was saved")
@@ -341,28 +351,59 @@ class TrainingRun:
             averages = self.directory / run_dir.AVERAGES
             checkpoint.save_snapshot(averages, snapshot, description, updates=trainer.ema.updates)
         checkpoint.save(directory, ema=ema, training=training, description=description)
-        if remove_old:
-            try:
-                checkpoint.remove_old(directory, keep_last=config.keep_last, keep_every=config.keep_every)
-            except OSError as error:  # the new one is safe, which is what counts
-                log.warning(f"step {trainer.step}: an old checkpoint cannot be removed: {error}")
+
+    def _remove_old(self) -> None:
+        config, directory = self.trainer.config, self.directory / run_dir.CHECKPOINTS
+        try:
+            checkpoint.remove_old(directory, keep_last=config.keep_last, keep_every=config.keep_every)
+        except OSError as error:  # the new one is safe, which is what counts
+            log.warning(f"step {self.trainer.step}: an old checkpoint cannot be removed: {error}")
 
     # How it may end --------------------------------------------------------------------------------------------------
 
-    def _failed(self, message: str, status: int = 1) -> RunError:
-        return RunError(f"step {self.trainer.step}: {message}. {self._how_to_resume()}", status)
+    def _ended_by(self, error: BaseException) -> RunError:
+        """What to end with; what is in memory has been saved if it is whole, finite and this process's to save."""
+        if isinstance(error, NonFiniteError):
+            ways = f"{self._how_to_resume()}{self._how_to_go_another_way()}"
+            message, status = f"{error}. {self._replay()}. {ways}", NON_FINITE
+        else:
+            what, status = ending.reason(error, self.trainer)
+            message = f"step {self.trainer.step}: {what}"
+            if self.place is None or not self.place.left():
+                message += f". {self._save_what_is_there()}{self._how_to_resume()}"
+        ending.put_on_record(message, error)
+        if not self.trainer.world.main and not isinstance(error, NonFiniteError | LostRankError):
+            rank = self.trainer.world.rank  # of those that come to it together only the first speaks for all
+            print(f"ddpm-train: process {rank}: {printable(message)}", file=sys.stderr)
+        return RunError(message, status)
+
+    def _save_what_is_there(self) -> str:
+        """Save, without the records and without other processes, and say so; empty if there is nothing to save."""
+        trainer, world = self.trainer, self.trainer.world
+        if not world.main or trainer.step in (0, self.saved_step):
+            return ""
+        if not trainer.whole:
+            return "Not saved in the middle of a step. "
+        try:
+            if world.size > 1 and (trainer.config.fsdp or trainer.first_fault >= 0):
+                return "Not saved, which would take the other processes. "
+            self._save(None, remove_old=False)
+        except Exception as error:
+            return f"Not saved: {ending.first_line(error)}. "
+        return f"Saved at step {trainer.step:,}. "
 
     def _how_to_resume(self) -> str:
         if self.saved_step is None:
             return f"No checkpoint had been saved in {self.directory}"
-        return f"From step {self.saved_step:,} on: ddpm-train resume={self.directory}"
+        return f"From step {self.saved_step:,} on: {shlex.join(['ddpm-train', override('resume', self.directory)])}"
 
     def _how_to_go_another_way(self) -> str:
         """The same step would come out the same for ever."""
         if self.saved_step is None:
             return ""
         checkpoint = self.directory / run_dir.CHECKPOINTS / run_dir.step_name(self.saved_step)
-        return f"; with other settings: ddpm-train fork={checkpoint} KEY=VALUE, say a smaller optimizer.lr"
+        command = shlex.join(["ddpm-train", override("fork", checkpoint)])
+        return f"; with other settings: {command} KEY=VALUE, say a smaller optimizer.lr"
 
     def _replay(self) -> str:
         """Save the state that the step started from, so that resuming replays exactly this step."""
@@ -372,18 +413,3 @@ class TrainingRun:
             except (OSError, NonFiniteError) as error:
                 return f"Its state could not be saved ({error})"
         return "Nothing of it reached the weights, and resuming replays exactly this step"
-
-    def _what_needs_less_memory(self) -> str:
-        config = self.trainer.config
-        at_a_time = config.batch_size // (config.micro_batches * self.trainer.world.size)
-        ways = [f"trainer.accumulate={2 * config.micro_batches} or auto (now {at_a_time} images at a time)"]
-        if not config.activation_checkpointing:
-            ways.append("trainer.activation_checkpointing=true")
-        if config.preview_images > at_a_time:
-            ways.append(f"trainer.preview_images={at_a_time}")
-        if self.trainer.world.size > 1 and not config.fsdp:
-            ways.append("trainer.fsdp=true")
-        return (
-            f"out of memory with batch_size {config.batch_size} on {self.trainer.compute}; "
-            f"what takes less: {', '.join(ways)}"
-        )

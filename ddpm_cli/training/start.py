@@ -138,15 +138,17 @@ def _resume(
     directory: Path, checkpoint: Path | None, config: dict, invocation: Invocation, world: "World"
 ) -> "tuple[Training | None, list[str]]":
     """The run in `directory` where a checkpoint left it, None if it has done all its steps; and warnings."""
+    from ddpm_cli.training.metrics import recorded_to
     from ddpm_cli.training.run import check_space
 
     training, warnings = resume(directory, checkpoint, config, invocation, world)
     trainer = training.trainer
-    if trainer.step >= trainer.config.steps:
-        done = f"{directory} has done its {trainer.step} steps"
-        if names_a_run(invocation):
-            raise ConfigError(f"resume: {done}; to go further add trainer.steps=N")
-        print(f"{done}; resume=null begins another run of this name, trainer.steps=N goes further")
+    # Where the last step was saved and could not be put on record, that is left to do.
+    on_record = not trainer.owes_progress or recorded_to(directory / run_dir.METRICS_FILE) >= trainer.step
+    if trainer.step >= trainer.config.steps and world.broadcast(on_record):
+        if world.main:
+            again = "" if names_a_run(invocation) else "resume=null begins another run of this name, "
+            print(f"{directory} has done its {trainer.step} steps; {again}trainer.steps=N goes further")
         return None, warnings
     with naming("resume"):
         check_space(directory, trainer)

@@ -1,5 +1,6 @@
 """The training loop: DDPM's algorithm 1 with mixed precision, gradient accumulation, clipping and EMA."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
@@ -91,6 +92,8 @@ class Trainer:
         self.overflows = 0
         self.overflows_in_a_row = 0
         self.pending: list[StepResult] = []  # the steps since `run` last yielded a `Progress`
+        self.reported: list[StepResult] = []  # the steps of that one
+        self.whole = True  # False from the first change that a step makes until all are made
         # What needs the host in every step: a scaler's overflows, timesteps that learn from losses, and an optimizer
         # that cannot let a step pass by itself.
         self.defers_finite_check = (
@@ -104,6 +107,9 @@ class Trainer:
     def run(self) -> Iterator[Progress | None]:
         """Train up to `config.steps`; after every step yields None, or the `Progress` when it is time to log."""
         self.ddpm.train()
+        if self.owes_progress:
+            self._set_learning_rate(self.step - 1)
+            yield self._report(images_per_second=math.nan, data_fraction=math.nan)
         images, waited, since = 0, 0.0, time.perf_counter()
         pin_memory = self.compute.device.type == "cuda"
         prefetched = self.batches.prefetch(self.step, pixels=self.pixels_on_device is None, pin_memory=pin_memory)
@@ -112,22 +118,33 @@ class Trainer:
                 asked = time.perf_counter()
                 batch = next(stream)
                 waited += time.perf_counter() - asked
-                self.pending.append(self.train_step(batch))
+                self.train_step(batch)
                 images += self.config.batch_size
-                if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                if self._time_to_log:
                     self.check_finite()
                     elapsed = time.perf_counter() - since
-                    progress = self._progress(images_per_second=images / elapsed, data_fraction=waited / elapsed)
-                    self.pending = []
-                    yield progress
+                    yield self._report(images_per_second=images / elapsed, data_fraction=waited / elapsed)
                     images, waited, since = 0, 0.0, time.perf_counter()
                 else:
                     asked = time.perf_counter()
                     yield None
                     since += time.perf_counter() - asked  # previews and checkpoints are not training time
 
+    @property
+    def _time_to_log(self) -> bool:
+        return self.step % self.config.log_every == 0 or self.step == self.config.steps
+
+    @property
+    def owes_progress(self) -> bool:
+        """Whether a run is resumed whose last `Progress` was taken back: `run` yields it again first."""
+        return len(self.pending) > 0 and self._time_to_log
+
+    def take_back(self) -> None:
+        """The last `Progress` could not be put on record: it belongs to the state again."""
+        self.pending, self.reported = self.reported, []
+
     def train_step(self, batch: Batch) -> StepResult:
-        """One optimizer step (DDPM, algorithm 1) on this rank's part of a batch. Advances `self.step`.
+        """One optimizer step (DDPM, algorithm 1) on this rank's part of a batch. Advances `self.step` and `pending`.
 
         Raises:
             NonFiniteError: before anything has been changed; where `defers_finite_check`, `check_finite` does that.
@@ -136,8 +153,16 @@ class Trainer:
         losses, grad_norm = self._backward(example)
         skipped = self._update(losses, drawn, grad_norm)
         self.timestep_sampler.update(drawn.t, losses)
+        result = StepResult(losses, *drawn, grad_norm, skipped)
+        self.pending.append(result)
         self.step += 1
-        return StepResult(losses, *drawn, grad_norm, skipped)
+        self.whole = True
+        return result
+
+    @property
+    def first_fault(self) -> int:
+        """The first step that was not finite and is yet to be noticed, -1 if there is none. Waits for the device."""
+        return int(self._first_fault) if self.defers_finite_check else -1
 
     def check_finite(self) -> None:
         """Wait for the device and make sure that every step so far was finite; costs nothing where each was looked at.
@@ -145,7 +170,7 @@ class Trainer:
         Raises:
             NonFiniteError: if one was not; everything is then as that step found it.
         """
-        fault = int(self._first_fault) if self.defers_finite_check else -1
+        fault = self.first_fault
         if fault < 0:
             return
         undone = self.step - fault
@@ -224,9 +249,10 @@ class Trainer:
         Raises:
             NonFiniteError: if anything else is not finite, or there were too many overflows in a row.
         """
-        self._set_learning_rate()
+        self._set_learning_rate(self.step)
         finite = torch.isfinite(grad_norm) & torch.isfinite(losses).all()
         if self.defers_finite_check:
+            self.whole = False
             self._first_fault = torch.where(finite | (self._first_fault >= 0), self._first_fault, self.step)
             self._take_step(grad_norm, fault=(self._first_fault >= 0).float())
             return False
@@ -235,6 +261,8 @@ class Trainer:
             may_skip = self.scaler.is_enabled() and self.overflows_in_a_row < MOST_OVERFLOWS_IN_A_ROW
             if not (torch.isfinite(losses).all() and may_skip):
                 raise self._non_finite(losses, drawn)
+        self.whole = False
+        if skipped:
             self.overflows_in_a_row += 1
             self.overflows += 1
         else:
@@ -243,11 +271,9 @@ class Trainer:
         self.scaler.update()
         return skipped
 
-    def _set_learning_rate(self) -> None:
+    def _set_learning_rate(self, step: int) -> None:
         config = self.config
-        factor = lr_schedule.factor(
-            self.step, steps=config.steps, warmup_steps=config.warmup_steps, decay=config.lr_decay
-        )
+        factor = lr_schedule.factor(step, steps=config.steps, warmup_steps=config.warmup_steps, decay=config.lr_decay)
         for group, peak in zip(self.optimizer.param_groups, self.peak_lr, strict=True):
             group["lr"] = peak * factor
 
@@ -267,10 +293,11 @@ class Trainer:
 
     # What there is to say of it ---------------------------------------------------------------------------------------
 
-    def _progress(self, *, images_per_second: float, data_fraction: float) -> Progress:
+    def _report(self, *, images_per_second: float, data_fraction: float) -> Progress:
+        self.reported, self.pending = self.pending, []
         return Progress(
             step=self.step,
-            **of_steps(self.pending),
+            **of_steps(self.reported),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             ema_decay=self.ema.current_decay,
             images_per_second=images_per_second,
