@@ -364,8 +364,9 @@ class TrainingRun:
     def _ended_by(self, error: BaseException) -> RunError:
         """What to end with; what is in memory has been saved if it is whole, finite and this process's to save."""
         if isinstance(error, NonFiniteError):
-            ways = f"{self._how_to_resume()}{self._how_to_go_another_way()}"
-            message, status = f"{error}. {self._replay()}. {ways}", NON_FINITE
+            replay = self._replay()  # first: it may save what the rest speaks of
+            message = f"{error}. {replay}. {self._how_to_resume()}{self._how_to_go_another_way()}"
+            status = NON_FINITE
         else:
             what, status = ending.reason(error, self.trainer)
             message = f"step {self.trainer.step}: {what}"
