@@ -392,6 +392,38 @@ def test_headers_that_are_no_description_are_refused(tmp_path: Path, text: str):
         load(file)
 
 
+@pytest.mark.parametrize("size", [2**19 + 100, 2**20, 2**40])
+def test_a_header_larger_than_its_data_is_refused(tmp_path: Path, size: int):
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(size.to_bytes(8, "little") + b"{}" + b" " * (min(size, 2**20) - 2) + bytes(1000))
+    with pytest.raises(CheckpointError, match=rf"x\.safetensors is damaged: a header of {size} bytes"):
+        load(file)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float8_e4m3fn, torch.complex64])
+def test_weights_that_are_no_floating_point_numbers_of_16_bits_or_more_are_refused(tmp_path: Path, dtype: torch.dtype):
+    """They would take another size in memory than in the file, or lose what they hold."""
+    file = tmp_path / "x.safetensors"
+    described = {"ddpm_cli": describe(5).as_json()}
+    save_file({name: tensor.to(dtype) for name, tensor in weights().items()}, file, described)
+    with pytest.raises(CheckpointError, match=rf"does not fit .*: it is {str(dtype)[6:]}, should be float32"):
+        load(file)
+    save_file({name: tensor.half() for name, tensor in weights().items()}, file, described)
+    assert load(file).step == 5
+
+
+def test_a_message_repeats_little_of_what_is_foreign(tmp_path: Path):
+    file = tmp_path / "x.safetensors"
+    save_file(weights() | {"a" * 400_000: torch.zeros(1)}, file, {"ddpm_cli": describe(5).as_json()})
+    with pytest.raises(CheckpointError, match=r"aaa\.\.\. is ") as refused:
+        load(file)
+    assert len(str(refused.value)) < 1000
+    save_file(weights(), file, {"ddpm_cli": json.dumps({"format": 3, "b" * 100_000: 1, "image_shape": [1, 8, 8]})})
+    with pytest.raises(CheckpointError, match="description cannot be") as refused:
+        load(file)
+    assert len(str(refused.value)) < 1000
+
+
 def test_images_the_network_does_not_take_are_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"model.in_channels: is 1, but the checkpoint's images are \[3, 8, 8\]"):
         load(write(tmp_path / "grey", image_shape=(3, 8, 8)))

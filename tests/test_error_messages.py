@@ -286,3 +286,15 @@ def test_half_precision_runs_resumes_and_stops_when_it_diverges(precision: str, 
     assert replayed.stderr.partition(". ")[0] == diverged.stderr.partition(". ")[0], "exactly that step"
     for file in diverged_run.glob("checkpoints/*/*.safetensors"):
         assert all(torch.isfinite(tensor).all() for tensor in load_file(file).values())
+
+
+def test_a_path_moves_no_cursor_when_all_goes_well_either(home: Path, trained):
+    foreign = home / "\x1b[2J\u202e"
+    trained[0].rename(foreign)
+    resumed = train(f"resume='{foreign}'", "trainer.steps=5", "trainer.preview_every=0", cwd=home)
+    drawn = sample(f"ckpt='{foreign}'", "n=1", "sampler.steps=2", cwd=home)
+    for done in (resumed, drawn):
+        assert done.returncode == 0, done.stderr
+        assert r"\x1b[2J\u202e" in done.stdout
+        assert not {"\x1b", "\u202e"} & set(done.stdout + done.stderr)
+    assert "\x1b" not in (foreign / "train.log").read_text()

@@ -4,6 +4,7 @@ A mistake is answered with one message and exit status 2. `HYDRA_FULL_ERROR=1` s
 """
 
 import errno
+import logging
 import os
 import re
 import sys
@@ -27,6 +28,7 @@ from ddpm_cli.config.shipped import configs_directory
 from ddpm_cli.io.text import printable
 from ddpm_cli.runtime import console
 from ddpm_cli.runtime.exit_codes import FAILED, INTERRUPTED, MISTAKE, RESUME_LATER, RunError, Stopped, leave
+from ddpm_cli.runtime.logs import log
 from ddpm_cli.runtime.signals import Stop
 
 LONGEST_LINE, MOST_LINES = 1500, 40  # of a message: characters, and lines
@@ -70,6 +72,7 @@ def _launch(job: Job, config_name: str, report: SweepReport) -> None:
     show_traceback = bool(os.environ.get("HYDRA_FULL_ERROR"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us as exceptions instead of being printed by Hydra
     register_resolvers()
+    log.addFilter(_printable_record)
     stop = job.stop
     stop.pass_on = stop_workers
     try:
@@ -119,7 +122,18 @@ def _say(message: str) -> None:
     nor fill the screen.
     """
     if speaks():
-        lines = re.split(r"\n(?=  )", message.strip())
+        lines = _lines(message.strip())
         said = [printable(line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}...") for line in lines]
         more = [f"  and {len(said) - MOST_LINES:,} more"] if len(said) > MOST_LINES else []
         print("\n".join([*said[:MOST_LINES], *more]), file=sys.stderr)
+
+
+def _printable_record(record: logging.LogRecord) -> bool:
+    """Keep what a path or a name holds from the terminal, and from train.log: a filter that lets everything through."""
+    record.msg = "\n".join(map(printable, _lines(str(record.msg))))
+    return True
+
+
+def _lines(message: str) -> list[str]:
+    """Of our own making: the others of a message begin with two spaces."""
+    return re.split(r"\n(?=  )", message)

@@ -181,7 +181,7 @@ def _fits(value: object, annotation: ast.expr) -> tuple[bool, str]:
                 return False, "a finite number"
             return isinstance(value, int | float) and not isinstance(value, bool), "a number"
         case ast.Name(id="str"):
-            return isinstance(value, str), "text"
+            return isinstance(value, str) and _is_unicode(value), "text"
         case ast.Name(id="dict"):
             return is_node(value), "a group of options"
         case ast.Subscript(value=ast.Name(id="Callable")):
@@ -193,6 +193,11 @@ def _fits(value: object, annotation: ast.expr) -> tuple[bool, str]:
         case ast.Subscript(value=ast.Name(id="Sequence" | "list" | "tuple"), slice=items):
             return _fits_list(value, _elements(items))
     return True, ""
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written as UTF-8; what comes from the environment may hold bytes of something else."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 _PLURALS = {"int": "whole numbers", "float": "numbers", "str": "texts"}
