@@ -1,1 +1,1 @@
-"""This disk: durable writes, locks, careful opens, the layout of a run directory, pictures, text that is safe to print."""
+"""This disk: durable writes, locks, careful opens, the layout of a run directory, pictures, text safe to print."""
