@@ -77,7 +77,7 @@ def test_rooms_import_one_way():
 def test_no_two_modules_of_ours_import_each_other():
     names = {".".join(("ddpm_cli", *module.relative_to(PACKAGE).with_suffix("").parts)): module for module in MODULES}
     arrows = {
-        name: {other for other in names for item in imported(module) if item == other or item.startswith(f"{other}.")}
+        name: {other for item in imported(module) for other in names if item == other or item.startswith(f"{other}.")}
         - {name}
         for name, module in names.items()
     }

@@ -12,9 +12,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from commands import TINY_RUN, assert_one_message, only, sample, train
+import torch
+from commands import TINY_RUN, assert_one_message, only, run_ranks, sample, train
 
 from ddpm_cli.io import durable, lock, run_dir
+from ddpm_cli.sampling import image_store
+from ddpm_cli.sampling.image_store import ImageStore
 
 # To be put before a command: fsync of what `which` names, or flock, fails with an error.
 NO_FSYNC = """
@@ -180,6 +183,27 @@ def test_files_that_another_machine_has_made_are_waited_for(tmp_path: Path, monk
     durable.wait_for(tmp_path / "never")
 
 
+@pytest.mark.slow
+def test_every_other_process_waits_for_what_the_first_has_made(trained: tuple, home: Path):
+    said = "import os; from ddpm_cli.io import durable\n" + (
+        "durable.wait_for = lambda *paths: print(f'waits {os.environ[\"RANK\"]} ' + ' '.join(p.name for p in paths))\n"
+    )
+    arguments = [f"ckpt={trained[0]}", "n=4", "out=out", "batch_size=2", "save_trajectory=true"]
+    done = run_ranks("sample", *arguments, cwd=home, code=said + MAIN.format("sample"))
+    assert done.returncode == 0, done.stderr
+    assert sorted(line for line in done.stdout.splitlines() if line.startswith("waits")) == [
+        "waits 0 trajectory_000000.npy trajectory_000002.npy",
+        "waits 1 ema.safetensors",
+        "waits 1 pixels done",
+        "waits 1 step_00000004",
+    ]
+    done = run_ranks("train", f"resume={trained[0]}", "trainer.steps=5", cwd=home, code=said + MAIN.format("train"))
+    assert done.returncode == 0, done.stderr
+    (waits,) = (line for line in done.stdout.splitlines() if line.startswith("waits"))
+    assert waits.startswith("waits 1 ")
+    assert {"ema.safetensors", "training.safetensors"} <= set(waits.split())
+
+
 def linked(directory: Path, target: Path) -> Path:
     """As `cp -al` copies a directory."""
     return shutil.copytree(directory, target, copy_function=os.link)
@@ -199,6 +223,27 @@ def test_a_linked_copy_of_a_run_is_a_run_of_its_own(trained: tuple, home: Path):
     lines = (copy / run_dir.METRICS_FILE).read_text(encoding="utf-8").splitlines()
     assert json.loads(lines[-1])["step"] == 6
     assert len(lines) == len(before[run_dir.METRICS_FILE].splitlines()) + 1
+
+
+def test_a_linked_copy_of_unfinished_images_is_drawn_on_its_own(tmp_path: Path):
+    layout = {"batch_size": 2, "shape": (4, 1, 1, 1)}
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    with image_store.locked(begun):
+        image_store.begin(begun, {}, **layout)
+        with ImageStore(begun, **layout) as store:
+            store.keep(range(2), torch.ones(2, 1, 1, 1, dtype=torch.uint8))
+    copy = linked(begun, tmp_path / "copy")
+    before = contents(begun)
+    with image_store.locked(copy):
+        image_store.begin(copy, {}, **layout)
+        with ImageStore(copy, **layout) as store:
+            store.keep(range(2, 4), torch.ones(2, 1, 1, 1, dtype=torch.uint8))
+            store.flush()
+            assert store.missing == []
+    assert contents(begun) == before
+    with ImageStore(begun, **layout) as store:
+        assert store.missing == [range(2, 4)]
 
 
 def test_a_linked_lock_is_of_one_directory(tmp_path: Path):

@@ -1,1 +1,1 @@
-"""This disk: durable writes, locks, careful opens, what lies in a run directory, pictures, text safe to print."""
+"""This disk: durable writes, locks, careful opens, the layout of a run directory, pictures, text safe to print."""
