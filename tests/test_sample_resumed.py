@@ -107,6 +107,61 @@ def test_a_signal_before_anything_is_drawn_leaves_nothing(labelled: Path, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+DISTURBED = """
+import os, signal, sys
+from ddpm_cli.sampling import outputs
+from ddpm_cli.sampling.image_store import ImageStore
+names = [sys.argv.pop(1), sys.argv.pop(1)]
+def disturb(): os.kill(os.getpid(), getattr(signal, names.pop(0)))
+write, end = outputs.write, ImageStore.end
+def disturbed(*a, **k): disturb(); return write(*a, **k)
+def and_then(self): end(self); disturb(); os.close(1)
+outputs.write, ImageStore.end = disturbed, and_then
+from ddpm_cli.sample import main; main()
+"""
+
+
+@pytest.mark.parametrize("names", [("SIGINT", "SIGTERM"), ("SIGHUP", "SIGHUP")])
+def test_once_all_is_drawn_nothing_makes_it_a_failure(names, labelled: Path, sample_here, tmp_path: Path):
+    """Signals while the pictures are made and after that, and a console that is gone; given again, it says so."""
+    few = [f"ckpt={labelled}", "n=3", "sampler=ddim", "sampler.steps=2", "out=out"]
+    disturbed = sample(*names, *few, "save=images", code=DISTURBED, cwd=tmp_path)
+    assert disturbed.returncode == 0, disturbed.stderr
+    assert disturbed.stderr.startswith(f"\n{names[0]}: finishing the pictures")
+    before = contents_below(tmp_path / "out")
+    for save in ("images", "grid"):
+        again = sample_here(*few, f"save={save}")
+        assert (again.returncode, again.stderr) == (0, "")
+        assert again.stdout.splitlines() == ["out holds these images already:", "out/samples.png", "out/images"]
+    assert_one_message(sample_here(*few, "save=npz"), "sample", "out: out has finished without samples.npz; choose")
+    other = sample_here(*few, "seed=1")
+    assert_one_message(
+        other, "sample", "out: out holds finished images of another configuration:\n  seed: was 0, now 1"
+    )
+    assert contents_below(tmp_path / "out") == before
+
+
+def test_killed_at_its_end_it_is_finished_by_the_same_command(labelled: Path, sample_here, tmp_path: Path, monkeypatch):
+    few = [f"ckpt={labelled}", "n=3", "sampler=ddim", "sampler.steps=2"]
+    assert sample_here(*few, "out=whole").returncode == 0
+    rename = os.rename
+    for number in range(2):  # before the picture has its place, and before the run has finished
+        places = iter(range(9))
+
+        def killed(source: Path, target: Path, places=places, number=number) -> None:
+            if next(places) == number:
+                raise KeyboardInterrupt
+            rename(source, target)
+
+        monkeypatch.setattr(os, "rename", killed)
+        assert sample_here(*few, f"out=out{number}").returncode == 130
+        monkeypatch.setattr(os, "rename", rename)
+        done = sample_here(*few, f"out=out{number}")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "resumes: 3 of 3 images are there" in done.stdout
+        assert contents(tmp_path / f"out{number}") == contents(tmp_path / "whole")
+
+
 @pytest.fixture
 def stopped(labelled: Path, tmp_path: Path) -> Path:
     """The output directory of a run that was stopped in the middle."""

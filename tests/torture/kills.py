@@ -20,14 +20,14 @@ def sigkill_at_random_moments(setting: Setting) -> Row:
     kills, failures, random = setting.count(200), [], setting.random
     reference = make_reference(RUN, setting.place / "reference")
     lost, runs = [], 0
-    for chain, place in _chains(setting.place, lambda: len(lost) < kills):
+    for chain, place in chains(setting.place, lambda: len(lost) < kills):
         clock = Clock()
         runs += 1
         while True:
             clock.set(0)
             process = command("train", ARGUMENTS, place, prepare=counting(clock))
-            if len(lost) >= kills or not _signalled(process, signal.SIGKILL, random.uniform(0, 1.2)):
-                _check_finished(process, place, reference, failures, f"chain {chain}")
+            if len(lost) >= kills or not signalled(process, signal.SIGKILL, random.uniform(0, 1.2)):
+                check_finished(process, place, reference, failures, f"chain {chain}")
                 break
             process.wait()
             with noting(failures, f"chain {chain}, kill {len(lost)}"):
@@ -48,14 +48,14 @@ def sigterm_at_random_moments(setting: Setting) -> Row:
     folder = setting.place / "pictures"
     make_pictures(folder, 300)
     from_folder = ["data=folder", f"data.path={folder}", "data.image_size=16", "data.workers=2", "model=unet_16"]
-    statuses, lost, left, chains = [], [], 0, 0
+    statuses, lost, left, runs = [], [], 0, 0
     for workers, data in ((0, []), (2, [*from_folder, "data.channels=1", "model.attention_resolutions=[8]"])):
         arguments = [*data, *ARGUMENTS]
         quota = len(statuses) + (stops + 1) // 2
         reference = make_reference([*data, *RUN], setting.place / f"reference_{workers}")
-        for chain, place in _chains(setting.place / f"workers_{workers}", lambda quota=quota: len(statuses) < quota):
+        for chain, place in chains(setting.place / f"workers_{workers}", lambda quota=quota: len(statuses) < quota):
             clock = Clock()
-            chains += 1
+            runs += 1
             start = 0
             while True:
                 start += 1
@@ -64,13 +64,13 @@ def sigterm_at_random_moments(setting: Setting) -> Row:
                 clock.set(0)
                 process = command("train", arguments, place, prepare=counting(clock), **environment)
                 moment = random.uniform(0.02, 2.5 if workers else 1.2)
-                if len(statuses) >= quota or not _signalled(process, signal.SIGTERM, moment):
-                    _check_finished(process, place, reference, failures, f"{workers} workers, chain {chain}")
+                if len(statuses) >= quota or not signalled(process, signal.SIGTERM, moment):
+                    check_finished(process, place, reference, failures, f"{workers} workers, chain {chain}")
                     break
                 with noting(failures, f"{workers} workers, chain {chain}, start {start}"):
                     status = process.wait()
                     if status == 0:  # it was just done
-                        _check_finished(process, place, reference, failures, f"{workers} workers, chain {chain}")
+                        check_finished(process, place, reference, failures, f"{workers} workers, chain {chain}")
                         break
                     statuses.append(status)
                     if status != RESUME_LATER:
@@ -83,7 +83,7 @@ def sigterm_at_random_moments(setting: Setting) -> Row:
         failures.append(f"{left} processes outlived their run")
     figure = (
         f"exit {RESUME_LATER} {statuses.count(RESUME_LATER)}/{len(statuses)}; lost steps {max(lost)}; "
-        f"processes left {left}; {chains} runs, each bit-equal"
+        f"processes left {left}; {runs} runs, each bit-equal"
     )
     return Row("SIGTERM to the process group at random moments, 0 and 2 decoding processes", figure, failures)
 
@@ -112,7 +112,7 @@ def two_trainers(setting: Setting) -> Row:
     return Row("two trainers on one directory", f"{refused}/{tries} refused, the first undisturbed", failures)
 
 
-def _chains(place: Path, wanted: Callable[[], bool]) -> Iterator[tuple[int, Path]]:
+def chains(place: Path, wanted: Callable[[], bool]) -> Iterator[tuple[int, Path]]:
     """Numbered places for runs, as long as more are wanted."""
     chain = 0
     while wanted():
@@ -120,7 +120,7 @@ def _chains(place: Path, wanted: Callable[[], bool]) -> Iterator[tuple[int, Path
         chain += 1
 
 
-def _signalled(process: Process, number: int, seconds: float) -> bool:
+def signalled(process: Process, number: int, seconds: float) -> bool:
     """Send the process group a signal after so many seconds; False if the process had ended by then."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and process.poll() is None:
@@ -131,7 +131,7 @@ def _signalled(process: Process, number: int, seconds: float) -> bool:
     return True
 
 
-def _check_finished(process: Process, place: Path, reference: Reference, failures: list[str], what: str) -> None:
+def check_finished(process: Process, place: Path, reference: Reference, failures: list[str], what: str) -> None:
     with noting(failures, what):
         if process.wait() != 0:
             failures.append(f"{what}: exit status {process.status}: {process.said()[-300:]}")
