@@ -215,8 +215,9 @@ def test_decoding_into_a_file_skips_what_cannot_be_read(tmp_path):
     (tmp_path / "b.png").write_bytes(b"broken")
     (tmp_path / "pixels").write_bytes(b"\xff" * 100)
     names = ["a.png", "b.png", "gone.png", "d.png"]
-    bad = decode.decode_into(tmp_path / "pixels", str(tmp_path), (2, 2), 1, 5, names)
-    assert bad == [
+    written = decode.decode_into(tmp_path / "pixels", str(tmp_path), (2, 2), 1, 5, names)
+    assert written.checksums == [zlib.crc32(b"\n" * 4), 0, 0, zlib.crc32(b"\x1e" * 4)]
+    assert written.bad == [
         ("b.png", "not in a known image format", True),
         ("gone.png", "No such file or directory", False),  # and that may change
     ]

@@ -22,7 +22,7 @@ from commands import TINY, assert_one_message, only, start, train
 from pictures import smooth
 from safetensors.numpy import load_file
 
-from ddpm_cli.data import index_cache, tar_reader
+from ddpm_cli.data import decoding_memory, index_cache
 from ddpm_cli.data.decode import decode_bytes
 from ddpm_cli.data.folder import folder
 from ddpm_cli.data.image_set import ImageSet
@@ -489,7 +489,7 @@ def test_nothing_but_bad_images_ends_the_run(tmp_path, read):
 
 
 def test_an_image_of_an_impossible_size_is_a_bad_one(tmp_path, read, monkeypatch):
-    monkeypatch.setattr(tar_reader, "MOST_BYTES", 1000)
+    monkeypatch.setattr(decoding_memory, "MOST_FILE", 1000)
     path = tar_of(tmp_path / "x.tar", ("x.jpg", b"x" * 2000))
     with pytest.raises(OSError, match=r"x\.jpg: 2,000 bytes are too many for an image"):
         every(read(path))
