@@ -23,6 +23,7 @@ ROWS = {
     "hostile": ["hostile_checkpoints"],
     "numbers": ["not_finite"],
     "pictures": ["bad_images"],
+    "exchanged": ["data_exchanged"],
     "lines": ["malformed_command_lines"],
     "together": ["a_rank_is_killed", "a_decoding_process_is_killed"],
     "cost": ["cost_of_saving"],
