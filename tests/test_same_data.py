@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from commands import TINY, assert_one_message, only, train
 from PIL import Image
 
 from ddpm_cli.checkpoint import Metadata
-from ddpm_cli.config.errors import ConfigError
+from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.data import datasets
 from ddpm_cli.data.folder import folder
 from ddpm_cli.data.image_set import ImageSet
+from ddpm_cli.data.loader import BatchLoader
 from ddpm_cli.data.stored_pixels import DamagedCacheError, StoredPixels
 from ddpm_cli.data.webdataset import webdataset
 from ddpm_cli.training.resume import check_same_data
@@ -165,6 +167,15 @@ def test_what_is_no_file_in_the_place_of_one_is_named(make, suffix, pictures, tm
     with pytest.raises(OSError, match=rf"{path}.*remove it, or choose another data\.cache_dir"):
         read(pictures, tmp_path / "cache")
     assert len(decoded) == COUNT
+
+
+def test_memory_that_runs_out_while_images_are_read_is_one_message(pictures, tmp_path, monkeypatch):
+    images = read(pictures, tmp_path / "cache", memory_mb=0)
+    monkeypatch.setattr(StoredPixels, "_read", mock.Mock(side_effect=MemoryError))
+    with pytest.raises(OSError, match=r"pictures: out of memory while a batch of images was read"):
+        next(BatchLoader(images, 4, seed=0).prefetch(0))
+    with pytest.raises(ConfigError, match=r"^data: out of memory$"), naming("data"):
+        read(pictures, tmp_path / "cache")
 
 
 # Resuming -------------------------------------------------------------------------------------------------------------

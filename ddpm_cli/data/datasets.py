@@ -164,7 +164,7 @@ def _read_idx(dataset: str, kind: Literal["train-images", "train-labels"], root:
     def read() -> np.ndarray:
         return read_file(str(archive.path.with_suffix(""))).numpy()
 
-    return read_unpacking(read, archive, download)
+    return read_unpacking(read, archive, [archive.path.with_suffix("")], download)
 
 
 def _read_cifar10(root: str, download: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -178,7 +178,7 @@ def _read_cifar10(root: str, download: bool) -> tuple[np.ndarray, np.ndarray]:
         return np.ascontiguousarray(images.data.transpose(0, 3, 1, 2)), np.array(images.targets, np.int64)
 
     archive = Archive(folder / CIFAR10.filename, CIFAR10.tgz_md5, (CIFAR10.url,))
-    return read_unpacking(read, archive, download)
+    return read_unpacking(read, archive, (folder / CIFAR10.base_folder).glob("*"), download)
 
 
 def _absolute(root: str) -> Path:
