@@ -101,9 +101,9 @@ def decoded(monkeypatch) -> list[str]:
     paths = []
     original = decode.decode
 
-    def recording(path, size, channels):
+    def recording(path, *more):
         paths.append(path)
-        return original(path, size, channels)
+        return original(path, *more)
 
     monkeypatch.setattr(decode, "decode", recording)
     return paths

@@ -135,6 +135,23 @@ def test_bad_images_leave_no_gaps(good, read, bad, workers, monkeypatch):
     assert len(images.skipped) == len(bad)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_large_images_are_decoded_one_at_a_time(good, read, workers, monkeypatch, tmp_path):
+    monkeypatch.setattr(folder, "FEW_IMAGES", 1)
+    expected = read(good).pixels
+    Image.open(good / "one" / "04.png").resize((99, 99)).save(good / "one" / "04.png")
+    alone = read(good, workers=0).pixels
+    shutil.rmtree(tmp_path / "cache")
+    asked = []
+    monkeypatch.setattr(
+        folder, "most_at_a_time", lambda workers: asked.append(workers) or (2**30, 2**30, 3000)[workers]
+    )
+    images = read(good, workers=workers)
+    np.testing.assert_array_equal(images.pixels, alone)
+    assert asked == [workers, min(workers, 1)]
+    assert not np.array_equal(alone, expected)
+
+
 @pytest.mark.parametrize("on_bad", ["stop", "skip"])
 def test_nothing_but_bad_images_is_an_error(on_bad, good, read, decoded):
     for path in good.rglob("*.png"):

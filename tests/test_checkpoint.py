@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from ddpm_cli import checkpoint, train
 from ddpm_cli.checkpoint import CheckpointError, Metadata
+from ddpm_cli.checkpoint.metadata import parse
 from ddpm_cli.checkpoint.pretrained import load
 from ddpm_cli.checkpoint.validate import MisfitError, check_ddpm, check_node, check_state
 from ddpm_cli.config.errors import ConfigError
@@ -522,3 +523,13 @@ def test_a_class_of_the_users_own_needs_their_word(tmp_path: Path):
         load(path)
     with pytest.raises(CheckpointError, match="do not fit the network"):
         load(path, trust=["torch.nn.Identity"])
+
+
+@pytest.mark.parametrize("data", [[], {"images": "ab"}, {"images": 7}, {"images": "A" * 64}, {"images": "a" * 65}])
+def test_what_it_says_of_its_data_can_only_be_digests(data):
+    text = describe(5, data={"images": "0" * 64}).as_json()
+    assert parse(text, Path("x")).data == {"images": "0" * 64}
+    with pytest.raises(CheckpointError, match="x: its description cannot be: ValueError: data must be"):
+        parse(json.dumps(json.loads(text) | {"data": data}), Path("x"))
+    old = {key: value for key, value in json.loads(text).items() if key != "data"}
+    assert parse(json.dumps(old), Path("x")).data == {}

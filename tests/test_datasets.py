@@ -3,6 +3,7 @@
 import gzip
 import http.server
 import io
+import os
 import re
 import socket
 import tarfile
@@ -336,3 +337,22 @@ def test_failed_download_says_where_the_file_should_be(published, tmp_path, serv
     assert f"{tmp_path / published.place} is missing and cannot be fetched" in str(caught.value)
     assert address in str(caught.value)
     assert not [path for path in tmp_path.rglob("*.*") if path.is_file() and served not in path.parents]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_what_is_no_file_in_the_place_of_one_is_not_waited_for(make, suffix, tmp_path):
+    path = tmp_path / "MNIST" / "raw" / f"train-images-idx3-ubyte{suffix}"
+    path.parent.mkdir(parents=True)
+    make(path)
+    with pytest.raises(OSError, match=f"{path} is not a regular file"):
+        datasets.mnist(root=str(tmp_path))
+
+
+def test_a_file_with_holes_is_not_read(tmp_path):
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_1"
+    path.parent.mkdir()
+    path.touch()
+    os.truncate(path, 2**40)
+    with pytest.raises(OSError, match=f"{path} has 1,099,511,627,776 bytes"):
+        datasets.cifar10(root=str(tmp_path))

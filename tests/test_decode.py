@@ -3,18 +3,21 @@
 import errno
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pictures import smooth
 from PIL import ExifTags, Image, ImageOps
 
-from ddpm_cli.data import decode
+from ddpm_cli.data import decode, decoding_memory
+from ddpm_cli.data.decoding_memory import LargeImageError
 
 LEFT, RIGHT, WHITE = (200, 30, 40), (10, 220, 100), (255, 255, 255)
 
@@ -215,8 +218,9 @@ def test_decoding_into_a_file_skips_what_cannot_be_read(tmp_path):
     (tmp_path / "b.png").write_bytes(b"broken")
     (tmp_path / "pixels").write_bytes(b"\xff" * 100)
     names = ["a.png", "b.png", "gone.png", "d.png"]
-    bad = decode.decode_into(tmp_path / "pixels", str(tmp_path), (2, 2), 1, 5, names)
-    assert bad == [
+    written = decode.decode_into(tmp_path / "pixels", str(tmp_path), (2, 2), 1, 5, names)
+    assert written.checksums == [zlib.crc32(b"\n" * 4), 0, 0, zlib.crc32(b"\x1e" * 4)]
+    assert written.bad == [
         ("b.png", "not in a known image format", True),
         ("gone.png", "No such file or directory", False),  # and that may change
     ]
@@ -240,3 +244,102 @@ def test_workers_need_not_import_torch(module):
     """Each is where a function is that a worker pool calls."""
     code = f"import ddpm_cli.data.{module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# How much memory it takes ---------------------------------------------------------------------------------------------
+
+
+def one_after_the_other(path: Path) -> None:
+    """Make of a grey JPEG one that says it has three components, of which the first scan holds one."""
+    content = path.read_bytes()
+    frame = content.index(b"\xff\xc0")
+    length = 8 + 3 * 3
+    header = content[frame + 4 : frame + 9] + bytes([3, 1, 0x22, 0, 2, 0x11, 0, 3, 0x11, 0])
+    after = frame + 2 + int.from_bytes(content[frame + 2 : frame + 4], "big")
+    path.write_bytes(content[:frame] + b"\xff\xc0" + length.to_bytes(2, "big") + header + content[after:])
+
+
+def needed(path: Path, channels: int = 3) -> int:
+    with pytest.raises(LargeImageError) as caught:
+        decode.decode(path, (8, 8), channels, 0 if path.stat().st_size == 0 else path.stat().st_size)
+    return caught.value.needed
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options", "least"),
+    [
+        ("x.png", "RGB", {}, 4),  # as PIL keeps it
+        ("x.png", "L", {}, 1 + 4),
+        ("x.png", "P", {}, 1 + 4),
+        ("x.png", "RGBA", {}, 4 + 4),
+        ("x.png", "I;16", {}, 2 + 1 + 4),
+        ("x.tiff", "CMYK", {}, 4 + 4),
+        ("x.tiff", "F", {}, 4 + 4),
+        ("x.webp", "RGB", {}, 4),
+        ("x.jpg", "RGB", {"progressive": True}, 3),  # coefficients of 16 bits, colours at half the size
+        ("x.jpg", "RGB", {"progressive": True, "subsampling": 0}, 6),
+        ("x.jpg", "CMYK", {"progressive": True}, 8),
+    ],
+)
+def test_what_decoding_takes_is_told_from_the_header(name, mode, options, least, tmp_path):
+    Image.new(mode, (800, 800)).save(tmp_path / name, **options)
+    assert 800 * 800 * least <= needed(tmp_path / name) < 800 * 800 * (least + 20)
+
+
+def test_a_jpeg_takes_what_is_left_of_it_when_it_is_drafted(tmp_path):
+    Image.new("RGB", (800, 800)).save(tmp_path / "x.jpg")
+    assert decode.decode(tmp_path / "x.jpg", (8, 8), 3, 100 * 100 * 4).shape == (3, 8, 8)
+    Image.new("L", (800, 800)).save(tmp_path / "x.jpg")
+    one_after_the_other(tmp_path / "x.jpg")
+    assert needed(tmp_path / "x.jpg") >= 800 * 800 * 3
+
+
+def test_an_image_that_takes_too_much_is_a_bad_one_and_a_large_one_is_left_for_later(tmp_path, monkeypatch):
+    for name, side in (("a.png", 100), ("b.png", 20), ("c.png", 50)):
+        Image.new("RGB", (side, side), "red").save(tmp_path / name)
+    (tmp_path / "pixels").write_bytes(bytes(3 * 12))
+    monkeypatch.setattr(decoding_memory, "MOST", 20_000)
+    monkeypatch.setattr(decode, "MOST", 20_000)
+    names = ["a.png", "b.png", "c.png"]
+    written = decode.decode_into(tmp_path / "pixels", str(tmp_path), (2, 2), 3, 0, names, most=5_000)
+    assert [image.name for image in written.bad] == ["a.png"]
+    assert re.match("too large: decoding it would take 0 MiB of memory", written.bad[0].reason)
+    assert written.bad[0].lasting
+    assert written.large == [2]
+    assert (tmp_path / "pixels").read_bytes() == bytes(12) + b"\xff" * 4 + bytes(8) + bytes(12)
+
+
+def test_photographs_of_100_megapixels_are_decoded(monkeypatch):
+    """From their headers: the numbers are those of a progressive JPEG and of a PNG with an alpha channel."""
+    monkeypatch.setattr(decoding_memory, "_coefficients", lambda _: 10_000 * 10_000 * 2 * 3)
+    for format, mode, size in (("JPEG", "RGB", (1250, 1250)), ("PNG", "RGBA", (10_000, 10_000))):
+        image = Image.new(mode, (1, 1))
+        image.format, image._size = format, size
+        decoding_memory.check_decoding(image, io.BytesIO(), "RGB", decoding_memory.MOST)
+
+
+def test_processes_share_the_memory(monkeypatch):
+    monkeypatch.setattr(decoding_memory, "_memory", lambda: 2**33)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert [decoding_memory.most_at_a_time(workers) for workers in (0, 1, 2, 8)] == [2**30, 2**30, 2**30, 2**28]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert decoding_memory.most_at_a_time(8) == 2**26
+
+
+def test_tiles_make_no_seams(tmp_path, monkeypatch, rng):
+    pixels = rng.integers(0, 256, (40, 56, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "rgba.png")
+    Image.fromarray(pixels[..., :2].copy().view(np.uint16)[..., 0]).save(tmp_path / "16.png")
+    for name in ("rgba.png", "16.png"):
+        whole = decode.decode(tmp_path / name, (20, 30), 3)
+        with monkeypatch.context() as patch:
+            patch.setattr(decode, "_TILE", 16)
+            np.testing.assert_array_equal(decode.decode(tmp_path / name, (20, 30), 3), whole)
+
+
+def test_a_file_with_holes_is_not_read(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    os.truncate(tmp_path / "x.png", 2**40)
+    monkeypatch.setattr(Image, "open", None)
+    with pytest.raises(ValueError, match="1,099,511,627,776 bytes are too many for an image"):
+        decode.decode(tmp_path / "x.png", (8, 8), 3)

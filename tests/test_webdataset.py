@@ -22,7 +22,7 @@ from commands import TINY, assert_one_message, only, start, train
 from pictures import smooth
 from safetensors.numpy import load_file
 
-from ddpm_cli.data import index_cache, tar_reader
+from ddpm_cli.data import decoding_memory, index_cache, tar_reader
 from ddpm_cli.data.decode import decode_bytes
 from ddpm_cli.data.folder import folder
 from ddpm_cli.data.image_set import ImageSet
@@ -332,6 +332,28 @@ def header(**fields: bytes) -> bytes:
 NEGATIVE = b"\xff" * 10 + (2**16 - 1024).to_bytes(2, "big")
 HUGE = b"\x80" + (2**60).to_bytes(11, "big")
 
+
+def extended(values: dict[str, str], *, of_all: bool = False) -> bytes:
+    """A tar file with an image of 600 bytes and an extended header of such values (`of_all`: for all members)."""
+    records = b""
+    for key, value in values.items():
+        record = f" {key}={value}\n".encode()
+        records += b"%d" % (len(record) + len(str(len(record) + 1))) + record
+    head = header(size=b"%011o\0" % len(records), type=b"g" if of_all else b"x")
+    padded = records + bytes(-len(records) % 512)
+    return head + padded + header(size=b"%011o\0" % 600) + bytes(1024) + bytes(1024)
+
+
+def sparse_map() -> bytes:
+    """A tar file with the header of a sparse file that goes on for 4 MB: Python would make many times as much of it."""
+    entries = (b"%011o\0" % 512) * 42 + b"\1" + bytes(7)
+    first = bytearray(header(size=b"%011o\0" % 0, type=b"S"))
+    first[482] = 1
+    first[148:156] = b" " * 8
+    first[148:156] = b"%06o\0 " % sum(first)
+    return bytes(first) + entries * 8192 + bytes(512 + 1024)
+
+
 BAD = {
     "cut in an image": (
         lambda path: cut_in(path, "000008.png"),
@@ -358,6 +380,25 @@ BAD = {
     "an extended header of a negative size": (
         lambda path: path.write_bytes(header(size=NEGATIVE, type=b"x") * 9),
         "no whole tar",
+    ),
+    "an extended size below zero": (lambda path: path.write_bytes(extended({"size": "-512"})), "no whole tar file: "),
+    "an extended size below zero, further on": (
+        lambda path: path.write_bytes(extended({"size": "600"})[:-1024] + extended({"size": "-512"})),
+        "no whole tar file: an impossible size, -512, of x.jpg",
+    ),
+    "an extended size beyond the end": (
+        lambda path: path.write_bytes(extended({"GNU.sparse.realsize": "268435456"})),
+        "no whole tar file: an impossible size, 268,435,456, of x.jpg",
+    ),
+    "an absurd extended size": (lambda path: path.write_bytes(extended({"size": "9" * 30})), "no whole tar file: "),
+    "a size for all members": (lambda path: path.write_bytes(extended({"size": "-1"}, of_all=True)), "no whole tar"),
+    "too many values for all members": (
+        lambda path: path.write_bytes(extended({f"k{index:04}": "" for index in range(3000)}, of_all=True)),
+        "no whole tar file: too many global headers",
+    ),
+    "a sparse map without end": (
+        lambda path: path.write_bytes(sparse_map()),
+        "no whole tar file: a header of an impossible size",
     ),
     "headers without end": (
         lambda path: path.write_bytes((header(size=b"%011o\0" % 1, type=b"L") + b"x" * 512) * 5000),
@@ -488,8 +529,16 @@ def test_nothing_but_bad_images_ends_the_run(tmp_path, read):
         every(read(path, on_bad="skip"))
 
 
+def test_large_images_are_decoded_by_one_process_alone(tars, read, monkeypatch):
+    expected = every(read(tars))
+    monkeypatch.setattr(tar_reader, "most_at_a_time", lambda workers: 4000)  # of images of 20 to 24 pixels a side
+    images = read(tars, workers=2)
+    np.testing.assert_array_equal(every(images), expected)
+    assert len(images.pixels._alone._idle) == 1
+
+
 def test_an_image_of_an_impossible_size_is_a_bad_one(tmp_path, read, monkeypatch):
-    monkeypatch.setattr(tar_reader, "MOST_BYTES", 1000)
+    monkeypatch.setattr(decoding_memory, "MOST_FILE", 1000)
     path = tar_of(tmp_path / "x.tar", ("x.jpg", b"x" * 2000))
     with pytest.raises(OSError, match=r"x\.jpg: 2,000 bytes are too many for an image"):
         every(read(path))

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+import re
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeGuard
 
@@ -38,6 +39,8 @@ class Metadata:
             `validate.check_node`.
         versions: of what wrote it.
         classes: names of the labels it was trained on, from 0 on; none: without labels.
+        data: digests of the images it was trained on, by what they are of; none: not known. Those of versions before
+            there were any are not.
     """
 
     step: int
@@ -46,6 +49,7 @@ class Metadata:
     config: dict
     versions: dict[str, str]
     classes: tuple[str, ...] = ()
+    data: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises ValueError for what cannot be: the numbers may come from anywhere."""
@@ -59,6 +63,8 @@ class Metadata:
                 raise ValueError(f"{name} {getattr(self, name)!r}")
         if not isinstance(self.classes, tuple) or not all(isinstance(name, str) for name in self.classes):
             raise ValueError("classes must be texts")
+        if not isinstance(self.data, dict) or not all(_is_digest(value) for value in self.data.values()):
+            raise ValueError("data must be SHA-256 digests")
         if not isinstance(self.config, dict) or not isinstance(self.versions, dict):
             raise ValueError("config and versions must be objects")
 
@@ -69,6 +75,10 @@ class Metadata:
 
 def _in_range(value: object, least: int, most: int) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 class CheckpointError(ValueError):

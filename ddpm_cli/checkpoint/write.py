@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import PIL
 import torch
 from torch import Tensor
 
@@ -104,7 +105,7 @@ def size(ema: dict[str, Tensor], training: dict[str, Tensor]) -> int:
 
 def versions() -> dict[str, str]:
     """What wrote a checkpoint, for whoever has to find out later."""
-    return {"ddpm_cli": __version__, "torch": str(torch.__version__)}
+    return {"ddpm_cli": __version__, "torch": str(torch.__version__), "pillow": PIL.__version__}
 
 
 def _remove_leftovers(directory: Path) -> None:

@@ -23,6 +23,8 @@ def naming(key: str) -> Iterator[None]:
         raise ConfigError(f"{key}: {reason}") from error
     except ValueError as error:
         raise ConfigError(f"{key}: {error}") from error
+    except MemoryError as error:
+        raise ConfigError(f"{key}: out of memory{f': {error}' if str(error) else ''}") from error
 
 
 def shown(text: str) -> str:

@@ -12,13 +12,18 @@ import os
 import platform
 import secrets
 import shutil
+import stat
 import sys
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+from ddpm_cli.io.text import printable
+
+MOST_BYTES = 2**29  # of an archive, or of a file in it
 
 Read = TypeVar("Read")
 
@@ -32,20 +37,34 @@ class Archive:
     urls: tuple[str, ...]
 
 
-def read_unpacking(read: Callable[[], Read], archive: Archive, download: bool) -> Read:
-    """What `read` finds beside the archive; if that fails, what it finds once the archive is unpacked there.
+def read_unpacking(read: Callable[[], Read], archive: Archive, unpacked: Iterable[Path], download: bool) -> Read:
+    """What `read` finds in the `unpacked` files; if that fails, what it finds once the archive is unpacked there.
 
     The archive is fetched first, if `download` and need be.
 
     Raises FileNotFoundError if it is absent or damaged and cannot be fetched, OSError or ValueError if it cannot be
     unpacked or leads elsewhere, and what `read` raises of what was unpacked.
     """
+    for path in (archive.path, *unpacked):
+        _check_file(path)
     # What torchvision raises for files that are absent, cut short or changed. Unpacking can have been interrupted.
     with contextlib.suppress(OSError, RuntimeError, ValueError, AssertionError, TypeError, KeyError):
         return read()
     _provide(archive, download)
     _unpack(archive.path)
     return read()
+
+
+def _check_file(path: Path) -> None:
+    """Raise OSError for what is no file, which would be waited for, or one of more bytes than any of ours."""
+    try:
+        status = path.stat()
+    except OSError:
+        return  # nothing there: whoever opens it says so
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{printable(str(path))} is not a regular file: remove it")
+    if status.st_size > MOST_BYTES:
+        raise OSError(f"{printable(str(path))} has {status.st_size:,} bytes, which it cannot have: remove it")
 
 
 def _unpack(archive: Path) -> None:

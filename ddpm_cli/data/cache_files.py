@@ -7,13 +7,18 @@ been killed, a later writer.
 import contextlib
 import os
 import secrets
+import stat
 import time
 from collections.abc import Generator
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
 from ddpm_cli.io import durable
+from ddpm_cli.io.openers import nonblocking
+from ddpm_cli.io.text import printable
 
+_REMOVE_IT = "remove it, or choose another data.cache_dir"
 ABANDONED_SECONDS = 24 * 3600  # a temporary file is written to all the time, unless its writer has been killed
 
 
@@ -22,6 +27,30 @@ def cache_directory(cache_dir: str | None) -> Path:
     if cache_dir is not None:
         return Path(cache_dir).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "ddpm-cli"
+
+
+def opened(path: Path) -> FileIO:
+    """A file of the cache for reading, unbuffered. Raises FileNotFoundError if there is none, OSError if it is none."""
+    try:
+        file = FileIO(path, opener=nonblocking)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
+    except OSError as error:
+        raise OSError(f"cannot read {printable(str(path))} ({error.strerror}): {_REMOVE_IT}") from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(f"{printable(str(path))} is not a regular file: {_REMOVE_IT}")
+    return file
+
+
+def read(path: Path, most: int) -> bytes | None:
+    """What is in a file of the cache; None if there is none, or one of more than `most` bytes. Raises as `opened`."""
+    try:
+        with opened(path) as file:
+            content = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else None
+    except FileNotFoundError:
+        return None
+    return content if content is not None and len(content) <= most else None
 
 
 @contextlib.contextmanager

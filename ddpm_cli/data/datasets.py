@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ddpm_cli.data.archives import Archive, read_unpacking
+from ddpm_cli.data.fingerprint import image_checksums
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.data.labels import check_num_classes
 from ddpm_cli.data.options import check_channels, height_width
@@ -127,10 +128,11 @@ def _image_set(
     check_channels(channels)
     check_num_classes(num_classes, name, class_names)
     pixels, labels = read()
+    checksums = image_checksums(pixels)  # as published: scaled in floating point, they may differ on another processor
     pixels = with_channels(resize(pixels, size), channels)
     if num_classes is None:
-        return ImageSet(pixels, name, flip=flip)
-    return ImageSet(pixels, name, flip=flip, labels=labels, class_names=class_names)
+        return ImageSet(pixels, name, flip=flip, checksums=checksums)
+    return ImageSet(pixels, name, flip=flip, labels=labels, class_names=class_names, checksums=checksums)
 
 
 def _read_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -162,7 +164,7 @@ def _read_idx(dataset: str, kind: Literal["train-images", "train-labels"], root:
     def read() -> np.ndarray:
         return read_file(str(archive.path.with_suffix(""))).numpy()
 
-    return read_unpacking(read, archive, download)
+    return read_unpacking(read, archive, [archive.path.with_suffix("")], download)
 
 
 def _read_cifar10(root: str, download: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -176,7 +178,7 @@ def _read_cifar10(root: str, download: bool) -> tuple[np.ndarray, np.ndarray]:
         return np.ascontiguousarray(images.data.transpose(0, 3, 1, 2)), np.array(images.targets, np.int64)
 
     archive = Archive(folder / CIFAR10.filename, CIFAR10.tgz_md5, (CIFAR10.url,))
-    return read_unpacking(read, archive, download)
+    return read_unpacking(read, archive, (folder / CIFAR10.base_folder).glob("*"), download)
 
 
 def _absolute(root: str) -> Path:

@@ -6,15 +6,18 @@ Worker processes import this module: it needs only PIL and NumPy, which load in 
 import contextlib
 import errno
 import io
+import itertools
 import os
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from ddpm_cli.data.decoding_memory import MOST, LargeImageError, check_decoding, check_file_size
 from ddpm_cli.data.scan import BadImage
 from ddpm_cli.io.openers import nonblocking
 
@@ -33,19 +36,30 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _EXHAUSTED = {errno.ENOMEM, errno.EMFILE, errno.ENFILE}  # memory or file handles have run out: no fault of the file
+_LONGEST_REASON = 200  # characters of what PIL says of a file, which may repeat what is in it
+_TILE = 1024  # pixels a side: what is converted at a time, so that what lies between two modes takes no memory
 
 
 class DecodingError(OSError):
     """Decoding cannot go on, and neither an image nor the place for the pixels is to blame."""
 
 
-def decode(path: str | os.PathLike[str], size: tuple[int, int], channels: int) -> np.ndarray:
+class Written(NamedTuple):
+    """What has become of a list of images."""
+
+    checksums: list[int]  # the CRC-32 of each one's pixels; of those that were not written 0
+    bad: list[BadImage]
+    large: list[int]  # which of them take more memory than there is for one of several processes
+
+
+def decode(path: str | os.PathLike[str], size: tuple[int, int], channels: int, most: int = MOST) -> np.ndarray:
     """uint8 `[channels, H, W]` of the image file at `path`, for `size` (H, W) in pixels and `channels` 1 or 3.
 
     The picture is put upright (EXIF), laid over white where transparent, scaled with antialiasing so that it covers
     `size`, and cropped about its centre. 16-bit grey is scaled to 8 bits. Of an animation this is the first frame.
 
     Raises:
+        LargeImageError: if decoding would take more than `most` bytes.
         ValueError: saying what is wrong with a file that holds no such picture: not an image, truncated, a
             decompression bomb, floating-point pixels, no file at all but a FIFO or a device.
         OSError: if the file cannot be read now: gone, no permission, a failing disk.
@@ -58,15 +72,16 @@ def decode(path: str | os.PathLike[str], size: tuple[int, int], channels: int) -
             raise ValueError("not a regular file")
         if status.st_size == 0:
             raise ValueError("the file is empty")
-        return _decode(file, size, channels)
+        check_file_size(status.st_size, most)
+        return _decode(file, size, channels, most)
 
 
-def decode_bytes(content: bytes, size: tuple[int, int], channels: int, *, name: str) -> np.ndarray:
+def decode_bytes(content: bytes, size: tuple[int, int], channels: int, most: int = MOST, *, name: str) -> np.ndarray:
     """As `decode`, of what is in an image file; `name` is what a DecodingError calls it."""
     with _errors_explained(name):
         if not content:
             raise ValueError("the file is empty")
-        return _decode(io.BytesIO(content), size, channels)
+        return _decode(io.BytesIO(content), size, channels, most)
 
 
 def decode_into(
@@ -76,36 +91,43 @@ def decode_into(
     channels: int,
     offset: int,
     names: Sequence[str],
-) -> list[BadImage]:
+    *,
+    most: int = MOST,
+) -> Written:
     """Write the images `names` below `root` into `file` from byte `offset` on: uint8 `[channels, H, W]`, one by one.
 
-    Returns those that cannot be decoded; their bytes stay what they were. Raises OSError if `file` cannot be written,
-    DecodingError as `decode`.
+    The bytes of those that cannot be decoded, or not within `most` bytes of memory, stay what they were. Raises OSError
+    if `file` cannot be written, DecodingError as `decode`.
     """
-    bad = []
+    written = Written([0] * len(names), [], [])
     with open(file, "r+b") as out:
-        out.seek(offset)
-        for name in names:
+        for place, name in enumerate(names):
             try:
-                pixels = decode(f"{root}/{name}", size, channels)
+                pixels = decode(f"{root}/{name}", size, channels, most).tobytes()
             except DecodingError:
                 raise
+            except LargeImageError as error:
+                if error.needed <= MOST:
+                    written.large.append(place)
+                else:
+                    written.bad.append(BadImage(name, str(error)))
             except (ValueError, OSError) as error:
-                lasting = isinstance(error, ValueError)
-                bad.append(BadImage(name, str(error) if lasting else str(error.strerror), lasting))
-                out.seek(channels * size[0] * size[1], os.SEEK_CUR)
+                reason = str(error.strerror) if isinstance(error, OSError) else str(error)
+                written.bad.append(BadImage(name, reason, lasting=isinstance(error, ValueError)))
             else:
-                out.write(pixels.tobytes())
-    return bad
+                out.seek(offset + place * len(pixels))
+                out.write(pixels)
+                written.checksums[place] = zlib.crc32(pixels)
+    return written
 
 
-def _decode(file: BinaryIO, size: tuple[int, int], channels: int) -> np.ndarray:
+def _decode(file: BinaryIO, size: tuple[int, int], channels: int, most: int) -> np.ndarray:
     """As `decode`; raises whatever PIL does."""
     assert channels in (1, 3), channels
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # oddities in metadata; large pictures (twice as large is refused)
         with Image.open(file, formats=_formats()) as image:
-            pixels = np.asarray(_fit(image, size, channels))
+            pixels = np.asarray(_fit(image, file, size, channels, most))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
@@ -116,13 +138,15 @@ def _errors_explained(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except UnidentifiedImageError as error:
         raise ValueError("not in a known image format") from error
+    except LargeImageError:
+        raise
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error and others on broken files
         number = error.errno if isinstance(error, OSError) else None
         if isinstance(error, MemoryError) or number in _EXHAUSTED:
             raise DecodingError(f"out of memory or file handles at {path}; fewer data.workers need less") from error
         if number is not None and number != errno.EINVAL:  # EINVAL: a broken file sent PIL to a negative position
             raise
-        raise ValueError(str(error) or type(error).__name__) from error
+        raise ValueError(str(error)[:_LONGEST_REASON] or type(error).__name__) from error
 
 
 def _formats() -> list[str]:
@@ -131,17 +155,21 @@ def _formats() -> list[str]:
     return [format for format in FORMATS if format in Image.OPEN]
 
 
-def _fit(image: Image.Image, size: tuple[int, int], channels: int) -> Image.Image:
+def _fit(image: Image.Image, file: BinaryIO, size: tuple[int, int], channels: int, most: int) -> Image.Image:
     """The picture in mode L or RGB, upright, at `size` (H, W): scaled to cover it, and cropped about its centre."""
     height, width = size
-    if image.format not in ("JPEG", "MPO"):  # which are read at reduced size, see `_draft`
+    mode = "L" if channels == 1 else "RGB"
+    drafted = image.format in ("JPEG", "MPO")  # they are read at reduced size, see `_draft`
+    if not drafted:
+        check_decoding(image, file, mode, most)
         image.load()
     orientation = _orientation(image)
     if orientation in (5, 6, 7, 8):  # stored on its side; it is cheapest turned last, when it is small
         height, width = width, height
     box = _centre(_draft(image, width, height), width, height)
-    image = _flat(image).convert("L" if channels == 1 else "RGB")
-    image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+    if drafted:
+        check_decoding(image, file, mode, most)
+    image = _converted(image, mode).resize((width, height), Image.Resampling.BICUBIC, box=box)
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
@@ -172,20 +200,33 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _flat(image: Image.Image) -> Image.Image:
-    """The picture in 8 bits and without transparency, in a mode that converts to L and RGB."""
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """The picture in `mode`, L or RGB: 16 bits are scaled to 8, and what is transparent is laid over white."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range; convert it to 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _eight_bits(np.asarray(image).astype(np.int64))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image
+        image = _in_tiles(image, "L", _eight_bits)
+    elif image.has_transparency_data:
+        return _in_tiles(image, mode, lambda tile: _over_white(tile).convert(mode))
+    return image if image.mode == mode else image.convert(mode)
 
 
-def _eight_bits(grey: np.ndarray) -> Image.Image:
-    """Mode L from 16-bit grey `[H, W]`, by value: PIL's own conversion would clip everything above 255 to white."""
+def _in_tiles(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """What `convert` makes of the picture, pixel by pixel, in `mode`."""
+    converted = Image.new(mode, image.size)
+    for left, top in itertools.product(range(0, image.width, _TILE), range(0, image.height, _TILE)):
+        box = (left, top, min(left + _TILE, image.width), min(top + _TILE, image.height))
+        converted.paste(convert(image.crop(box)), box)
+    return converted
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Mode L from 16-bit grey, by value: PIL's own conversion would clip everything above 255 to white."""
+    grey = np.asarray(image).astype(np.int64)
     if grey.min() < 0 or grey.max() > 65535:
         raise ValueError(f"integer pixels from {grey.min()} to {grey.max()} do not fit 16 bits")
     return Image.fromarray(((grey + 128) // 257).astype(np.uint8))

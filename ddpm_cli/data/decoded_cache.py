@@ -1,29 +1,41 @@
 """Decoded images kept on disk, so that a folder is decoded once.
 
 There are two kinds of files, each complete and true by itself: `KEY.npy` holds the pixels of a list of images, all of
-them good; `KEY.bad.json` says which images of a list cannot be decoded. KEY stands for the names, sizes and times of
-the images in the list. So the images that are left when the bad ones are skipped are found again when the bad ones have
-been removed.
+them good, and behind them what `stored_pixels.py` checks them by; `KEY.bad.json` says which images of a list cannot be
+decoded. KEY stands for the names, sizes and times of the images in the list. So the images that are left when the bad
+ones are skipped are found again when the bad ones have been removed.
 """
 
 import hashlib
-import io
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from ddpm_cli.data import cache_files
 from ddpm_cli.data.decode import DecodingError
 from ddpm_cli.data.scan import BadImage, ImageFile
+from ddpm_cli.data.stored_pixels import DamagedCacheError, StoredPixels, npy_header, trailer
 from ddpm_cli.io import durable
+from ddpm_cli.io.text import printable
 
 DECODE_VERSION = 2  # part of the key: raise it when `decode` gives other pixels for the same file
+_LONGEST_REASON = 1000  # bytes of JSON for what is wrong with an image, and around it
+
+log = logging.getLogger(__name__)
+
+
+class Cached(NamedTuple):
+    """Decoded images, and the CRC-32 of each."""
+
+    pixels: np.ndarray | StoredPixels  # uint8 [N, C, H, W], in memory or still on the disk
+    checksums: np.ndarray  # uint32 [N]
 
 
 @dataclass(frozen=True)
@@ -35,39 +47,45 @@ class DecodedCache:
     size: tuple[int, int]
     channels: int
 
-    def read(self, files: Sequence[ImageFile]) -> np.ndarray | None:
-        """uint8 `[len(files), channels, H, W]`, read-only and on disk; None if exactly these images are not here."""
-        shape = self._shape(files)
-        header = _npy_header(shape)
+    def read(self, files: Sequence[ImageFile], memory: int) -> Cached | None:
+        """What is kept of `files`, in memory if that takes no more than `memory` bytes; None if it has to be made.
+
+        That is if exactly these images are not here, or not as they were put here, which is said. Raises OSError if
+        something is in their place that is no file.
+        """
         try:
-            with open(self._path(files, "npy"), "rb") as file:
-                length = os.fstat(file.fileno()).st_size
-                if file.read(len(header)) != header or length != len(header) + math.prod(shape):
-                    return None
-                return np.memmap(file, np.uint8, "r", offset=len(header), shape=shape)
-        except OSError:
+            stored = StoredPixels(self._path(files, "npy"), self._shape(files))
+            return Cached(stored.all() if stored.nbytes <= memory else stored, stored.checksums)
+        except FileNotFoundError:
+            return None
+        except DamagedCacheError as error:
+            log.warning(f"cache    {error}: the images are decoded again")
             return None
 
     def read_bad(self, files: Sequence[ImageFile]) -> list[BadImage]:
         """The images among `files` of which it is known that they cannot be decoded."""
         names = {file.name for file in files}
+        most = sum(12 * len(name) + _LONGEST_REASON for name in names)  # JSON may escape a character by as many bytes
+        content = cache_files.read(self.bad_path(files), most + _LONGEST_REASON)
         try:
-            bad = [BadImage(name, reason) for name, reason in json.loads(self.bad_path(files).read_bytes())]
+            bad = [BadImage(name, reason) for name, reason in json.loads(content or b"[]")]
             return bad if all(image.name in names for image in bad) else []
-        except (OSError, ValueError, TypeError):  # none, or damaged: the images are decoded again
+        except (ValueError, TypeError, RecursionError):  # damaged: the images are decoded again
             return []
 
     def bad_path(self, files: Sequence[ImageFile]) -> Path:
         """Where it is kept which of `files` cannot be decoded."""
         return self._path(files, "bad.json")
 
-    def write(self, files: Sequence[ImageFile], decode_into: Callable[[str, int], list[BadImage]]) -> list[BadImage]:
+    def write(
+        self, files: Sequence[ImageFile], decode_into: Callable[[str, int], tuple[np.ndarray, list[BadImage]]]
+    ) -> list[BadImage]:
         """Keep what `decode_into(file, offset)` writes for `files`: one image after another, the good ones anyway.
 
-        Returns the bad ones, as it does. Whatever goes wrong, and whatever is raised, nothing half-written remains.
-        Raises OSError naming the directory if it cannot be written.
+        It returns the checksums of all of them, uint32 `[N]`, and the bad ones, as this does. Whatever goes wrong, and
+        whatever is raised, nothing half-written remains. Raises OSError naming the directory if it cannot be written.
         """
-        start = len(_npy_header(self._shape(files)))
+        start = len(npy_header(self._shape(files)))
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             cache_files.remove_abandoned(self.directory)
@@ -75,14 +93,14 @@ class DecodedCache:
             with cache_files.temporary(self.directory) as file:
                 # Plain writes, not a memory map: on a full disk a map kills the process (SIGBUS) where a write raises.
                 file.truncate(start + math.prod(self._shape(files)))
-                bad = decode_into(file.name, start)
+                checksums, bad = decode_into(file.name, start)
                 self._write_bad(files, [image for image in bad if image.lasting])
-                self._write_good(files, bad, file, start)
+                self._write_good(files, bad, file, start, checksums)
         except DecodingError:
             raise
         except OSError as error:
             raise OSError(
-                f"cannot write the image cache in {self.directory} ({error.strerror or error}): "
+                f"cannot write the image cache in {printable(str(self.directory))} ({error.strerror or error}): "
                 "choose another data.cache_dir"
             ) from error
         return bad
@@ -94,7 +112,9 @@ class DecodedCache:
         else:
             self.bad_path(files).unlink(missing_ok=True)  # what is said there has turned out wrong
 
-    def _write_good(self, files: Sequence[ImageFile], bad: list[BadImage], file: BinaryIO, start: int) -> None:
+    def _write_good(
+        self, files: Sequence[ImageFile], bad: list[BadImage], file: BinaryIO, start: int, checksums: np.ndarray
+    ) -> None:
         """Make of `file`, which has room for all of `files` from byte `start` on, the .npy file of the good ones."""
         bad_names = {image.name for image in bad}
         kept = [place for place, image in enumerate(files) if image.name not in bad_names]
@@ -102,11 +122,13 @@ class DecodedCache:
             return
         good = [files[place] for place in kept]
         _close_gaps(file, start, self.channels * math.prod(self.size), kept)
-        header = _npy_header(self._shape(good))
+        path, header = self._path(good, "npy"), npy_header(self._shape(good))
         assert len(header) == start, header  # NumPy leaves room for any number of images
+        file.seek(0, os.SEEK_END)
+        file.write(trailer(path, checksums[kept]))
         file.seek(0)
         file.write(header)
-        cache_files.put_in_place(file, self._path(good, "npy"))
+        cache_files.put_in_place(file, path)
 
     def _shape(self, files: Sequence[ImageFile]) -> tuple[int, int, int, int]:
         return (len(files), self.channels, *self.size)
@@ -123,13 +145,6 @@ def _key(root: str, files: Sequence[ImageFile]) -> str:
     for file in files:
         digest.update(repr(tuple(file)).encode())  # repr escapes what of a name is no UTF-8
     return digest.hexdigest()[:32]
-
-
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """What a .npy file of uint8 in this shape begins with."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    return header.getvalue()
 
 
 def _close_gaps(file: BinaryIO, start: int, size: int, kept: Sequence[int]) -> None:

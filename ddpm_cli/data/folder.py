@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from ddpm_cli.data.cache_files import cache_directory
 from ddpm_cli.data.decode import DecodingError, decode_into
-from ddpm_cli.data.decoded_cache import DecodedCache
+from ddpm_cli.data.decoded_cache import Cached, DecodedCache
+from ddpm_cli.data.decoding_memory import most_at_a_time
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.data.labels import class_folders, folder_labels
 from ddpm_cli.data.options import check_channels, check_on_bad, check_workers, height_width
@@ -42,7 +43,8 @@ def folder(
     Images are decoded once, by `workers` processes (-1: one per CPU; 0: here), into a .npy file in `cache_dir`
     (default: ddpm-cli in $XDG_CACHE_HOME or ~/.cache), which is found again as long as names, sizes and times of the
     images stay the same. A set of at most `memory_mb` MiB is held in memory; a larger one is read from that file as it
-    is needed.
+    is needed. Every image that comes out of the file is compared with its checksum: where one differs at the start, all
+    are decoded again.
 
     Images that cannot be used are all found before anything is trained: what cannot be decoded, what cannot be read,
     links that lead nowhere or out of the folder. With `on_bad` "stop" they end the run. With "skip" they are left out,
@@ -71,21 +73,20 @@ def folder(
     if num_classes is not None and files:  # known from the names: before hours of decoding
         folders = class_folders((file.name for file in (*files, *unusable)), root, num_classes)
     cache = DecodedCache(cache_directory(cache_dir), root, size, channels)
-    pixels, undecodable = _read_or_decode(cache, files, workers)
+    cached, undecodable = _read_or_decode(cache, files, workers, memory_mb * MIB)
     bad = sorted([*unusable, *undecodable])
-    if bad and (pixels is None or on_bad == "stop"):
-        raise ValueError(_report(bad, root, cache.bad_path(files), all_bad=pixels is None))
-    assert pixels is not None, root
-    if pixels.nbytes <= memory_mb * MIB:
-        pixels = np.array(pixels)
+    if bad and (cached is None or on_bad == "stop"):
+        raise ValueError(_report(bad, root, cache.bad_path(files), all_bad=cached is None))
+    assert cached is not None, root
     good = without(files, undecodable)
     return ImageSet(
-        pixels,
+        cached.pixels,
         printable(os.path.basename(root)),
         flip=flip,
         skipped=tuple(image.line(root) for image in bad),
         labels=None if num_classes is None else folder_labels((file.name for file in good), folders),
         class_names=tuple(printable(folder) for folder in folders),
+        checksums=cached.checksums,
     )
 
 
@@ -102,45 +103,60 @@ def _find_images(root: str) -> tuple[list[ImageFile], list[BadImage]]:
 
 
 def _read_or_decode(
-    cache: DecodedCache, files: list[ImageFile], workers: int
-) -> tuple[np.ndarray | None, list[BadImage]]:
-    """uint8 `[N, C, H, W]` of the images among `files` that can be decoded (None if none can), and the others."""
+    cache: DecodedCache, files: list[ImageFile], workers: int, memory: int
+) -> tuple[Cached | None, list[BadImage]]:
+    """The images among `files` that can be decoded (None if none can), in `memory` bytes if they fit, and the others.
+
+    Raises OSError if what has just been written cannot be read.
+    """
     bad = cache.read_bad(files)
     good = without(files, bad)
-    pixels = cache.read(good)
-    if pixels is None and good:
+    cached = cache.read(good, memory) if good else None
+    if cached is None and good:
         names = [file.name for file in files]
         bad = cache.write(files, functools.partial(_decode_all, cache, names, workers))
         good = without(files, bad)
-        pixels = cache.read(good)
-    assert (pixels is None) == (not good), cache
-    return pixels, bad
+        cached = cache.read(good, memory) if good else None
+        if cached is None and good:
+            where = printable(str(cache.directory))
+            raise OSError(f"{where} does not give back what has been written to it: choose another data.cache_dir")
+    return cached, bad
 
 
-def _decode_all(cache: DecodedCache, names: list[str], workers: int, file: str, start: int) -> list[BadImage]:
-    """Write the pixels of all images into `file` from byte `start` on; returns those that cannot be decoded.
+def _decode_all(
+    cache: DecodedCache, names: list[str], workers: int, file: str, start: int
+) -> tuple[np.ndarray, list[BadImage]]:
+    """Write the pixels of all images into `file` from byte `start` on.
 
     The processes write to the file themselves and send back only messages. Raises DecodingError, or OSError where
     the file cannot be written.
+
+    Returns:
+        The checksums of all images, uint32 `[N]`, and those that cannot be decoded.
     """
-    decode_chunk = functools.partial(decode_into, file, cache.root, cache.size, cache.channels)
+    workers = 0 if len(names) < FEW_IMAGES else cpus() if workers == -1 else workers
+    checksums, bad, large = np.zeros(len(names), np.uint32), [], []
+    chunks = [range(first, min(first + CHUNK, len(names))) for first in range(0, len(names), CHUNK)]
     image_bytes = cache.channels * cache.size[0] * cache.size[1]
-    chunks = [(start + first * image_bytes, names[first : first + CHUNK]) for first in range(0, len(names), CHUNK)]
-    if len(names) < FEW_IMAGES:
-        workers = 0
-    bad = []
-    with (
-        WorkerPool(decode_chunk, cpus() if workers == -1 else workers) as pool,
-        # disable=None: a progress bar on a terminal, nothing in a log.
-        tqdm(total=len(names), desc="decoding", unit="image", disable=None) as progress,
-    ):
-        try:
-            for (_, chunk), undecodable in pool.map(chunks):
-                bad += undecodable
-                progress.update(len(chunk))
-        except WorkerDiedError as death:
-            raise DecodingError(_explain(death, cache.root)) from death
-    return bad
+    # disable=None: a progress bar on a terminal, nothing in a log.
+    with tqdm(total=len(names), desc="decoding", unit="image", disable=None) as progress:
+        # Then, one at a time, the images of which several at a time might take more memory than there is.
+        for places, processes in ((chunks, workers), (large, min(workers, 1))):
+            decode_chunk = functools.partial(
+                decode_into, file, cache.root, cache.size, cache.channels, most=most_at_a_time(processes)
+            )
+            tasks = [(start + chunk[0] * image_bytes, names[chunk[0] : chunk[-1] + 1]) for chunk in places]
+            with WorkerPool(decode_chunk, processes) as pool:
+                try:
+                    for (offset, chunk), written in pool.map(tasks):
+                        first = (offset - start) // image_bytes
+                        checksums[first : first + len(chunk)] = written.checksums
+                        bad += written.bad
+                        large += [[first + place] for place in written.large]
+                        progress.update(len(chunk) - len(written.large))
+                except WorkerDiedError as death:
+                    raise DecodingError(_explain(death, cache.root)) from death
+    return checksums, bad
 
 
 def _explain(death: WorkerDiedError, root: str) -> str:

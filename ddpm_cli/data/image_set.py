@@ -1,10 +1,12 @@
 """A set of training images, all of one size: what every source of images gives, and training takes."""
 
+import functools
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from ddpm_cli.data.fingerprint import fingerprint, image_checksums
 from ddpm_cli.data.shuffle import Blocks
 
 
@@ -25,15 +27,17 @@ class Pixels(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Training images: `pixels` uint8 `[N, C, H, W]` (in memory, a memory map, or read when they are asked for), and
-    whether to flip them at random.
+    """Training images: `pixels` uint8 `[N, C, H, W]` (in memory, or read when they are asked for), and whether to flip
+    them at random.
 
     `skipped` has a line "path: reason" for every image that should be here and had to be left out. `labels` int64 `[N]`
     says which of `class_names` each image is in, from 0; it is None where nothing is to be known of classes. `blocks`
-    says how the images are stored, where that should decide in which order they are read.
+    says how the images are stored, where that should decide in which order they are read. `checksums` uint32 `[N]` has
+    a number for each image that changes when the image does; of pixels in memory it need not be given.
 
     Raises ValueError where `pixels` is not uint8, not four-dimensional, or empty; where `labels` is of another type or
-    length, or leads beyond `class_names`; for `class_names` without `labels`; and for `blocks` that hold other images.
+    length, or leads beyond `class_names`; for `class_names` without `labels`; for `blocks` that hold other images; and
+    for `checksums` of another type or length.
     """
 
     pixels: Pixels
@@ -43,6 +47,7 @@ class ImageSet:
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()  # of class 0, 1, ...
     blocks: Blocks | None = None  # None: any image can be read as fast after any other
+    checksums: np.ndarray | None = None
 
     def __post_init__(self):
         dtype, shape = self.pixels.dtype, self.pixels.shape
@@ -57,18 +62,32 @@ class ImageSet:
         if self.blocks is not None and (self.blocks.starts[0], self.blocks.starts[-1]) != (0, len(self)):
             first, last = self.blocks.starts[[0, -1]]
             raise ValueError(f"{self.name}: blocks from {first} to {last} do not hold {len(self)} images")
+        if self.checksums is not None:
+            self._check_type("checksums", self.checksums, np.uint32)
 
     def _check_labels(self, labels: np.ndarray) -> None:
-        if labels.dtype != np.int64 or labels.shape != (len(self),):
-            raise ValueError(
-                f"{self.name}: labels must be int64 [{len(self)}], got {labels.dtype} {list(labels.shape)}"
-            )
+        self._check_type("labels", labels, np.int64)
         low, high = labels.min(), labels.max()
         if low < 0 or high >= len(self.class_names):
             raise ValueError(f"{self.name}: there are {len(self.class_names)} class_names, but labels {low} to {high}")
 
+    def _check_type(self, what: str, array: np.ndarray, dtype: type) -> None:
+        if array.dtype != dtype or array.shape != (len(self),):
+            expected = f"{np.dtype(dtype)} [{len(self)}]"
+            raise ValueError(f"{self.name}: {what} must be {expected}, got {array.dtype} {list(array.shape)}")
+
     def __len__(self) -> int:
         return len(self.pixels)
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, str] | None:
+        """As `data.fingerprint.fingerprint`; None for images that are neither in memory nor come with `checksums`."""
+        checksums = self.checksums
+        if checksums is None and isinstance(self.pixels, np.ndarray):
+            checksums = image_checksums(self.pixels)
+        if checksums is None:
+            return None
+        return fingerprint(self.shape, checksums, self.labels, None if self.blocks is None else self.blocks.starts)
 
     @property
     def shape(self) -> tuple[int, int, int]:

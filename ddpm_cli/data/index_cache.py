@@ -18,39 +18,45 @@ from ddpm_cli.data.tar_index import Shard, index_shard, shard_at
 from ddpm_cli.data.worker_pool import WorkerDiedError, WorkerPool, share_of_cpus
 from ddpm_cli.io.text import printable
 
-INDEX_VERSION = 1  # part of the key: raise it when `index_shard` finds something else in the same file
+INDEX_VERSION = 2  # part of the key: raise it when `index_shard` finds something else in the same file
 FEW_BYTES = 2**28  # of shards to be indexed: this many are indexed here, processes take half a second to start
+_BLOCK = 512  # bytes, of a tar file
 SHOWN = 10  # of shards that cannot be used: there may be thousands
 
 
 @dataclass(frozen=True)
 class IndexCache:
-    """What `index_shard` finds of `extensions`, as it is kept in `directory`: the SHA-256 of the rest, then int64."""
+    """What `index_shard` finds of `extensions`, as it is kept in `directory`: a SHA-256, then int64.
+
+    The SHA-256 is that of the file's name and of what follows.
+    """
 
     directory: Path
     extensions: tuple[str, ...]
 
     def read(self, shard: Shard) -> np.ndarray | None:
-        """int64 `[N, 3]` as of `index_shard`; None if it is not here."""
-        try:
-            content = self._path(shard).read_bytes()
-        except OSError:
-            return None
+        """int64 `[N, 4]` as of `index_shard`; None if it is not here, or damaged.
+
+        Raises OSError if something is in its place that is no file.
+        """
+        path = self._path(shard)
+        rows = shard.size // _BLOCK + 1  # a member takes at least one block
+        content = cache_files.read(path, 32 + 32 * rows) or b""
         digest, table = content[:32], content[32:]
-        if hashlib.sha256(table).digest() != digest:
+        if _digest(path, table) != digest:
             return None
-        return np.frombuffer(table, "<i8").astype(np.int64, copy=False).reshape(-1, 3)
+        return np.frombuffer(table, "<i8").astype(np.int64, copy=False).reshape(-1, 4)
 
     def write(self, shard: Shard, table: np.ndarray) -> None:
         """Keep what was found in a shard. Raises OSError naming the directory if it cannot be written."""
         content = table.astype("<i8").tobytes()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            cache_files.write(self._path(shard), hashlib.sha256(content).digest() + content)
+            cache_files.write(self._path(shard), _digest(self._path(shard), content) + content)
         except OSError as error:
+            where, reason = printable(str(self.directory)), error.strerror or error
             raise OSError(
-                f"cannot write the index of the shards in {self.directory} ({error.strerror or error}): "
-                "choose another data.cache_dir"
+                f"cannot write the index of the shards in {where} ({reason}): choose another data.cache_dir"
             ) from error
 
     def _path(self, shard: Shard) -> Path:
@@ -59,8 +65,12 @@ class IndexCache:
         return self.directory / hashlib.sha256(repr(what).encode()).hexdigest()[:32]
 
 
+def _digest(path: Path, table: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + table).digest()
+
+
 def index_shards(paths: Sequence[str], cache: IndexCache, workers: int) -> list[tuple[Shard, np.ndarray]]:
-    """Every shard with what `index_shard` finds in it, int64 `[N, 3]`, now or when the shard was last met.
+    """Every shard with what `index_shard` finds in it, int64 `[N, 4]`, now or when the shard was last met.
 
     Raises ValueError listing the shards that cannot be used, OSError if the cache cannot be written.
     """

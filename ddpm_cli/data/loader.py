@@ -102,12 +102,19 @@ class BatchLoader:
     ) -> Generator[Batch, None, None]:
         """This process's part of batch `first_step` and of every later one, prepared by a thread ahead of their use.
 
-        Closing the generator ends the thread. What goes wrong in the thread is raised here.
+        Closing the generator ends the thread. What goes wrong in the thread is raised here; that memory runs out, as
+        an OSError that says where.
         """
 
         def prepare(step: int) -> Batch:
-            batch = self.batch(step, pixels=pixels)
-            return batch.pin_memory() if pin_memory else batch
+            try:
+                batch = self.batch(step, pixels=pixels)
+                return batch.pin_memory() if pin_memory else batch
+            except MemoryError as error:
+                raise OSError(
+                    f"{self.images.name}: out of memory while a batch of images was read; fewer data.workers, smaller "
+                    "images or a smaller data.memory_mb need less, where the data has these options"
+                ) from error
 
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
             pending = deque(thread.submit(prepare, first_step + ahead) for ahead in range(PREFETCHED))

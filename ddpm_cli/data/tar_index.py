@@ -9,6 +9,7 @@ import operator
 import os
 import stat
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader, FileIO
@@ -23,7 +24,9 @@ NO_LABEL = -1  # the sample has no .cls member
 BAD_LABEL = -2  # or one that is no whole number from 0 on
 
 _BLOCK = 512  # bytes; everything in a tar file begins at a multiple of this
-_MOST_HEADER = 2**16  # bytes of one header; a hostile one may claim any size
+_MOST_HEADERS = 2**17  # bytes of what stands before a member's content; a hostile header may claim any size
+_MOST_GLOBAL = 256  # values that hold for all members: each of them gets a copy
+_BEGINNING = 2048  # bytes of an image's file that count for its checksum: the buffer has them already
 _MOST_DIGITS = 18  # of a label: what fits int64
 _SHOWN = 100  # characters of a name in a message
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -82,21 +85,22 @@ def open_shard(shard: Shard) -> FileIO:
 
 
 def index_shard(shard: Shard, extensions: Sequence[str]) -> np.ndarray:
-    """int64 `[N, 3]`: where the image of each sample begins in the file, its length in bytes, and the sample's label.
+    """int64 `[N, 4]`: where each sample's image begins in the file, its length in bytes, the label, and a checksum.
 
     The image is the member with the first of `extensions` that the sample has; samples without one are left out. The
-    label is in the member `cls`, in decimal; see NO_LABEL and BAD_LABEL.
+    label is in the member `cls`, in decimal; see NO_LABEL and BAD_LABEL. The checksum is a CRC-32 of the image's name,
+    length, time and beginning: to read all of it would take as long as training on it.
 
     Raises ValueError saying what is wrong with a file that is no whole tar file, OSError if it cannot be read.
     """
     rows = []
     with open_shard(shard) as raw, _Bounded(raw) as file:
-        for sample in _samples(file):
+        for sample in _samples(file, {*extensions, "cls"}):
             extension = next((extension for extension in extensions if extension in sample), None)
             if extension is not None:
                 image = sample[extension]
-                rows.append((image.offset_data, image.size, _label(file, sample.get("cls"))))
-    return np.array(rows, np.int64).reshape(-1, 3)
+                rows.append((image.offset, image.size, _label(sample.get("cls")), image.checksum))
+    return np.array(rows, np.int64).reshape(-1, 4)
 
 
 def member_name(member: Member) -> str:
@@ -109,23 +113,49 @@ def member_name(member: Member) -> str:
 
 
 class _Bounded(BufferedReader):
-    """A file out of which tarfile reads no more at a time than a header has."""
+    """A file out of which tarfile reads no more than a member's headers may have, before `left` is set again."""
+
+    left = _MOST_HEADERS
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= _MOST_HEADER:
+        if size is None or not 0 <= size <= self.left:
             raise tarfile.ReadError("a header of an impossible size")
+        self.left -= size
         return super().read(size)
 
 
-def _samples(file: _Bounded) -> Iterator[dict[str, tarfile.TarInfo]]:
-    """The members of each sample by their extension, in lower case."""
-    named = ((*_key_and_extension(member.name), member) for member in _files(file))
-    for key, run in itertools.groupby(named, key=operator.itemgetter(0)):
+class _Found(NamedTuple):
+    """A plain file in a tar file."""
+
+    key: str | None  # of its sample
+    extension: str
+    offset: int
+    size: int
+    beginning: bytes  # of its content
+    checksum: int  # of its name, size, time and beginning
+
+
+def _samples(file: _Bounded, wanted: set[str]) -> Iterator[dict[str, _Found]]:
+    """The members of each sample that have a `wanted` extension, in lower case, by that."""
+    for key, run in itertools.groupby(_found(file, wanted), key=operator.attrgetter("key")):
         if key is not None:
             sample = {}
-            for _, extension, member in run:
-                sample.setdefault(extension, member)  # of two alike the first
+            for found in run:
+                if found.extension in wanted:
+                    sample.setdefault(found.extension, found)  # of two alike the first
             yield sample
+
+
+def _found(file: _Bounded, wanted: set[str]) -> Iterator[_Found]:
+    """The plain files in a tar file; with the beginning of their content where their extension is `wanted`."""
+    for member in _files(file):
+        key, extension = _key_and_extension(member.name)
+        beginning = b""
+        if extension in wanted:
+            file.seek(member.offset_data)
+            beginning = file.read(min(member.size, _BEGINNING))
+        checksum = zlib.crc32(beginning, zlib.crc32(repr((member.name, member.size, member.mtime)).encode()))
+        yield _Found(key, extension, member.offset_data, member.size, beginning, checksum)
 
 
 def _key_and_extension(name: str) -> tuple[str | None, str]:
@@ -154,11 +184,25 @@ def _files(file: _Bounded) -> Iterator[tarfile.TarInfo]:
                     raise tarfile.ReadError(f"cut short or damaged at {printable(member.name[:_SHOWN])}")
                 place = tar.offset
                 vars(tar)["members"].clear()  # which would grow by a kilobyte for each
+                if len(tar.pax_headers) > _MOST_GLOBAL:
+                    raise tarfile.ReadError("too many global headers")
+                file.left = _MOST_HEADERS
                 if member.isreg() and not member.issparse():
+                    _check_size(member, place)
                     yield member
+                    file.left = _MOST_HEADERS
             _check_end(file, tar.offset)
     except (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
         raise ValueError(f"no whole tar file: {error}") from error
+
+
+def _check_size(member: tarfile.TarInfo, following: int) -> None:
+    """Raise ReadError unless the member's content fills the blocks up to byte `following`, where the next one begins.
+
+    tarfile takes any size from an extended header: negative ones, and such as reach beyond the end of the file.
+    """
+    if member.size < 0 or member.offset_data + -(-member.size // _BLOCK) * _BLOCK != following:
+        raise tarfile.ReadError(f"an impossible size, {member.size:,}, of {printable(member.name[:_SHOWN])}")
 
 
 def _check_end(file: _Bounded, offset: int) -> None:
@@ -177,11 +221,8 @@ def _check_end(file: _Bounded, offset: int) -> None:
         raise tarfile.ReadError(f"damaged: what is at byte {offset} is neither a member nor the end")
 
 
-def _label(file: _Bounded, member: tarfile.TarInfo | None) -> int:
-    if member is None:
+def _label(found: _Found | None) -> int:
+    if found is None:
         return NO_LABEL
-    if member.size > _MOST_DIGITS + 2:  # and a line's end
-        return BAD_LABEL
-    file.seek(member.offset_data)
-    text = file.read(member.size).strip()
-    return int(text) if text.isdigit() and len(text) <= _MOST_DIGITS else BAD_LABEL
+    text = found.beginning.strip()
+    return int(text) if found.size <= _BEGINNING and text.isdigit() and len(text) <= _MOST_DIGITS else BAD_LABEL

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_cli.data.decode import decode_bytes
+from ddpm_cli.data.decode import DecodingError, decode_bytes
+from ddpm_cli.data.decoding_memory import MOST, LargeImageError, check_file_size, most_at_a_time
 from ddpm_cli.data.tar_index import Member, TarIndex, member_name, open_shard
 from ddpm_cli.data.worker_pool import WorkerDiedError, WorkerPool, share_of_cpus
 from ddpm_cli.io.text import printable
 
-MOST_BYTES = 2**28  # of one image's file: a hostile tar may claim any size
 MOST_OPEN = 64  # shards, per process
 CHUNKS_PER_WORKER = 4  # of a batch: few messages, and no worker is long at work when the others are done
 MOST_IN_A_ROW = 100  # bad images that are passed over in search of a good one
@@ -55,10 +55,13 @@ class TarReader:
         self.skip_bad = skip_bad
         self.labels = labels
         self._replacements: dict[int, int] = {}  # of each bad image that was met
-        self._pool = WorkerPool(functools.partial(decode_members, size, channels), workers)
+        self._pool = WorkerPool(functools.partial(decode_members, size, channels, most_at_a_time(workers)), workers)
+        # For the images of which several at a time might take more memory than there is.
+        self._alone = WorkerPool(functools.partial(decode_members, size, channels, MOST), min(workers, 1))
         self._chunks = max(1, CHUNKS_PER_WORKER * workers)
         self._one_at_a_time = threading.Lock()
         weakref.finalize(self, self._pool.close)
+        weakref.finalize(self, self._alone.close)
 
     @property
     def nbytes(self) -> int:
@@ -90,12 +93,15 @@ class TarReader:
         members = [self.index.member(image) for image in indices[order].tolist()]
         step = max(1, -(-len(members) // self._chunks))
         tasks = [(first, members[first : first + step]) for first in range(0, len(members), step)]
-        bad = []
+        bad, large = [], []
         try:
-            with contextlib.closing(self._pool.map(tasks)) as results:
-                for _, (first, decoded, undecodable) in results:
-                    pixels[order[first : first + len(decoded)]] = decoded
-                    bad += [(int(order[place]), reason) for place, reason in undecodable]
+            for pool, jobs in ((self._pool, tasks), (self._alone, large)):
+                with contextlib.closing(pool.map(jobs)) as results:
+                    for (_, chunk), decoded in results:
+                        first = decoded.first
+                        pixels[order[first : first + len(chunk)]] = decoded.pixels
+                        bad += [(int(order[place]), reason) for place, reason in decoded.bad]
+                        large += [(place, chunk[place - first : place - first + 1]) for place in decoded.large]
         except WorkerDiedError as death:
             raise OSError(
                 f"a process decoding images {death}. Where memory runs out the system kills processes: fewer "
@@ -132,26 +138,36 @@ class Decoded(NamedTuple):
     first: int
     pixels: np.ndarray  # uint8 [n, channels, H, W]
     bad: list[tuple[int, str]]  # which of them could not be decoded, counted as `first` is, and why
+    large: list[int]  # which of them take more memory than there is for one of several processes
 
 
-def decode_members(size: tuple[int, int], channels: int, first: int, members: Sequence[Member]) -> Decoded:
-    """The images that `members` are. Raises OSError if a shard cannot be read or has changed, or memory runs out."""
-    pixels = np.zeros((len(members), channels, *size), np.uint8)
-    bad = []
+def decode_members(size: tuple[int, int], channels: int, most: int, first: int, members: Sequence[Member]) -> Decoded:
+    """The images that `members` are, each decoded within `most` bytes of memory.
+
+    Raises OSError if a shard cannot be read or has changed, DecodingError if memory runs out.
+    """
+    decoded = Decoded(first, np.zeros((len(members), channels, *size), np.uint8), [], [])
     for place, member in enumerate(members):
+        name = printable(member.shard.path)
         try:
-            pixels[place] = decode_bytes(_content(member), size, channels, name=printable(member.shard.path))
+            check_file_size(member.size, most)
+            decoded.pixels[place] = decode_bytes(_content(member), size, channels, most - member.size, name=name)
+        except LargeImageError as error:
+            if error.needed + member.size <= MOST:
+                decoded.large.append(first + place)
+            else:
+                decoded.bad.append((first + place, str(error)))
         except ValueError as error:
-            bad.append((first + place, str(error)))
-    return Decoded(first, pixels, bad)
+            decoded.bad.append((first + place, str(error)))
+        except MemoryError as error:
+            raise DecodingError(f"out of memory at {name}; fewer data.workers need less") from error
+    return decoded
 
 
 _opened = functools.lru_cache(maxsize=MOST_OPEN)(open_shard)  # what falls out is closed
 
 
 def _content(member: Member) -> bytes:
-    if member.size > MOST_BYTES:
-        raise ValueError(f"{member.size:,} bytes are too many for an image")
     try:
         file = _opened(member.shard)
         file.seek(member.offset)

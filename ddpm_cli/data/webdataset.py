@@ -41,7 +41,7 @@ def webdataset(
     The image of a sample is its file with the first of `extensions` that it has, scaled and cropped to `image_size`
     (int or [H, W]) as `folder` does, by `workers` processes (-1: one per CPU; 0: none) when it is needed. Only where
     each image lies is found out beforehand, and kept in `cache_dir` for as long as the tar file stays the same; in
-    memory that takes 16 bytes an image, and its label 8. With `num_classes` the label is the number in the sample's
+    memory that takes 20 bytes an image, and its label 8. With `num_classes` the label is the number in the sample's
     file `.cls`.
 
     An epoch goes through the shards in a random order and shuffles the images of `window` of them at a time (the set's
@@ -71,7 +71,7 @@ def webdataset(
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     paths, name = _find(path)
     cache = IndexCache(cache_directory(cache_dir) / "shards", tuple(extension.lower() for extension in extensions))
-    index, labels = _combined(index_shards(paths, cache, workers))
+    index, labels, checksums = _combined(index_shards(paths, cache, workers))
     if len(index) == 0:
         raise ValueError(
             f"no images in the shards at {printable(path)}: no file in them ends in .{', .'.join(extensions)}"
@@ -88,17 +88,19 @@ def webdataset(
         labels=labels,
         class_names=class_names,
         blocks=Blocks(index.starts, window),
+        checksums=checksums,
     )
 
 
-def _combined(tables: Sequence[tuple[Shard, np.ndarray]]) -> tuple[TarIndex, np.ndarray]:
-    """Where the images of all shards lie, those without any left out, and their labels int64 `[N]`."""
+def _combined(tables: Sequence[tuple[Shard, np.ndarray]]) -> tuple[TarIndex, np.ndarray, np.ndarray]:
+    """Where the images of all shards lie, those without any left out; their labels int64 and checksums uint32 `[N]`."""
     tables = [(shard, table) for shard, table in tables if len(table) > 0]
-    rows = np.concatenate([np.empty((0, 3), np.int64), *(table for _, table in tables)])
+    rows = np.concatenate([np.empty((0, 4), np.int64), *(table for _, table in tables)])
     starts = np.cumsum([0, *(len(table) for _, table in tables)])
     # Copies, so that the columns that are not used are not kept: there may be many millions of rows.
     offsets, sizes = np.ascontiguousarray(rows[:, :2].T)
-    return TarIndex([shard for shard, _ in tables], starts, offsets, sizes), np.ascontiguousarray(rows[:, 2])
+    index = TarIndex([shard for shard, _ in tables], starts, offsets, sizes)
+    return index, np.ascontiguousarray(rows[:, 2]), rows[:, 3].astype(np.uint32)
 
 
 def _find(path: str) -> tuple[list[str], str]:

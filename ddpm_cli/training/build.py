@@ -230,10 +230,19 @@ def _find_accumulate(parts: Parts, compute: "Compute", world: "World", image_sha
 
 
 def _pixels_on_device(images: "ImageSet", compute: "Compute") -> "Tensor | None":
-    """All pixels of a set that is in memory, on a GPU that has room for them."""
+    """All pixels of a set that is in memory or in the cache, on a GPU that has room for them."""
     import numpy as np
     import torch
 
-    if not (isinstance(images.pixels, np.ndarray) and compute.has_room_for(images.pixels.nbytes)):
+    from ddpm_cli.data.stored_pixels import StoredPixels
+
+    pixels = images.pixels
+    if not (isinstance(pixels, np.ndarray | StoredPixels) and compute.has_room_for(pixels.nbytes)):
         return None
-    return torch.from_numpy(images.pixels).to(compute.device)
+    if isinstance(pixels, np.ndarray):
+        return torch.from_numpy(pixels).to(compute.device)
+    on_device = torch.empty(pixels.shape, dtype=torch.uint8, device=compute.device)
+    with naming("data"):
+        for first, part in pixels.parts():
+            on_device[first : first + len(part)] = torch.from_numpy(part)
+    return on_device

@@ -80,7 +80,7 @@ def resume(
     options = reconcile(saved.metadata.config, config, directory, invocation)
     check_learning_rate(saved.metadata, options, directory, invocation)
     training = build_training(options, world)
-    check_same_data(training.trainer.batches.images, saved.metadata)
+    warnings = check_same_data(training.trainer.batches.images, saved.metadata, directory)
     with naming("resume"):
         train_state.restore(training.trainer, saved.state.training, saved.state.ema)
         step = training.trainer.step
@@ -89,7 +89,7 @@ def resume(
                 f"resume: {saved.path}: its training state is of step {step}, it says {saved.metadata.step}"
             )
     world.barrier()  # until every rank has read what rank 0 is about to rename
-    return training, set_newer_aside(saved) if world.main else []
+    return training, [*warnings, *set_newer_aside(saved)] if world.main else []
 
 
 def read_checkpoint(directory: Path, checkpoint: Path | None, trust: Iterable[str], world: "World") -> Saved:
@@ -174,14 +174,45 @@ def _rate(step: int, config: "TrainerConfig", peak: float) -> float:
     return peak * factor
 
 
-def check_same_data(images: "ImageSet", metadata: "Metadata") -> None:
-    """Raise ConfigError unless these can be the images that a run was trained on."""
+def check_same_data(images: "ImageSet", metadata: "Metadata", directory: Path) -> list[str]:
+    """Make sure that these are the images that the run in `directory` was trained on.
+
+    Returns:
+        What is to be said where that cannot be told.
+
+    Raises:
+        ConfigError: if they are others; says what differs.
+    """
+    differs = _data_difference(images, metadata)
+    if differs is not None:
+        raise ConfigError(f"data: {differs}. fork={directory} begins a new run from it on this data")
+    if images.fingerprint is not None and not metadata.data:
+        return ["data     the checkpoint is of an earlier version: whether these are the same images is not known"]
+    return []
+
+
+def _data_difference(images: "ImageSet", metadata: "Metadata") -> str | None:
+    """In what these images differ from those that a checkpoint was trained on; None: in nothing that is known."""
     if len(images) != metadata.images:
-        raise ConfigError(f"data: the run was trained on {metadata.images} images, there are now {len(images)}")
+        return f"the run was trained on {metadata.images} images, there are now {len(images)}"
     classes = tuple(images.class_names)
     if classes != metadata.classes:
         then, now = next((a, b) for a, b in zip_longest(metadata.classes, classes) if a != b)
-        raise ConfigError(f"data: the run was trained on other classes: {then!r} then, {now!r} now")
+        return f"the run was trained on other classes: {then!r} then, {now!r} now"
+    then, now = metadata.data, images.fingerprint
+    if not then or now is None:
+        return None
+    if then.get("images") != now["images"]:
+        if then.get("unordered") == now["unordered"]:
+            return f"{images.name}: these are the images that the run was trained on, but in another order"
+        pillow = f"Pillow {metadata.versions['pillow']}" if "pillow" in metadata.versions else "another Pillow"
+        return (
+            f"{images.name}: these {len(images)} images are not those that the run was trained on: at least one has "
+            f"another content (or was decoded otherwise, then by {pillow})"
+        )
+    if then.get("labels") != now["labels"]:
+        return f"{images.name}: the images have other labels than when the run was trained on them"
+    return None
 
 
 def set_newer_aside(saved: Saved) -> list[str]:

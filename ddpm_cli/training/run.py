@@ -88,6 +88,7 @@ def _described(trainer: Trainer, options: TrainOptions) -> checkpoint.Metadata:
         config=asdict(options),
         versions=checkpoint.versions(),
         classes=tuple(images.class_names),
+        data=images.fingerprint or {},
     )
 
 
@@ -228,6 +229,8 @@ class TrainingRun:
         parameters = sum(p.numel() for p in trainer.ddpm.parameters())
         epochs = config.steps * config.batch_size / len(images)
         log.info(f"data     {images.name}: {len(images):,} images, {size_text(images.shape)}")
+        if images.fingerprint is None:
+            log.warning("data     the set has no checksums of its images: resuming cannot tell them from others")
         if images.labels is not None:
             more = ["..."] if len(images.class_names) > CLASSES_SHOWN else []
             log.info(f"classes  from 0 on: {', '.join([*images.class_names[:CLASSES_SHOWN], *more])}")

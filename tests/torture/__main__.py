@@ -26,6 +26,7 @@ ROWS = {
     "foreign": ["foreign_records"],
     "numbers": ["not_finite"],
     "pictures": ["bad_images"],
+    "exchanged": ["data_exchanged"],
     "lines": ["malformed_command_lines"],
     "together": ["a_rank_is_killed", "a_decoding_process_is_killed"],
     "confused": ["confused_runs"],
