@@ -67,9 +67,11 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if not (folder / IDENTITY_FILE).exists() or not any(_done(folder)):
-                _clear(folder)
-            release()
+            try:
+                if not (folder / IDENTITY_FILE).exists() or not any(_done(folder)):
+                    _clear(folder)
+            finally:
+                release()
     finally:
         with suppress(OSError):
             os.rmdir(folder)
