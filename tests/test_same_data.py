@@ -83,9 +83,11 @@ def test_every_pixel_the_order_and_the_labels_count():
     changed = ImageSet(one, "x", flip=False, labels=labels, class_names=names).fingerprint
     turned = ImageSet(pixels[::-1], "x", flip=False, labels=labels, class_names=names).fingerprint
     labelled = ImageSet(pixels, "x", flip=False, labels=labels[::-1].copy(), class_names=names).fingerprint
+    plain = ImageSet(pixels, "x", flip=False).fingerprint
+    assert first and changed and turned and labelled and plain
     differs = [{key for key in first if other[key] != first[key]} for other in (changed, turned, labelled)]
     assert differs == [{"images", "unordered"}, {"images"}, {"labels"}]
-    assert ImageSet(pixels, "x", flip=False).fingerprint["labels"] != first["labels"]
+    assert plain["labels"] != first["labels"]
 
 
 def test_scaling_does_not_count_but_the_size_does(monkeypatch):
@@ -115,7 +117,7 @@ def test_images_that_are_nowhere_as_a_whole_have_none_unless_they_bring_it():
 
 # The cache ------------------------------------------------------------------------------------------------------------
 
-DAMAGE: dict[str, Callable[[Path], None]] = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "a pixel": lambda path: flip_byte(path, 128 + 5 * 3 * SIZE**2 + 17),
     "a checksum": lambda path: flip_byte(path, path.stat().st_size - 40),
     "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),

@@ -104,9 +104,9 @@ class Job:
         return worker_process(launcher, directory, self.stop) if self.in_worker else nullcontext()
 
     def _work(self, cfg: DictConfig, overrides: list[str], *, sweep_directory: Path | None) -> Any:
+        self.stop.begin()
         resume, fork = (None if cfg.get(key) is None else str(cfg.get(key)) for key in ("resume", "fork"))
         changes, chosen, config = _changes(overrides, cfg), {}, {}
-        self.stop.begin()
         if fork is not None:
             # Of a new run they are never those of the old one.
             changes = {key: cfg.get(key) for key in ("name", "output_dir")} | changes

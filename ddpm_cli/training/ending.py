@@ -38,9 +38,13 @@ def first_line(error: BaseException) -> str:
     return line if isinstance(error, OSError) and line else f"{name}: {line}".rstrip(": ")
 
 
-def lost(step: int, saved_step: int | None) -> str:
-    """What a run loses that ends at once after `step` steps; None: it has saved nothing."""
-    done = saved_step or 0
+def lost(step: int, saved_step: int | None, first_step: int = 0) -> str:
+    """What a run loses that ends at once after `step` steps, of which it has saved `saved_step` (None: nothing yet).
+
+    Args:
+        first_step: where it began: another one than 0 where it is a fork.
+    """
+    done = first_step if saved_step is None else saved_step
     if step <= done:
         return "nothing is lost"
     steps = f"step {step:,}" if step == done + 1 else f"steps {done + 1:,} to {step:,}"

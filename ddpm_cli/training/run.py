@@ -123,7 +123,7 @@ class TrainingRun:
         """
         if self.trainer.world.main:
             self.stop.keep = partial(append, self.directory / run_dir.LOG_FILE)
-            self.stop.lost = lambda: ending.lost(self.trainer.step, self.saved_step)
+            self.stop.lost = lambda: ending.lost(self.trainer.step, self.saved_step, self.first_step)
         try:
             if self.trainer.world.main:
                 for remark in remarks:
