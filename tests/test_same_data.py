@@ -77,16 +77,20 @@ def test_the_same_images_have_one_fingerprint_wherever_they_lie(pictures, tmp_pa
 def test_every_pixel_the_order_and_the_labels_count():
     pixels = np.random.default_rng(0).integers(0, 256, (9, 3, 4, 4), dtype=np.uint8)
     labels, names = np.arange(9) % 3, ("a", "b", "c")
-    first = ImageSet(pixels, "x", flip=False, labels=labels, class_names=names).fingerprint
     one = pixels.copy()
     one[8, 2, 3, 3] ^= 1
-    changed = ImageSet(one, "x", flip=False, labels=labels, class_names=names).fingerprint
-    turned = ImageSet(pixels[::-1], "x", flip=False, labels=labels, class_names=names).fingerprint
-    labelled = ImageSet(pixels, "x", flip=False, labels=labels[::-1].copy(), class_names=names).fingerprint
-    plain = ImageSet(pixels, "x", flip=False).fingerprint
-    assert first and changed and turned and labelled and plain
+
+    def fingerprint(pixels: np.ndarray, labels: np.ndarray) -> dict[str, str]:
+        found = ImageSet(pixels, "x", flip=False, labels=labels, class_names=names).fingerprint
+        assert found is not None
+        return found
+
+    first, plain = fingerprint(pixels, labels), ImageSet(pixels, "x", flip=False).fingerprint
+    changed, turned = fingerprint(one, labels), fingerprint(pixels[::-1], labels)
+    labelled = fingerprint(pixels, labels[::-1].copy())
     differs = [{key for key in first if other[key] != first[key]} for other in (changed, turned, labelled)]
     assert differs == [{"images", "unordered"}, {"images"}, {"labels"}]
+    assert plain is not None
     assert plain["labels"] != first["labels"]
 
 

@@ -8,6 +8,8 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from ddpm_cli.runtime import cgroup
+
 MOST = 2**30  # bytes that decoding one image may take
 MOST_FILE = 2**29  # bytes of its file, of which some decoders keep copies
 _TOGETHER = 2**32  # bytes that all processes which decode may take together, if that is no more than ...
@@ -40,10 +42,10 @@ def most_at_a_time(workers: int) -> int:
     return MOST if workers <= 1 else min(MOST, together // (workers * ranks))
 
 
-def _memory() -> int:
-    """Bytes of memory that this machine has; where the system does not tell, as much as does not matter."""
+def _memory() -> float:
+    """Bytes of memory that this machine, or the container, has; where nothing tells, as much as does not matter."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), cgroup.memory())
     except (AttributeError, ValueError, OSError):
         return 2**40
 

@@ -75,18 +75,12 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             yield
         finally:
-<<<<<<< HEAD
-            if not (folder / IDENTITY_FILE).exists() or not any(_done(folder)):
-                with suppress(OSError):  # what is left is cleared by the next
-                    _clear(folder)
-            release()
-=======
             try:
                 if not (folder / IDENTITY_FILE).exists() or not any(_done(folder)):
-                    _clear(folder)
+                    with suppress(OSError):  # what is left is cleared by the next
+                        _clear(folder)
             finally:
                 release()
->>>>>>> places
     finally:
         with suppress(OSError):
             os.rmdir(folder)
