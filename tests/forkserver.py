@@ -156,6 +156,7 @@ def become(request: dict[str, Any], installed: list[str], leaving: Leaving) -> N
 def main() -> None:
     leaving = Leaving()
     atexit.register(leaving)  # the first to be registered is the last to be called
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell has put the tests into the background
     descriptor, path = sys.argv[1:]
     installed = sys.path[1:]
     sys.path[:] = [*filter(None, path.split(os.pathsep)), *installed]

@@ -59,7 +59,7 @@ def test_films_single_images_and_the_other_weights(trained, sample_here, tmp_pat
     assert (tmp_path / "a" / "samples.png").read_bytes() != (tmp_path / "b" / "samples.png").read_bytes()
     again = sample_here(*arguments, f"out={tmp_path}/a")
     assert again.returncode == 2
-    assert "already holds samples.png" in again.stderr
+    assert "save_trajectory: was True, now False" in again.stderr
 
 
 def test_the_checkpoints_variance_is_used_unless_another_is_chosen(trained, sample_here, tmp_path: Path):
@@ -97,7 +97,7 @@ def test_each_class_has_a_row_of_its_own_images(labelled: Path, sample_here, tmp
     with Image.open(tmp_path / "all" / "steps.gif") as film:
         assert film.size == (8 * 66 + 2, 66 + 2)
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == [
-        "samples.npz", "samples.png", "steps.gif", "steps.png"
+        "samples.json", "samples.npz", "samples.png", "steps.gif", "steps.png"
     ]  # fmt: skip
 
 

@@ -137,7 +137,7 @@ def test_all_draw_from_the_checkpoint_that_the_first_has_read(labelled: Path, tm
     main, other = two_ranks("ckpt=RANK", "n=4", "batch_size=2", "out=out", cwd=tmp_path, own=own)
     done = finished(main)
     assert done.returncode == finished(other).returncode == 0, done.stderr
-    alone = sample(f"ckpt={labelled}", "n=4", "out=alone", cwd=tmp_path)
+    alone = sample(f"ckpt={labelled}", "n=4", "batch_size=2", "out=alone", cwd=tmp_path)
     assert "step 4" in done.stdout, alone.stdout
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")
 

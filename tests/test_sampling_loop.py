@@ -230,7 +230,7 @@ def test_what_cannot_be_compiled_is_a_mistake_only_where_it_was_asked_for(labell
     assert done.returncode == 2
     assert "ddpm-sample: compile: the network cannot be compiled here: " in done.stderr
     assert "there is no compiler" in done.stderr
-    assert list(Path("asked").iterdir()) == []
+    assert not Path("asked").exists(), "nothing was drawn"
     monkeypatch.setattr("ddpm_cli.sampling.build._compiled", lambda *_: True)  # as on CUDA, for many images
     done = sample_here(*options, "out=auto")
     assert done.returncode == 0, done.stderr

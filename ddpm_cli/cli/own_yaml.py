@@ -8,9 +8,9 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
@@ -25,20 +25,24 @@ _DEEPEST = 32
 _Parser = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of C where PyYAML was built with it
 
 
-class _CheckedSource(FileConfigSource):
-    """Hydra's source of YAML files on this disk, which has each checked first."""
+def check_what_hydra_loads() -> None:
+    """From now on, Hydra loads no YAML file that `check_yaml` refuses.
 
-    def load_config(self, config_path: str) -> ConfigResult:
+    Its own source of files is changed, not replaced: a launcher registers that one again.
+    """
+    Plugins.instance()  # registers the sources that Hydra knows
+    source = SourcesRegistry.instance().types["file"]
+    load_config = source.load_config
+    if load_config.__module__ == __name__:  # it checks already
+        return
+
+    def load_checked(self: Any, config_path: str) -> ConfigResult:
         file = Path(self.path, self._normalize_file_name(config_path))
         if not file.is_relative_to(configs_directory()):
             check_yaml(file)
-        return super().load_config(config_path)
+        return load_config(self, config_path)
 
-
-def check_what_hydra_loads() -> None:
-    """From now on, Hydra loads no YAML file that `check_yaml` refuses."""
-    Plugins.instance()  # registers the sources that Hydra knows
-    SourcesRegistry.instance().types["file"] = _CheckedSource
+    source.load_config = load_checked
 
 
 def check_yaml(file: Path) -> None:

@@ -48,6 +48,8 @@ class _Early(logging.Handler):
         self.kept: list[logging.LogRecord] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "for_file", False):
+            return
         self.kept.append(record)
         if logging.lastResort is not None:
             logging.lastResort.handle(record)
@@ -64,7 +66,7 @@ def logging_to(file: Path) -> Iterator[None]:
     Raises:
         OSError: if the file cannot be written, also from `log.info` while inside.
     """
-    in_file = _File(file, encoding="utf-8")
+    in_file = _File(file, encoding="utf-8", errors="backslashreplace")
     in_file.setFormatter(_FORMAT)
     terminal = _Terminal()
     log.setLevel(logging.INFO)

@@ -62,7 +62,7 @@ def put_on_record(message: str, error: BaseException | None = None) -> None:
     with suppress(OSError):
         level = logging.WARNING if error is None else logging.ERROR
         log.log(level, printable(message), extra=FOR_FILE, exc_info=error if unexpected else None)
-        if log.handlers:
+        if any(isinstance(handler, logging.FileHandler) for handler in log.handlers):
             return
     if unexpected:
         traceback.print_exception(error)
