@@ -265,6 +265,7 @@ def test_float16_trains_on_cuda():
 # What fits -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_finds_what_fits_and_goes_on_with_it(tmp_path: Path):
     """In a process that may take half a GiB more than it has when it begins to look."""
     code = (

@@ -26,7 +26,7 @@ def train_on_two(*arguments: str, cwd: Path, **options) -> subprocess.CompletedP
     return run_ranks("train", *arguments, cwd=cwd, **options)
 
 
-@pytest.mark.parametrize("shard", ["false", "true"])
+@pytest.mark.parametrize("shard", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_two_ranks_do_what_one_does(shard: str, tmp_path: Path):
     """Up to the order in which float32 sums are made: losses, gradient norms, weights and previews agree."""
     options = [

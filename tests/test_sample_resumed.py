@@ -173,6 +173,7 @@ def stopped(labelled: Path, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+@pytest.mark.slow
 def test_another_configuration_does_not_go_on(stopped: Path, labelled: Path, trained, sample_here):
     before = contents_below(stopped)
     same = [f"ckpt={labelled}", *MANY, f"out={stopped}"]

@@ -550,6 +550,7 @@ SMALL = ["data=webdataset", "data.image_size=16", "data.workers=2", "data.window
 SMALL += ["model.in_channels=3", "model.attention_resolutions=[8]", "trainer.preview_every=0"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_resumed_ends_where_one_that_was_not_ends(tars, tmp_path):
     cache = f"data.cache_dir={tmp_path / 'cache'}"
     common = [*SMALL, cache, "data.num_classes=3", "trainer.steps=40", "trainer.checkpoint_every=5"]
