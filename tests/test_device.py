@@ -16,6 +16,8 @@ def test_no_more_memory_is_known_for_what_it_is(allocate):
 @pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("x")])
 def test_other_errors_are_not(error: Exception):
     assert not out_of_memory(error)
+    assert out_of_memory(RuntimeError("could not create a primitive"))  # oneDNN, where it finds no memory of its own
+    assert not out_of_memory(RuntimeError("could not create a primitive descriptor for a convolution"))
 
 
 def test_deterministic_means_torchs_own_switches(monkeypatch):

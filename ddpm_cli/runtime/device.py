@@ -81,8 +81,11 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether `error` is how torch or Python says that there is no more memory, on a GPU or in the machine."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    of_torch_on_a_cpu = "DefaultCPUAllocator" in str(error) or "bad_alloc" in str(error)
-    return isinstance(error, RuntimeError) and of_torch_on_a_cpu
+    said = str(error)
+    of_torch_on_a_cpu = "DefaultCPUAllocator" in said or "bad_alloc" in said
+    # oneDNN says no more where it finds none for itself; what it cannot compute has no primitive *descriptor*.
+    of_onednn = said.strip() in ("could not create a primitive", "could not create a memory object")
+    return isinstance(error, RuntimeError) and (of_torch_on_a_cpu or of_onednn)
 
 
 def _choose_device(name: str, local_rank: int) -> torch.device:
