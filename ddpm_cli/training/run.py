@@ -17,6 +17,7 @@ from ddpm_cli import checkpoint
 from ddpm_cli.checkpoint.metadata import parse
 from ddpm_cli.checkpoint.tensor_names import UNLOGGED
 from ddpm_cli.checkpoint.validate import check_config
+from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.config.invocation import override
 from ddpm_cli.config.schema import targets_in
 from ddpm_cli.config.train_options import TrainOptions
@@ -124,6 +125,7 @@ class TrainingRun:
         if self.trainer.world.main:
             self.stop.keep = partial(append, self.directory / run_dir.LOG_FILE)
             self.stop.lost = lambda: ending.lost(self.trainer.step, self.saved_step, self.first_step)
+        begun = False
         try:
             if self.trainer.world.main:
                 for remark in remarks:
@@ -131,6 +133,7 @@ class TrainingRun:
                 for warning in warnings:
                     log.warning(warning)
                 self._begin_records()
+                begun = True
                 self._announce()
             with self._metrics_logger() as metrics:
                 self.stop.defer("saving after this step")
@@ -141,6 +144,8 @@ class TrainingRun:
             ending.put_on_record(str(stopped))
             raise
         except BaseException as error:
+            if isinstance(error, ConfigError) and not begun:  # records that are not ours: nothing has been changed
+                raise
             if not self.done:
                 raise self._ended_by(error) from error
             ending.put_on_record(f"after the last step had been saved: {ending.first_line(error)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from ddpm_cli.io import durable
+from ddpm_cli.io import durable, run_identity
 from ddpm_cli.io import run_dir as run_directory
 from torture import known
 from torture.disk import (
@@ -193,13 +193,15 @@ def _first_save(place: Path) -> Scenario:
     """The run's directory is new, and so are those above it."""
 
     def job(place: Path, announce: Announce) -> None:
-        run = run_directory.create(place / "outputs", "run")
+        run, identity = run_directory.create(place / "outputs", "run"), run_identity.Identity(name="run")
+        identity.write(run)
+        run_identity.remember(place / "outputs", "run", run, identity)
         durable.replace(run / run_directory.CONFIG_FILE, b"seed: 0\n")
         known.save(run, 1)
         announce(1)
 
     def check(place: Path, announced: int) -> Iterator[str]:
-        run = run_directory.newest(place / "outputs", "run")
+        run = run_identity.find(place / "outputs", "run").directory
         if run is not None:
             yield from known.wrongs(run, announced)
         elif announced > 0:

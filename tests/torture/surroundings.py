@@ -81,7 +81,7 @@ def ends_disturbed(setting: Setting) -> Row:
     run = setting.place / "run"
     if command("train", [*RUN, f"name={NAME}", f"output_dir={run}"], setting.place / "train").wait() != 0:
         return Row("a finished command disturbed", "the run failed", ["see its log"])
-    arguments = [f"ckpt={next((run / NAME).iterdir())}", *SAMPLE]
+    arguments = [f"ckpt={next((run / NAME).glob('2*'))}", *SAMPLE]
     whole = setting.place / "whole"
     command("sample", arguments, whole).wait()
     for attempt in range(tries):

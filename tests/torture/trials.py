@@ -156,6 +156,9 @@ def preload() -> None:
     import torch._dynamo  # every optimizer does
     import torch.utils.tensorboard
 
+    import ddpm_cli.sample
+    import ddpm_cli.train  # noqa: F401 - so that a forked command soon answers signals
+
     torch.set_num_threads(1)
 
 
