@@ -31,7 +31,7 @@ from ddpm_cli.runtime.exit_codes import FAILED, INTERRUPTED, MISTAKE, RESUME_LAT
 from ddpm_cli.runtime.logs import log
 from ddpm_cli.runtime.signals import Stop
 
-LONGEST_LINE, MOST_LINES = 1500, 1000  # of a message: characters, and lines (of a thousand bad images, say)
+LONGEST_LINE, MOST_LINES = 5000, 1000  # of a message: characters (a path may have 4096), and lines (of bad images)
 
 
 def launch(program: str, config_name: str, target: str, job: Callable[[dict, Invocation], Any], *, stop: Stop) -> None:
