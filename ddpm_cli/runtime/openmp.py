@@ -8,8 +8,8 @@ import os
 
 from ddpm_cli.runtime.cgroup import cpus, processors
 
-# How often a thread looks before it sleeps; GNU's OpenMP takes 300,000 by itself. Few enough that a share of a machine
-# is used, so many that a run on a machine of its own does not notice: `scripts/bench --only busy`.
+# How often a thread looks before it sleeps; GNU's OpenMP takes 300,000 by itself. A first guess between the speed of a
+# run alone and its share beside others, still to be measured: `scripts/bench --only busy`.
 SPIN_COUNT = 100_000
 _OF_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
