@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 # Imported late: what the device is decides what torch may see, and that must be said before it is imported.
@@ -22,8 +23,6 @@ def main() -> None:
         return
     _quiet(arguments.device)
     figures = measure(arguments)
-    if arguments.out is not None:
-        Path(arguments.out).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     _print(figures)
     if figures["whole"] and not arguments.only_print:
         from bench import tables
@@ -38,6 +37,9 @@ def _arguments() -> argparse.Namespace:
         "--config", action="append", choices=["digits", "cifar10", "folder_64", "tiny"], metavar="NAME",
         help="digits, cifar10 (both by default) or folder_64; may be given several times",
     )  # fmt: skip
+    parser.add_argument(
+        "--compile", action="append", choices=["true", "false", "graphs"], help="ours, on CUDA; all three by default"
+    )
     parser.add_argument("--only", action="append", metavar="ROW", help="arithmetic, start-up, network, training, ...")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: minutes, and rougher figures")
     parser.add_argument("--minutes", type=float, help="begin no further row after so many")
@@ -77,6 +79,8 @@ def measure(arguments: argparse.Namespace) -> dict:
     unknown = set(arguments.only or ()) - {*ONCE, *of_a_case}
     if unknown:
         raise SystemExit(f"scripts/bench: no row {', '.join(unknown)}; there are {', '.join([*ONCE, *of_a_case])}")
+    if arguments.compile and device == "cpu":
+        raise SystemExit("scripts/bench: --compile is for CUDA; on a CPU nothing is compiled")
     rows = Rows(arguments.only, arguments.minutes)
     for peer in peers.NEEDS:
         if peers.missing(peer):
@@ -89,28 +93,38 @@ def measure(arguments: argparse.Namespace) -> dict:
         "once": [],
         "configs": {},
         "left_out": rows.left_out,
+        "cuda_memory": torch.cuda.mem_get_info()[1] if device == "cuda" else None,
     }
     with tempfile.TemporaryDirectory(prefix="bench_") as directory:
         for i, name in enumerate(names):
-            place = Place(CASES[name], device, precision, Path(directory) / name)
+            place = Place(CASES[name], device, precision, Path(directory) / name, tuple(arguments.compile or ()))
             place.write_pictures()
-            if i == 0:
-                figures["once"] += rows.measure(ONCE, place, effort)
-            entries = rows.measure(of_a_case, place, effort)
+            found: list[dict] = []
             figures["configs"][name] = {
                 "batch_size": place.batch_size,
                 "precision": precision,
                 "sizes": dict(place.config["model"]),
-                "entries": entries,
+                "entries": found,
             }
-    figures["whole"] = not (arguments.only or arguments.quick or rows.too_late)
-    figures["cuda_memory"] = torch.cuda.mem_get_info()[1] if device == "cuda" else None
+            for measured, into in (*(((ONCE, figures["once"]),) if i == 0 else ()), (of_a_case, found)):
+                for entries in rows.measure(measured, place, effort):
+                    into += entries
+                    _write(figures, arguments.out)  # what there is, should a later row take the process along
+    asked_for_less = arguments.only or arguments.quick or arguments.compile
+    figures["whole"] = not (asked_for_less or rows.too_late)
+    _write(figures, arguments.out)
     return figures
+
+
+def _write(figures: dict, out: str | None) -> None:
+    if out is not None:
+        Path(out).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def _command(arguments: argparse.Namespace) -> str:
     """What makes the same figures again, wherever they then go."""
     options = [word for name in arguments.config or () for word in ("--config", name)]
+    options += [word for name in arguments.compile or () for word in ("--compile", name)]
     options += [word for name in arguments.only or () for word in ("--only", name)]
     options += ["--quick"] if arguments.quick else []
     return shlex.join(["scripts/bench", "--device", arguments.device, *options])
@@ -125,10 +139,10 @@ class Rows:
         self.too_late = False
         self.left_out: list[str] = []
 
-    def measure(self, rows: dict, place, effort) -> list[dict]:
+    def measure(self, rows: dict, place, effort) -> Iterator[list[dict]]:
+        """The entries of each row."""
         from bench.network import DifferentNetworksError
 
-        entries = []
         for name, row in rows.items():
             if self.only is not None and name not in self.only:
                 continue
@@ -138,14 +152,14 @@ class Rows:
                 continue
             began = time.monotonic()
             try:
-                entries += row(place, effort)
+                entries = row(place, effort)
             except DifferentNetworksError:
                 raise
             except Exception as error:  # a row that fails leaves the others their figures
-                entries.append({"row": name, "who": "all", "failure": f"{type(error).__name__}: {error}"})
+                entries = [{"row": name, "who": "all", "failure": f"{type(error).__name__}: {error}"}]
             took = time.monotonic() - began
             print(f"{name} of {place.case.name}: {took:.0f} s", file=sys.stderr, flush=True)
-        return entries
+            yield entries
 
 
 def _print(figures: dict) -> None:

@@ -97,12 +97,12 @@ def _computing(niceness: int | None) -> Iterator[None]:
 
 def main() -> None:
     """Train for as many seconds as each line of standard input says, and print images per second."""
-    from bench.ours import WAYS, Training
+    from bench.ours import Training
 
     name, directory = sys.argv[1:]
     place = Place(CASES[name], "cpu", "fp32", Path(directory))
     sys.stdin.readline()  # nothing is done while it is not this process's turn
-    train = Training(place, WAYS["cpu"][0])
+    train = Training(place, place.compiled[0])
     train(WARM_UP)
     print(0.0, flush=True)
     for line in sys.stdin:

@@ -84,6 +84,8 @@ CASES = {
     )
 }
 SHOWN = [name for name in CASES if name != "tiny"]
+# Ways to run our network, by the value of trainer.compile; the first is what runs by default on that device.
+WAYS = {"cpu": ("false",), "cuda": ("true", "false", "graphs")}
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,12 @@ class Place:
     device: str  # "cpu" or "cuda"
     precision: str  # in which everybody can be compared: "fp32" or "bf16"
     directory: Path
+    ways: tuple[str, ...] = ()  # of WAYS, those that were asked for; all where none was
+
+    @property
+    def compiled(self) -> tuple[str, ...]:
+        """What trainer.compile is set to, one after the other; the others are compared with the first."""
+        return self.ways or WAYS[self.device]
 
     @property
     def batch_size(self) -> int:

@@ -22,9 +22,6 @@ from ddpm_cli.training.build import build_training
 from ddpm_cli.training.step_stats import Progress
 from ddpm_cli.training.trainer import Trainer
 
-# Ways to run the same network, by the value of trainer.compile; the first is what runs by default on that device.
-WAYS = {"cpu": ("false",), "cuda": ("true", "false", "graphs")}
-
 
 def named(device: str, way: str) -> str:
     return "ours" if device == "cpu" else f"ours, compile={way}"
@@ -47,17 +44,17 @@ def _contestants(
 
 def training(place: Place) -> list[Contestant]:
     """Trainer.run, as ddpm-train has it."""
-    return _contestants(place, place.batch_size, lambda way: Training(place, way), WAYS[place.device])
+    return _contestants(place, place.batch_size, lambda way: Training(place, way), place.compiled)
 
 
 def forward(place: Place) -> list[Contestant]:
-    return _contestants(place, place.batch_size, partial(_forward, place), WAYS[place.device])
+    return _contestants(place, place.batch_size, partial(_forward, place), place.compiled)
 
 
 def sampling(place: Place, calls: int) -> list[Contestant]:
     """DDIM in `calls` calls of the network, to uint8 images on the CPU; counted in images times calls."""
     images = place.case.sampled[place.device]
-    ways = tuple(way for way in WAYS[place.device] if way != "graphs")  # which ddpm-sample has not
+    ways = tuple(way for way in place.compiled if way != "graphs")  # which ddpm-sample has not
     return _contestants(place, images * calls, partial(_sampling, place, images, calls), ways, trains=False)
 
 
@@ -85,7 +82,7 @@ def shares(place: Place, steps: int, *, warm_up: int) -> dict[str, list[float]]:
 
     Network: from the beginning of its forward to the end of its backward pass, the loss and q_sample included.
     """
-    run = Training(place, WAYS[place.device][0])
+    run = Training(place, place.compiled[0])
     run(warm_up)
     run.progress.clear()
     marks: list[tuple] = []
