@@ -1,6 +1,7 @@
 """What several tests share."""
 
 import contextlib
+import gc
 import io
 import os
 import shutil
@@ -107,3 +108,9 @@ def decoded(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(decode, "decode", recording)
     return paths
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is imported now is here to stay: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()

@@ -68,6 +68,7 @@ def test_the_table_names_machine_command_and_everybody(figures: dict):
         assert said in figures["printed"]
 
 
+@pytest.mark.slow
 def test_networks_are_counted_printed_and_written(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # which the script sets
     out = tmp_path / "figures.json"
@@ -94,7 +95,9 @@ def test_other_sizes_are_not_compared(tmp_path: Path):
     network.check_same({"ours": ours})
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10", "folder_64"])
+@pytest.mark.parametrize(
+    "name", ["digits", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cifar10", "folder_64"))]
+)
 def test_the_networks_of_every_case_are_equal(name: str, tmp_path: Path):
     place = Place(CASES[name], "cpu", "fp32", tmp_path)
     counted = {who: network.sizes(place, who) for who in ("ours", "diffusers")}

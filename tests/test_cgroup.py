@@ -161,6 +161,7 @@ def test_on_a_machine_of_its_own_torch_counts_the_threads(monkeypatch):
         assert "OMP_NUM_THREADS" not in os.environ
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP")
 def test_the_commands_tell_openmp_before_torch_is_there(tmp_path: Path):
     """OpenMP itself says what it has read when it was loaded."""

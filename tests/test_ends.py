@@ -37,6 +37,9 @@ def code(place: str, when: str, error: str) -> str:
     return CODE.format(place=place, when=when, error=error)
 
 
+QUICK = ("preview", "data", "metrics.jsonl")
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("undisturbed")
@@ -50,7 +53,9 @@ def state(directory: Path) -> list[bytes]:
     return [(saved / name).read_bytes() for name in (checkpoint.EMA_FILE, checkpoint.TRAINING_FILE)]
 
 
-@pytest.mark.parametrize("what", FAULTS)
+@pytest.mark.parametrize(
+    "what", [what if what in QUICK else pytest.param(what, marks=pytest.mark.slow) for what in FAULTS]
+)
 def test_what_ends_a_run_saves_first_and_takes_nothing_from_its_logs(what: str, undisturbed: Path, tmp_path: Path):
     *fault, step = FAULTS[what]
     ended = train(*RUN, code=code(*fault), cwd=tmp_path)

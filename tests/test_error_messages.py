@@ -268,7 +268,7 @@ def test_a_folder_that_has_moved_can_be_resumed(tmp_path: Path):
     assert_one_message(fewer, "train", "data: the run was trained on 9 images, there are now 8")
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_half_precision_runs_resumes_and_stops_when_it_diverges(precision: str, tmp_path: Path):
     half = [*TINY, f"trainer.precision={precision}", "trainer.preview_every=0"]
     done = train(*half, "trainer.steps=2", cwd=tmp_path)

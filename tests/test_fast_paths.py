@@ -52,6 +52,7 @@ def plain(request) -> Tensor:
 # Compiled ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_whole_forward_pass_is_one_graph():
     """With labels, dropout, attention and a learned variance; `fullgraph` raises where there would be two."""
     unet = UNet(16, 3, 8, (1, 2), 1, (8,), 0.1, norm_groups=4, num_classes=3, learn_variance=True)
@@ -151,6 +152,7 @@ def test_losses_are_those_of_the_plain_loop_when_the_host_looks_late(plain: Tens
     assert torch.equal(progress.losses.view(steps, 16).mean(1), plain)
 
 
+@pytest.mark.slow
 def test_bf16_trains_as_float32_does_within_its_error(plain: Tensor):
     losses = losses_of(len(plain), precision="bf16")
     torch.testing.assert_close(losses.mean(), plain.mean(), rtol=BF16_ERROR, atol=0)

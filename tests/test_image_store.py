@@ -123,6 +123,7 @@ def test_finished_pictures_are_left_alone(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
+@pytest.mark.slow
 def test_only_one_process_draws_in_a_directory(tmp_path: Path):
     code = f"""
 from pathlib import Path

@@ -72,6 +72,7 @@ def children(pid: int, name: str = "") -> list[int]:
     return [int(child) for child, parent, *command in lines if int(parent) == pid and name in "".join(command)]
 
 
+@pytest.mark.slow
 def test_joblib_runs_a_sweep_each_on_a_gpu_of_its_own(begin, tmp_path: Path):
     (tmp_path / "tmp").mkdir()
     gpus = {"CUDA_VISIBLE_DEVICES": "0,1", "TMPDIR": str(tmp_path / "tmp")}
@@ -106,7 +107,7 @@ def interrupt_at_a_terminal(process: Process) -> None:
     os.killpg(process.pid, signal.SIGINT)
 
 
-@pytest.mark.parametrize("ask", [kill, interrupt_at_a_terminal])
+@pytest.mark.parametrize("ask", [pytest.param(kill, marks=pytest.mark.slow), interrupt_at_a_terminal])
 def test_a_signal_reaches_joblib_s_jobs_which_save(ask: Callable, begin, tmp_path: Path):
     process = begin(*ENDLESS, *JOBLIB, "seed=0,1,2")
     runs = [tmp_path / "sweep" / str(number) for number in range(3)]
@@ -131,6 +132,7 @@ def test_a_job_that_is_killed_is_reported_with_the_others(begin, tmp_path: Path)
     assert all("no result; it was killed" in line for line in table(done))
 
 
+@pytest.mark.slow
 def test_submitit_preempts_a_job_which_saves_and_goes_on(begin, tmp_path: Path):
     """Twice the same run, one of which is stopped by the signal of a Slurm that wants its node back."""
     steps = ["trainer.steps=30", "trainer.preview_every=0", "trainer.checkpoint_every=0", "trainer.log_every=1"]

@@ -273,7 +273,7 @@ NESTED = st.builds(lambda node, inner: node | {"variance": inner}, NODES, NODES)
 ANY = st.dictionaries(st.sampled_from(["timesteps", "name", "seed", *GROUPS]), JSON | NODES | NESTED)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(ANY, st.sampled_from(range(1, FORMAT + 1)))
 def test_any_json_is_survived(config: dict, written: int):
     before = copy.deepcopy(config)

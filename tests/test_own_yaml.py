@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from commands import assert_one_message, sample, train
+from omegaconf import OmegaConf
 
 from ddpm_cli.cli.arguments import read_arguments
 from ddpm_cli.cli.own_yaml import MOST_VALUES, check_yaml
+from ddpm_cli.cli.references import check_references
 from ddpm_cli.config.errors import ConfigError
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -113,6 +115,55 @@ start.build_training = fail
 from ddpm_cli.train import main
 main()
 """
+
+
+def doubled(refer: str, *, backwards: bool = False, times: int = 30) -> dict:
+    """Values of which each is the one before it, twice; `refer` has its number for #."""
+    values = {"b0": "x", **{f"b{i + 1}": refer.replace("#", str(i)) for i in range(times)}}
+    return dict(reversed(values.items())) if backwards else values
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        doubled("${b#}${b#}"),
+        doubled("${b#}${b#}", backwards=True),
+        doubled("${oc.select:b#}, ${oc.select:b#}"),
+        doubled("${${n#}}${${n#}}") | {f"n{i}": f"b{i}" for i in range(30)},
+        {"a": doubled("${.b#}${.b#}")},
+        {"a": "${b}", "b": doubled("${a.b#}${a.b#}")},
+        {"a": {"b0": "x"} | {f"b{i}": [f"${{a.b{i - 1}}}", {"c": f"${{a.b{i - 1}}}"}] for i in range(1, 30)}},
+    ],
+)
+def test_references_that_stand_for_more_than_there_is_memory_are_refused(config: dict):
+    with pytest.raises(ConfigError, match=r"^\w+: what it refers to has more than 1,048,576 characters and values"):
+        check_references(OmegaConf.create(config))
+
+
+def test_references_as_people_write_them_are_followed():
+    config = {
+        "a": "${b.c}-${oc.env:HOME}/${.d}",
+        "b": {"c": "${.e}_${seed}", "e": "${now:%Y}"},
+        "d": "${${f}}",
+        "f": "seed",
+    }
+    check_references(OmegaConf.create(config | {"seed": 3, "betas": [0.1] * 8192, "again": ["${betas}"] * 20}))
+    check_references(OmegaConf.create(doubled("${b#}${b#}", times=15)))
+    check_references(OmegaConf.create({"a": "${b}", "b": "${a}"}))  # which OmegaConf refuses
+    with pytest.raises(ConfigError, match="values refer to each other, one to the next, too often"):
+        check_references(OmegaConf.create(doubled("${b#}", backwards=True, times=2000)))
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["a run", "a sweep"])
+def test_a_name_that_stands_for_a_billion_letters_is_one_message(sweep: list[str], tmp_path: Path):
+    (tmp_path / "own/experiment").mkdir(parents=True)
+    values = doubled("${model.b#}${model.b#}") | {"name": "${model.b30}"}
+    text = "".join(f"{key}: {value}\n" for key, value in values.items()).replace("name:", "name_of_it:")
+    (tmp_path / "own/experiment/bomb.yaml").write_text(f"# @package model\n{text}")
+    done = train(*sweep, "--config-dir=own", "experiment=bomb", "name=${model.name_of_it}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert_one_message(done, "train", "(name|model|hydra): what it refers to has more than 1,048,576 characters and values")
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 
 def test_a_lack_of_memory_is_one_message_and_no_mistake(tmp_path: Path):

@@ -132,6 +132,7 @@ def test_a_preview_leaves_an_average_in_shards(tmp_path: Path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_shards_are_smaller_than_the_whole(tmp_path: Path):
     """Each of two processes holds about half of parameters, moments and averages; cuDNN is tuned as for a whole one."""
     code = (

@@ -70,6 +70,7 @@ def test_two_processes_draw_what_one_does(launch: Callable, labelled: Path, whol
     assert contents(tmp_path / "out") == whole
 
 
+@pytest.mark.slow
 def test_one_that_dies_does_not_keep_the_other_and_one_goes_on_alone(labelled: Path, whole, tmp_path: Path):
     main, other = two_ranks(f"ckpt={labelled}", *MANY, "out=out", cwd=tmp_path)
     wait_for(tmp_path / "out", of_rank=1)

@@ -274,6 +274,7 @@ for n in map(int, sys.argv[1:]):
 """
 
 
+@pytest.mark.slow
 def test_more_images_take_no_more_memory(tmp_path: Path):
     tests = Path(__file__).parent
     done = subprocess.run(

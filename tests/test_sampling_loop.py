@@ -172,7 +172,7 @@ def drawn(loop: SamplingLoop, *, batch_size: int = 4) -> Tensor:
     return torch.cat(parts)
 
 
-@pytest.mark.parametrize("solver", ["ddpm", "dpmpp_2m"])
+@pytest.mark.parametrize("solver", [pytest.param("ddpm", marks=pytest.mark.slow), "dpmpp_2m"])
 def test_a_compiled_network_is_one_graph_for_every_step_of_every_whole_batch(solver: str, monkeypatch):
     """With and without labels, that is two; the batch that is left over goes through the network as it was written."""
     graphs, calls = [], []

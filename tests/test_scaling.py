@@ -13,6 +13,7 @@ from scaling.networks import networks
 GIVEN = Assumptions(hop_inside=0.0, hop_between=0.0)
 
 
+@pytest.mark.slow
 def test_networks_are_counted():
     small, large = networks()
     assert small.parameters == 35_746_307
@@ -22,6 +23,7 @@ def test_networks_are_counted():
         assert network.training == pytest.approx(3 * network.forward, rel=0.01), "twice the forward pass, and itself"
 
 
+@pytest.mark.slow
 def test_convolutions_are_counted_as_multiplications_and_additions():
     """About 6.1 billion multiply-adds for DDPM's CIFAR-10 network, as others count it."""
     assert networks()[0].forward / 2 == pytest.approx(6.2e9, rel=0.03)

@@ -128,6 +128,7 @@ def test_cfg_job_shows_what_would_run(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_schedule_and_a_dataset_of_ones_own_are_one_function_and_one_yaml(tmp_path: Path):
     (tmp_path / "mine.py").write_text(
         "import numpy as np, torch\n"

@@ -26,7 +26,9 @@ def begin(*arguments: str, says: str, **options) -> Process:
     raise AssertionError(process.communicate())
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGXCPU"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("SIGINT", "SIGUSR1", "SIGXCPU"))]
+)
 def test_a_signal_ends_the_run_saved_and_the_same_command_goes_on(name: str, tmp_path: Path):
     process = begin(*LONG, "name=x", cwd=tmp_path, says="step 6/")
     process.send_signal(getattr(signal, name))

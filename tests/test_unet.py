@@ -75,7 +75,10 @@ def diffusers_twin(unet: UNet, *, image_size: int, channels: int, mults: tuple, 
 @pytest.mark.parametrize(
     "shape",
     [
-        {"image_size": 32, "channels": 3, "mults": (1, 2, 2, 2), "blocks": 2, "attention": (16,)},
+        pytest.param(
+            {"image_size": 32, "channels": 3, "mults": (1, 2, 2, 2), "blocks": 2, "attention": (16,)},
+            marks=pytest.mark.slow,
+        ),
         {"image_size": 16, "channels": 1, "mults": (1, 2, 2), "blocks": 1, "attention": (8, 4)},
     ],
     ids=["cifar10", "small"],

@@ -252,6 +252,7 @@ def test_stopping_in_the_middle_of_decoding_leaves_nothing(pictures, tasks, desc
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_parent_killed_while_it_decodes_takes_its_processes_along(pictures, descendants, tmp_path):
     """With nothing put in the place of anything: real pictures, large enough to take some time."""
     large = pictures / "large.png"

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from ddpm_cli.cli.arguments import key_of
 from ddpm_cli.cli.gpu_lock import pin
 from ddpm_cli.cli.launchers import refuse_copies
+from ddpm_cli.cli.references import check_references
 from ddpm_cli.cli.resolvers import register_resolvers
 from ddpm_cli.cli.sweep import SLURM, RunResult, device_is_auto, has_result, runs_in_parallel
 from ddpm_cli.cli.worker import worker_process
@@ -65,6 +66,7 @@ class Job:
 
     def _run(self, cfg: DictConfig) -> Any:
         refuse_copies(self.program)
+        check_references(cfg)
         hydra_config = HydraConfig.get()
         overrides = OmegaConf.to_container(hydra_config.overrides.task)  # not yet followed, were there a ${...}
         assert isinstance(overrides, list)

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from ddpm_cli.cli.gpu_lock import visible_gpus
 from ddpm_cli.cli.launchers import refuse_copies
+from ddpm_cli.cli.references import check_references
 from ddpm_cli.config.errors import ConfigError, shown
 from ddpm_cli.io import durable, plain_files
 from ddpm_cli.runtime.cgroup import cpus
@@ -120,9 +121,10 @@ class SweepReport:
             _report_to_tell.reset(token)
 
     def begin(self, config: DictConfig) -> None:
-        """Raises RefusedSweep if the directory holds another sweep."""
+        """Raises RefusedSweep if the directory holds another sweep, or its name cannot be read."""
         try:
             refuse_copies(None)
+            check_references(config)
         except ConfigError as error:
             raise RefusedSweep(str(error)) from error
         self._launcher = config.hydra.launcher._target_

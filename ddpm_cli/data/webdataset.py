@@ -1,7 +1,7 @@
 """Tar files in the WebDataset layout as one `ImageSet`: for sets that fit neither memory nor a decoded cache."""
 
 import glob
-import itertools
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -122,15 +122,21 @@ def _find(path: str) -> tuple[list[str], str]:
     if os.path.exists(path):
         paths = [path]
     elif _BRACES.search(path):
-        paths = list(itertools.islice(_expanded(path), MOST_SHARDS + 1))
+        if math.prod(len(numbers) for numbers in _numbers(path)) > MOST_SHARDS:
+            raise FileNotFoundError(f"{shown} (data.path) stands for more than {MOST_SHARDS:,} files")
+        paths = list(_expanded(path))
     elif glob.has_magic(path):
         paths = sorted(glob.glob(path))
     else:
         raise FileNotFoundError(f"no such folder or tar file: {shown} (data.path)")
-    if not 0 < len(paths) <= MOST_SHARDS:
-        found = f"more than {MOST_SHARDS:,} files" if paths else "no file"
-        raise FileNotFoundError(f"{shown} (data.path) stands for {found}")
+    if not paths:
+        raise FileNotFoundError(f"{shown} (data.path) stands for no file")
     return paths, printable(os.path.basename(os.path.dirname(paths[0])))
+
+
+def _numbers(pattern: str) -> list[range]:
+    """What each pair of braces stands for."""
+    return [range(int(first), int(last) + 1) for first, last in _BRACES.findall(pattern)]
 
 
 def _expanded(pattern: str) -> Iterator[str]:
