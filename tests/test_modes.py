@@ -376,7 +376,7 @@ def test_a_picture_of_many_shows_what_a_person_can_look_at(rows, per_row, shown_
 
 def test_images_without_rows_make_a_square():
     images, plan = numbered(1, 500)
-    assert torch.equal(picture(Kept(images), plan), grid(images[:GRID_IMAGES], columns=20))
+    assert torch.equal(picture(Kept(images), plan._replace(square=True)), grid(images[:GRID_IMAGES], columns=20))
 
 
 # Trajectories --------------------------------------------------------------------------------------------------------

@@ -222,6 +222,8 @@ def test_the_ends_of_an_interpolation_are_the_images_of_their_seeds(labelled: Pa
     done = sample_here(f"ckpt={labelled}", "mode=interpolate", "seeds=[5,8]", "n=4", *steps, f"out={tmp_path}/way")
     assert done.returncode == 0, done.stderr
     way = pixels_of(tmp_path / "way")
+    with Image.open(tmp_path / "way" / "samples.png") as picture:
+        assert picture.size == (4 * 66 + 2, 66 + 2), "a row, as the images follow each other"
     for seed, end in ((5, way[0]), (8, way[-1])):
         done = sample_here(f"ckpt={labelled}", "sampler=ddim", f"seed={seed}", "n=1", *steps, f"out={tmp_path}/{seed}")
         assert done.returncode == 0, done.stderr

@@ -52,6 +52,7 @@ class Plan(NamedTuple):
     shown: Tensor | None = None  # uint8 [rows, k, C, H, W]: what stands before each row's images in the picture
     by_seed: bool = True  # whether the context's seed decides what is drawn
     labels: Sequence[int] | None = None  # of each row; None: there are none
+    square: bool = False  # whether the picture of a single row is as square as possible
 
     @property
     def images(self) -> int:
@@ -61,7 +62,7 @@ class Plan(NamedTuple):
     @property
     def columns(self) -> int | None:
         """Of the picture; None: as square as possible."""
-        if self.rows == 1 and self.shown is None:
+        if self.square and self.rows == 1:
             return None
         return self.per_row + (0 if self.shown is None else self.shown.shape[1])
 
@@ -79,7 +80,7 @@ class Generate:
             noise = context.noise(indices)
             return sampler.solve(denoise, schedule, times, noise(), noise)
 
-        return Plan(max(1, context.classes), context.n, len(times), walk)
+        return Plan(max(1, context.classes), context.n, len(times), walk, square=True)
 
 
 @dataclass(frozen=True, kw_only=True)
