@@ -130,7 +130,8 @@ def test_an_image_is_the_same_in_every_batch(mode: str, pictures: Path, mask: Pa
     assert whole.shape == (count, *SHAPE)
     for batch_size in (1, 2, 4):
         assert torch.equal(drawn(plan, batch_size=batch_size), whole)
-    assert len(whole.flatten(1).unique(dim=0)) == count if mode != "interpolate" else 5, "and they differ"
+    differ = count // 2 if mode == "interpolate" else count  # there and back
+    assert len(whole.flatten(1).unique(dim=0)) == differ
 
 
 # Generate ------------------------------------------------------------------------------------------------------------
@@ -221,10 +222,15 @@ def test_jumps_that_cannot_be_are_refused_before_anything_is_drawn(pictures: Pat
 # Interpolate ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_ends_are_the_images_of_their_seeds_to_the_bit():
+@pytest.mark.parametrize(
+    "sampler",
+    [TEN_STEPS, Heun(steps=5), UniPC(steps=5), ANCESTRAL, DDIM(steps=5, eta=0.5), DPMSolverPP2MSDE(steps=5)],
+    ids=["ddim", "heun", "unipc", "ddpm", "ddim with noise", "dpmpp_2m_sde"],
+)
+def test_the_ends_are_the_images_of_their_seeds_to_the_bit(sampler: Sampler):
     n, seeds = 5, [3, 4, 9]
-    images = last(Interpolate(seeds=seeds).plan(setting(TEN_STEPS, n=n))).view(2, n, *SHAPE)
-    alone = [last(Generate().plan(setting(TEN_STEPS, n=1, seed=seed)))[0] for seed in seeds]
+    images = last(Interpolate(seeds=seeds).plan(setting(sampler, n=n))).view(2, n, *SHAPE)
+    alone = [last(Generate().plan(setting(sampler, n=1, seed=seed)))[0] for seed in seeds]
     for row in (0, 1):
         assert torch.equal(images[row, 0], alone[row])
         assert torch.equal(images[row, -1], alone[row + 1])
@@ -291,13 +297,6 @@ def test_a_picture_comes_back_from_its_noise_and_the_nearer_the_more_steps(pictu
         (Interpolate(seeds=[1]), setting(TEN_STEPS), r"seeds must be at least two, got \[1\]"),
         (Interpolate(seeds=[1, 1]), setting(TEN_STEPS), r"seeds must change from one to the next, got \[1, 1\]"),
         (Interpolate(seeds=[1, 2]), setting(TEN_STEPS, n=1), "n must be at least 2, the two ends, got 1"),
-        (Interpolate(seeds=[1, 2]), setting(ANCESTRAL), "interpolation takes a sampler without noise of its own"),
-        (
-            Interpolate(seeds=[1, 2]),
-            setting(DDIM(steps=3, eta=0.5)),
-            "interpolation takes a sampler without noise of its own",
-        ),
-        (Interpolate(seeds=[1, 2]), setting(DPMSolverPP2MSDE(steps=3)), "without noise of its own"),
         (Reconstruct(image="DIR"), setting(DDIM(steps=10, eta=0.5), n=1), "choose sampler=ddim sampler.eta=0"),
         (Reconstruct(image="DIR"), setting(Heun(steps=3), n=1), "choose sampler=ddim"),
         (Reconstruct(image="DIR"), setting(TEN_STEPS, n=2), "n must be 1, as nothing is drawn at random, got 2"),
@@ -312,11 +311,6 @@ def test_what_a_mode_cannot_do_is_refused(mode: Mode, of: SampleContext, says: s
     Path("linked/away.png").symlink_to("../DIR/0.png")
     with pytest.raises(ValueError, match=says):
         mode.plan(of)
-
-
-@pytest.mark.parametrize("sampler", [TEN_STEPS, Heun(steps=3), UniPC(steps=3)], ids=["ddim", "heun", "unipc"])
-def test_every_deterministic_sampler_interpolates(sampler: Sampler):
-    assert last(Interpolate(seeds=[1, 2]).plan(setting(sampler)), grey).isfinite().all()
 
 
 # The picture of all --------------------------------------------------------------------------------------------------

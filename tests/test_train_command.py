@@ -99,7 +99,7 @@ def test_help_explains_itself(program: str, tmp_path: Path):
     assert done.returncode == 0
     assert done.stdout.count(f"  ddpm-{program} ") + done.stdout.count(f"  ddpm-{program}\n") >= 5, "five examples"
     assert max(map(len, done.stdout.splitlines())) <= 120
-    groups = [r"sampler=dd\w+ .*: ddim, ddpm, dpmpp_2m", r"variance=\w+ .*: fixed_large,\s+fixed_small"]
+    groups = [r"sampler=d\w+ .*: ddim, ddpm, dpmpp_2m", r"variance=\w+ .*: fixed_large,\s+fixed_small"]
     values = [r"seed=0 .*function of \(seed, i\)"]
     if program == "train":
         groups += [r"schedule=cosine .*: cosine, custom, linear"]

@@ -157,6 +157,8 @@ class Inpaint:
 class Interpolate:
     """Images of noise on the great circle from one seed's to the next one's: `n` with both ends (DDIM, section 5.3).
 
+    So is the noise of each step, where the sampler adds any: the ends are what the seeds alone give.
+
     Args:
         seeds: at least two; their first images are the ends.
     """
@@ -164,7 +166,7 @@ class Interpolate:
     seeds: Sequence[int] | None
 
     def plan(self, context: SampleContext) -> Plan:
-        """Raises ValueError for less than two seeds or frames, one seed twice running, or a sampler that adds noise."""
+        """Raises ValueError for less than two seeds or frames, or one seed twice running."""
         seeds = _given("seeds", self.seeds)
         if len(seeds) < 2:
             raise ValueError(f"seeds must be at least two, got {list(seeds)}")
@@ -173,17 +175,18 @@ class Interpolate:
         if context.n < 2:
             raise ValueError(f"n must be at least 2, the two ends, got {context.n}")
         sampler, schedule = context.sampler, context.schedule
-        if sampler.stochastic:
-            raise ValueError(
-                "interpolation takes a sampler without noise of its own: choose sampler=ddim or another solver"
-            )
         times = sampler.times(schedule)
-        ends = torch.cat([context.noise(range(1), seed)() for seed in seeds])
 
         def walk(denoise: Denoiser, indices: range) -> Iterator[Tensor]:
             places = [divmod(i, context.n) for i in indices]
-            x = [_slerp(ends[row], ends[row + 1], frame / (context.n - 1)) for row, frame in places]
-            return sampler.solve(denoise, schedule, times, torch.stack(x), _no_noise)
+            of_seeds = [context.noise(range(1), seed) for seed in seeds]
+
+            def noise() -> Tensor:
+                ends = [drawn()[0] for drawn in of_seeds]
+                between = [_slerp(ends[row], ends[row + 1], frame / (context.n - 1)) for row, frame in places]
+                return torch.stack(between)
+
+            return sampler.solve(denoise, schedule, times, noise(), noise)
 
         return Plan(len(seeds) - 1, context.n, len(times), walk, by_seed=False)
 

@@ -8,6 +8,7 @@ TINY = {
     "model.norm_groups": "4",
     "model.channel_mults": "[1,2]",
     "schedule.timesteps": "20",
+    "sampler": "ddim",
     "sampler.steps": "3",
     "trainer.steps": "5",
     "trainer.batch_size": "8",
