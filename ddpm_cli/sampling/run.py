@@ -17,6 +17,7 @@ from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.invocation import Invocation, override
 from ddpm_cli.config.sample_options import SampleOptions
 from ddpm_cli.io import durable, run_dir
+from ddpm_cli.io.own_output import GRID_FILE
 from ddpm_cli.io.text import printable, size_text
 from ddpm_cli.runtime import console
 from ddpm_cli.runtime.exit_codes import RunError, Stopped
@@ -64,7 +65,7 @@ def start(config: dict, invocation: Invocation, stop: Stop) -> Path:
 
 def _sample(task: _Task, held: ExitStack) -> Path:
     from ddpm_cli.sampling import image_store
-    from ddpm_cli.sampling.image_store import GRID_FILE, ImageStore
+    from ddpm_cli.sampling.image_store import ImageStore
     from ddpm_cli.sampling.loop import TRAJECTORY_IMAGES
     from ddpm_cli.sampling.outputs import write
 
@@ -178,7 +179,7 @@ def _begin(task: _Task, decisive: dict, batches: dict, held: ExitStack) -> tuple
         directory = _output_directory(task, held)
         held.enter_context(image_store.locked(directory))
         copies = 2 if task.options.save == "npz" else 1
-        wanted = (image_store.GRID_FILE, *BESIDE[task.options.save])
+        wanted = (GRID_FILE, *BESIDE[task.options.save])
         return directory, image_store.begin(directory, decisive, copies=copies, wanted=wanted, **batches)
 
 
