@@ -109,7 +109,8 @@ def decode_bytes(
 def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(H, W) in pixels of the picture at `path` as it is seen, told from its header. Raises as `decode`."""
     with _errors_explained(path), _opened(path, MOST) as file, _image_in(file) as image:
-        return image.size if _orientation(image) in _ON_ITS_SIDE else image.size[::-1]
+        width, height = image.size
+        return (width, height) if _orientation(image) in _ON_ITS_SIDE else (height, width)
 
 
 def upright_picture(path: str | os.PathLike[str]) -> Image.Image:

@@ -130,8 +130,8 @@ def _find_images(root: str, extensions: Sequence[str] | None, follow_links: bool
 
 
 def _classes(found: Found, root: str, num_classes: int) -> tuple[str, ...]:
-    names = [[image.name for image in images] for images in (found.images, found.bad)]
-    return class_folders(*names, root, num_classes)
+    images, bad = ([image.name for image in some] for some in (found.images, found.bad))
+    return class_folders(images, bad, root, num_classes)
 
 
 def _on_classes(found: Found, classes: Sequence[str], labels: np.ndarray) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ def _on_classes(found: Found, classes: Sequence[str], labels: np.ndarray) -> tup
         listed = ", ".join(none[:FOLDERS_SHOWN] + more)
         remarks.append(f"classes  left out: {len(none):,} without an image: {listed}")
     counts = np.bincount(labels, minlength=len(classes))
-    for number in np.flatnonzero(counts == 0):
+    for number in np.flatnonzero(counts == 0).tolist():
         remarks.append(f"classes  {number}: {printable(classes[number])} has no image that can be used")
     return tuple(remarks)
 
