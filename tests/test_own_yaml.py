@@ -162,7 +162,9 @@ def test_a_name_that_stands_for_a_billion_letters_is_one_message(sweep: list[str
     (tmp_path / "own/experiment/bomb.yaml").write_text(f"# @package model\n{text}")
     done = train(*sweep, "--config-dir=own", "experiment=bomb", "name=${model.name_of_it}", cwd=tmp_path)
     assert done.returncode == 2
-    assert_one_message(done, "train", "(name|model|hydra): what it refers to has more than 1,048,576 characters and values")
+    assert_one_message(
+        done, "train", "(name|model|hydra): what it refers to has more than 1,048,576 characters and values"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 

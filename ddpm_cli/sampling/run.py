@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -23,6 +24,7 @@ from ddpm_cli.runtime import console
 from ddpm_cli.runtime.exit_codes import RunError, Stopped
 from ddpm_cli.runtime.signals import Stop
 from ddpm_cli.sampling.build import build_loop, identity
+from ddpm_cli.sampling.classes import class_numbers, classes_text
 
 if TYPE_CHECKING:
     from ddpm_cli.checkpoint.pretrained import Pretrained, Selection
@@ -41,6 +43,7 @@ class _Task(NamedTuple):
     invocation: Invocation
     world: "World"
     stop: Stop
+    class_names: tuple[str, ...] = ()  # of the network's labels, once it is known
 
 
 def start(config: dict, invocation: Invocation, stop: Stop) -> Path:
@@ -69,10 +72,12 @@ def _sample(task: _Task, held: ExitStack) -> Path:
     from ddpm_cli.sampling.loop import TRAJECTORY_IMAGES
     from ddpm_cli.sampling.outputs import write
 
-    options, world = task.options, task.world
+    world = task.world
     held.enter_context(console.telling(_say_on_stderr))
     compute = _agreed(world, lambda: _compute(task))
     selection = _select(task)
+    task = _agreed(world, lambda: _with_classes(task, selection))
+    options = task.options
     pretrained, loop = _agreed(world, lambda: _prepare(task, compute, selection))
     decisive = identity(pretrained, loop, options)
     differing = world.first("; ".join(differences(world.broadcast(decisive), decisive)) or None)
@@ -140,6 +145,12 @@ def _select(task: _Task) -> "Selection":
                 sha256=options.ckpt_sha256,
             )
         )
+
+
+def _with_classes(task: _Task, selection: "Selection") -> _Task:
+    names = selection.checkpoint.metadata.classes
+    options = replace(task.options, classes=class_numbers(task.options.classes, names))
+    return task._replace(options=options, class_names=names)
 
 
 def _prepare(task: _Task, compute: "Compute", selection: "Selection") -> "tuple[Pretrained, SamplingLoop]":
@@ -229,6 +240,8 @@ def _announce(task: _Task, pretrained: "Pretrained", loop: "SamplingLoop", store
     compiled = ", compiled" if loop.compiled else ""
     on = f"{loop.compute}{together}{compiled}"
     print(f"{printable(options.ckpt)}: step {pretrained.step:,}, {options.weights} weights{length}, on {on}")
+    if loop.plan.labels is not None:
+        print(f"classes: {classes_text(list(dict.fromkeys(loop.plan.labels)), task.class_names)}")
     if store.finished > 0:
         print(f"resumes: {_there(store)}")
 
