@@ -14,7 +14,7 @@ Every option of `ddpm-train` and `ddpm-sample` as the YAML files in [configs/](.
 `scripts/reference` makes this page. Options of a group are chosen with `GROUP=OPTION`, values are set with `KEY=VALUE`.
 """
 COMMANDS = ("train", "sample")
-# What a network's file has where the levels follow the image size: the last is what holds at the size it is written for.
+# What a U-Net's file has where its levels follow the image size; the list is what they are at the size of the file.
 _FOLLOWS_THE_SIZE = re.compile(r"\$\{\w+:\$\{\.image_size\},\d+,(\[.*\])\}")
 
 

@@ -317,4 +317,4 @@ def test_modes_in_a_process_of_their_own(given: Path, labelled: Path, tmp_path: 
     arguments = [f"ckpt={labelled}", "mode=edit", "image=given/below/b.jpg", "classes=[3]", "guidance.scale=2", "n=2"]
     done = sample(*arguments, "out=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1:] == ["out/samples.png"]
+    assert done.stdout.splitlines()[1:] == ["classes: 3: 3", "out/samples.png"]
