@@ -1,5 +1,6 @@
 """Make docs/reference.md out of configs/: every option of every group, every key with its default and its comment."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ Every option of `ddpm-train` and `ddpm-sample` as the YAML files in [configs/](.
 `scripts/reference` makes this page. Options of a group are chosen with `GROUP=OPTION`, values are set with `KEY=VALUE`.
 """
 COMMANDS = ("train", "sample")
+# What a U-Net's file has where its levels follow the image size; the list is what they are at the size of the file.
+_FOLLOWS_THE_SIZE = re.compile(r"\$\{\w+:\$\{\.image_size\},\d+,(\[.*\])\}")
 
 
 def main() -> None:
@@ -86,7 +89,9 @@ def _rows(group: str, comments: dict[str, Commented]) -> Iterator[str]:
 
 
 def _default(option: Option) -> str:
-    return "must be given" if option.value == "???" else f"`{option.value}`"
+    follows = _FOLLOWS_THE_SIZE.fullmatch(option.value)
+    value = option.value if follows is None else follows[1]
+    return "must be given" if value == "???" else f"`{value}`"
 
 
 if __name__ == "__main__":

@@ -287,8 +287,8 @@ def test_a_file_that_becomes_a_fifo_is_not_waited_for(good, read, monkeypatch):
     """After the folder has been listed, that is."""
     file = good / "one" / "02.png"
 
-    def listed(root):
-        found = find_images(root)
+    def listed(root, **options):
+        found = find_images(root, **options)
         file.unlink()
         os.mkfifo(file)
         return found

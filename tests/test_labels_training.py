@@ -267,7 +267,7 @@ def test_a_run_is_not_gone_on_with_where_its_classes_have_other_names(tmp_path: 
         *TINY_RUN, *folder, "data.path=one", "data.cache_dir=cache", "trainer.preview_every=0", "name=x", cwd=tmp_path
     )
     assert begun.returncode == 0, begun.stderr
-    assert "classes  from 0 on: a, b" in begun.stdout
+    assert "classes  0: a, 1: b" in begun.stdout
     run = only(tmp_path / "outputs" / "x")
     moved = train(f"resume={run}", "data.path=other", "trainer.steps=6", cwd=tmp_path)
     assert_one_message(moved, "train", "data: the run was trained on other classes: 'b' then, 'c' now")

@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ddpm_cli.checkpoint import migrate
 from ddpm_cli.checkpoint.metadata import FORMAT, Metadata, parse
 from ddpm_cli.checkpoint.migrate import upgrade
 from ddpm_cli.checkpoint.stored_config import decode, encode
@@ -186,7 +187,7 @@ PARTIAL = ("timesteps", "weighting", "variance", "sampler", "optimizer", "ema")
 def test_what_format_2_had_is_still_there(group: str, target: str, now: str, name: str):
     node = {"_target_": target} | ({"_partial_": True} if group in PARTIAL else {}) | {"some": 1}
     found = upgrade({group: node, "seed": 7}, 2)
-    assert found == {now: {"_target_": name, "some": 1}, "seed": 7}
+    assert found == {now: {"_target_": name, "some": 1} | migrate._LATER.get(now, {}).get(name, {}), "seed": 7}
     assert name_of(decode(found)[now]["_target_"]) == name
     assert decode(found)[now]["_target_"] in shipped_targets()[now]
 
@@ -219,6 +220,11 @@ def test_what_is_added_are_the_values_that_the_options_have_by_default():
         for name in added:
             assert options[name].default == config[group][name], f"{group}.{name}"
     assert instantiate(config["ema"], "ema").keywords == {"decays": (0.995,), "posthoc": ()}
+    for name, later in migrate._LATER["data"].items():
+        options = inspect.signature(resolve(decode({"data": {"_target_": name}})["data"]["_target_"])).parameters
+        for option, value in later.items():
+            default = options[option].default
+            assert (list(default) if isinstance(default, tuple) else default) == value, f"{name}.{option}"
 
 
 @BY_KEPT

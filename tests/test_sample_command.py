@@ -265,8 +265,9 @@ MISTAKES = {
     "classes=[0,10]": r"classes: the network knows 0 to 9, got 10$",
     "classes=[-1]": "classes: the network knows 0 to 9, got -1",
     "classes=[]": "classes: names none",
-    "classes=some": "classes: expected a list of whole numbers or one of all",
-    "classes=3": "classes: expected a list of whole numbers or one of all",
+    "classes=some": "classes: no class is called 'some'; there are 0: 0, 1: 1, 2: 2",
+    "classes=[0,some]": "classes: no class is called 'some'; there are 0: 0, 1: 1, 2: 2",
+    "classes=1.5": "classes: expected a list of whole numbers or texts or a whole number or text or null, got 1.5",
     "guidance.scale=2": r"guidance.scale: has no effect without classes=\.\.\.",
     "guidance.scale=-1 classes=all": "guidance: scale must not be negative, got -1",
     "guidance.rescale=0.5 classes=all": "guidance: interval and rescale have no effect with scale 1",
@@ -337,4 +338,4 @@ def test_modes_in_a_process_of_their_own(given: Path, labelled: Path, tmp_path: 
     arguments = [f"ckpt={labelled}", "mode=edit", "image=given/below/b.jpg", "classes=[3]", "guidance.scale=2", "n=2"]
     done = sample(*arguments, "out=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1:] == ["out/samples.png"]
+    assert done.stdout.splitlines()[1:] == ["classes: 3: 3", "out/samples.png"]

@@ -13,7 +13,7 @@ def upgrade(config: dict, written: int) -> dict:
         config = _from_1(config)
     if written < 3:
         config = _from_2(config)
-    return config
+    return map_nodes(config, _with_later_options)
 
 
 # From 1 to 2: more options -------------------------------------------------------------------------------------------
@@ -140,3 +140,21 @@ def _renamed(group: str, node: Node) -> Node:
     if group in _PARTIAL and node.get("_partial_") is True:
         del found["_partial_"]
     return found | {"_target_": name}
+
+
+# Options that format 3 has got since, without another number: absent they mean what is here -------------------------
+
+_PICTURES: Node = {"value_range": None, "alpha": "white"}
+_LATER: dict[str, dict[str, Node]] = {
+    "data": {
+        "folder": {"extensions": ["png", "jpg", "jpeg", "webp", "bmp"], "follow_links": False, "cache_gb": 50}
+        | _PICTURES,
+        "webdataset": _PICTURES,
+    },
+}
+
+
+def _with_later_options(group: str, node: Node) -> Node:
+    target = node["_target_"]
+    later = _LATER.get(group, {}).get(target) if isinstance(target, str) else None
+    return node if later is None else later | node

@@ -9,13 +9,22 @@ from omegaconf import OmegaConf
 from ddpm_cli.config.comments import read_comments
 from ddpm_cli.config.shipped import configs_directory, groups, options
 from ddpm_cli.config.signatures import class_variable
+from ddpm_cli.config.unet_levels import attention_resolutions, channel_mults
 
 HELP_COLUMNS = 120
 
 
 def register_resolvers() -> None:
     """Make them known to OmegaConf; may be called again."""
-    for name, resolver in {"groups": help_on_groups, "values": help_on_values, "learned": _learned}.items():
+    resolvers = {
+        "groups": help_on_groups,
+        "values": help_on_values,
+        "learned": _learned,
+        # As nodes: OmegaConf puts no plain list in the place of a reference.
+        "channel_mults": lambda *given: OmegaConf.create(channel_mults(*given)),
+        "attention_resolutions": lambda *given: OmegaConf.create(attention_resolutions(*given)),
+    }
+    for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
     OmegaConf.register_new_resolver("prefix", lambda name: "" if name is None else f"{name}_", replace=True)
 

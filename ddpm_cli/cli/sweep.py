@@ -20,11 +20,10 @@ from ddpm_cli.cli.launchers import refuse_copies
 from ddpm_cli.cli.references import check_references
 from ddpm_cli.config.errors import ConfigError, shown
 from ddpm_cli.io import durable, plain_files
+from ddpm_cli.io.own_output import RESULT_FILE, SHEET_FILE
 from ddpm_cli.runtime.cgroup import cpus
 
-RESULT_FILE = "result.json"
 MOST_RESULT = 2**20  # bytes; ours has the overrides of a run, and what went wrong
-SHEET_FILE = "contact_sheet.png"
 
 # Launchers, as Hydra's configuration names them.
 _BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"

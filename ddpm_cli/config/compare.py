@@ -15,6 +15,7 @@ CHANGEABLE = (
     *("trainer.deterministic", "trainer.log_every", "trainer.preview_every", "trainer.preview_images"),
     *("trainer.checkpoint_every", "trainer.keep_last", "trainer.keep_every"),
     *("data.path", "data.root", "data.download", "data.workers", "data.cache_dir", "data.memory_mb", "data.on_bad"),
+    *("data.follow_links", "data.cache_gb"),
 )
 # Said anew each time; what the checkpoint has of them counts for nothing.
 OF_THE_INVOCATION = ("resume", "fork", "trust")

@@ -26,7 +26,7 @@ class SampleOptions:
     ckpt_sha256: str | None
     sampler: dict
     variance: dict | None
-    classes: list[int] | Literal["all"] | None
+    classes: list[int | str] | int | str | None  # "all", or by number or name
     guidance: dict
     threshold: dict
     mode: dict

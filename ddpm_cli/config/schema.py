@@ -200,7 +200,7 @@ def _is_unicode(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-_PLURALS = {"int": "whole numbers", "float": "numbers", "str": "texts"}
+_PLURALS = {"int": "whole numbers", "float": "numbers", "str": "texts", "int | str": "whole numbers or texts"}
 
 
 def _fits_list(value: object, items: list[ast.expr]) -> tuple[bool, str]:

@@ -18,6 +18,11 @@ from ddpm_cli.io import durable
 from ddpm_cli.io.openers import nonblocking
 from ddpm_cli.io.text import printable
 
+try:
+    import fcntl
+except ImportError:  # Windows, which removes no file that is open
+    fcntl = None
+
 _REMOVE_IT = "remove it, or choose another data.cache_dir"
 ABANDONED_SECONDS = 24 * 3600  # a temporary file is written to all the time, unless its writer has been killed
 
@@ -41,6 +46,28 @@ def opened(path: Path) -> FileIO:
         file.close()
         raise OSError(f"{printable(str(path))} is not a regular file: {_REMOVE_IT}")
     return file
+
+
+def hold(file: FileIO) -> None:
+    """Note that a file of the cache is used now, and keep `remove_unused` from it for as long as it is open here."""
+    with contextlib.suppress(OSError):  # a cache that is somebody else's to write, or a disk without locks
+        if fcntl is not None:
+            fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        os.utime(file.name)
+
+
+def remove_unused(path: Path) -> bool:
+    """Remove a file of the cache; False if some process holds it, or that cannot be told."""
+    try:
+        with FileIO(path, "r+") as file:
+            if fcntl is not None:
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        if fcntl is None:
+            path.unlink()
+    except OSError:
+        return False
+    return True
 
 
 def read(path: Path, most: int) -> bytes | None:

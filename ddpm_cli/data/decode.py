@@ -12,13 +12,13 @@ import stat
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ddpm_cli.data.decoding_memory import MOST, LargeImageError, check_decoding, check_file_size
-from ddpm_cli.data.scan import BadImage
+from ddpm_cli.data.image_file import BadImage
 from ddpm_cli.io.openers import nonblocking
 
 # Formats are told by content: pictures are often misnamed. Not every format PIL knows may come in under a picture's
@@ -35,9 +35,22 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)
 _EXHAUSTED = {errno.ENOMEM, errno.EMFILE, errno.ENFILE}  # memory or file handles have run out: no fault of the file
 _LONGEST_REASON = 200  # characters of what PIL says of a file, which may repeat what is in it
 _TILE = 1024  # pixels a side: what is converted at a time, so that what lies between two modes takes no memory
+
+
+class Reading(NamedTuple):
+    """How the numbers that an image file holds become grey or colour."""
+
+    # Those that become black and white, with what lies outside clipped; None: the least and the greatest that the
+    # format has: 255, for 16-bit grey 65,535. Colours of 16 bits are read as 8.
+    value_range: tuple[float, float] | None = None
+    alpha: Literal["white", "ignore"] = "white"  # what is transparent is laid over white, or as if it were not
+
+
+AS_STORED = Reading()
 
 
 class DecodingError(OSError):
@@ -52,11 +65,18 @@ class Written(NamedTuple):
     large: list[int]  # which of them take more memory than there is for one of several processes
 
 
-def decode(path: str | os.PathLike[str], size: tuple[int, int], channels: int, most: int = MOST) -> np.ndarray:
+def decode(
+    path: str | os.PathLike[str],
+    size: tuple[int, int],
+    channels: int,
+    most: int = MOST,
+    reading: Reading = AS_STORED,
+) -> np.ndarray:
     """uint8 `[channels, H, W]` of the image file at `path`, for `size` (H, W) in pixels and `channels` 1 or 3.
 
     The picture is put upright (EXIF), laid over white where transparent, scaled with antialiasing so that it covers
-    `size`, and cropped about its centre. 16-bit grey is scaled to 8 bits. Of an animation this is the first frame.
+    `size`, and cropped about its centre. 16-bit grey is scaled to 8 bits. Of an animation this is the first frame, of a
+    file of several pages the first page.
 
     Raises:
         LargeImageError: if decoding would take more than `most` bytes.
@@ -66,22 +86,67 @@ def decode(path: str | os.PathLike[str], size: tuple[int, int], channels: int, m
         DecodingError: if memory or file handles have run out.
     """
     # PIL gets a file, not a path: a BMP it would map by itself, and if that shrinks the process is killed (SIGBUS).
-    with _errors_explained(path), open(path, "rb", opener=nonblocking) as file:
+    with _errors_explained(path), _opened(path, most) as file:
+        return _decode(file, size, channels, most, reading)
+
+
+def decode_bytes(
+    content: bytes,
+    size: tuple[int, int],
+    channels: int,
+    most: int = MOST,
+    reading: Reading = AS_STORED,
+    *,
+    name: str,
+) -> np.ndarray:
+    """As `decode`, of what is in an image file; `name` is what a DecodingError calls it."""
+    with _errors_explained(name):
+        if not content:
+            raise ValueError("the file is empty")
+        return _decode(io.BytesIO(content), size, channels, most, reading)
+
+
+def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(H, W) in pixels of the picture at `path` as it is seen, told from its header. Raises as `decode`."""
+    with _errors_explained(path), _opened(path, MOST) as file, _image_in(file) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) in _ON_ITS_SIDE else (height, width)
+
+
+def upright_picture(path: str | os.PathLike[str]) -> Image.Image:
+    """All of the picture at `path`, put upright and otherwise as it is stored. Raises as `decode`."""
+    with _errors_explained(path), _opened(path, MOST) as file, _image_in(file) as image:
+        check_decoding(image, file, image.mode, MOST)
+        image.load()
+        orientation = _orientation(image)
+        return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image.copy()
+
+
+def cropped(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """What `decode` makes of an upright picture at `size` (H, W): scaled to cover it, and cropped about its centre."""
+    height, width = size
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=centre(image.size, width, height))
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str], most: int) -> Iterator[BinaryIO]:
+    """The image file at `path`. Raises ValueError for what is none, or needs more than `most` bytes of memory."""
+    with open(path, "rb", opener=nonblocking) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("not a regular file")
         if status.st_size == 0:
             raise ValueError("the file is empty")
         check_file_size(status.st_size, most)
-        return _decode(file, size, channels, most)
+        yield file
 
 
-def decode_bytes(content: bytes, size: tuple[int, int], channels: int, most: int = MOST, *, name: str) -> np.ndarray:
-    """As `decode`, of what is in an image file; `name` is what a DecodingError calls it."""
-    with _errors_explained(name):
-        if not content:
-            raise ValueError("the file is empty")
-        return _decode(io.BytesIO(content), size, channels, most)
+@contextlib.contextmanager
+def _image_in(file: BinaryIO) -> Iterator[Image.Image]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # oddities in metadata; large pictures (twice as large is refused)
+        with Image.open(file, formats=_formats()) as image:
+            yield image
 
 
 def decode_into(
@@ -93,6 +158,7 @@ def decode_into(
     names: Sequence[str],
     *,
     most: int = MOST,
+    reading: Reading = AS_STORED,
 ) -> Written:
     """Write the images `names` below `root` into `file` from byte `offset` on: uint8 `[channels, H, W]`, one by one.
 
@@ -103,7 +169,7 @@ def decode_into(
     with open(file, "r+b") as out:
         for place, name in enumerate(names):
             try:
-                pixels = decode(f"{root}/{name}", size, channels, most).tobytes()
+                pixels = decode(f"{root}/{name}", size, channels, most, reading).tobytes()
             except DecodingError:
                 raise
             except LargeImageError as error:
@@ -121,13 +187,11 @@ def decode_into(
     return written
 
 
-def _decode(file: BinaryIO, size: tuple[int, int], channels: int, most: int) -> np.ndarray:
+def _decode(file: BinaryIO, size: tuple[int, int], channels: int, most: int, reading: Reading) -> np.ndarray:
     """As `decode`; raises whatever PIL does."""
     assert channels in (1, 3), channels
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # oddities in metadata; large pictures (twice as large is refused)
-        with Image.open(file, formats=_formats()) as image:
-            pixels = np.asarray(_fit(image, file, size, channels, most))
+    with _image_in(file) as image:
+        pixels = np.asarray(_fit(image, file, size, "L" if channels == 1 else "RGB", most, reading))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
@@ -155,21 +219,22 @@ def _formats() -> list[str]:
     return [format for format in FORMATS if format in Image.OPEN]
 
 
-def _fit(image: Image.Image, file: BinaryIO, size: tuple[int, int], channels: int, most: int) -> Image.Image:
-    """The picture in mode L or RGB, upright, at `size` (H, W): scaled to cover it, and cropped about its centre."""
+def _fit(
+    image: Image.Image, file: BinaryIO, size: tuple[int, int], mode: str, most: int, reading: Reading
+) -> Image.Image:
+    """The picture in `mode`, upright, at `size` (H, W): scaled to cover it, and cropped about its centre."""
     height, width = size
-    mode = "L" if channels == 1 else "RGB"
     drafted = image.format in ("JPEG", "MPO")  # they are read at reduced size, see `_draft`
     if not drafted:
         check_decoding(image, file, mode, most)
         image.load()
     orientation = _orientation(image)
-    if orientation in (5, 6, 7, 8):  # stored on its side; it is cheapest turned last, when it is small
+    if orientation in _ON_ITS_SIDE:  # it is cheapest turned last, when it is small
         height, width = width, height
-    box = _centre(_draft(image, width, height), width, height)
+    box = centre(_draft(image, width, height), width, height)
     if drafted:
         check_decoding(image, file, mode, most)
-    image = _converted(image, mode).resize((width, height), Image.Resampling.BICUBIC, box=box)
+    image = _converted(image, mode, reading).resize((width, height), Image.Resampling.BICUBIC, box=box)
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
@@ -182,7 +247,7 @@ def _draft(image: Image.Image, width: int, height: int) -> tuple[float, float]:
     return image.size if drafted is None else drafted[1][2:]
 
 
-def _centre(extent: tuple[float, float], width: int, height: int) -> tuple[float, float, float, float]:
+def centre(extent: tuple[float, float], width: int, height: int) -> tuple[float, float, float, float]:
     """The largest box of the shape of `width` x `height` about the centre of `extent`: left, top, right, bottom."""
     scale = min(extent[0] / width, extent[1] / height)
     margin_x = max(0.0, (extent[0] - width * scale) / 2)  # rounding must not put the box outside the picture
@@ -200,15 +265,19 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _converted(image: Image.Image, mode: str) -> Image.Image:
-    """The picture in `mode`, L or RGB: 16 bits are scaled to 8, and what is transparent is laid over white."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range; convert it to 8 or 16 bits")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = _in_tiles(image, "L", _eight_bits)
-    elif image.has_transparency_data:
-        return _in_tiles(image, mode, lambda tile: _over_white(tile).convert(mode))
-    return image if image.mode == mode else image.convert(mode)
+def _converted(image: Image.Image, mode: str, reading: Reading) -> Image.Image:
+    """The picture in `mode`, L or RGB: numbers of more than 8 bits are scaled, what is transparent laid over white."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _in_tiles(image, "L", lambda tile: _eight_bits(tile, reading.value_range))
+        return image if image.mode == mode else image.convert(mode)
+    if image.has_transparency_data and reading.alpha == "white":
+        image = _in_tiles(image, mode, lambda tile: _over_white(tile).convert(mode))
+    elif image.mode != mode:
+        image = image.convert(mode)
+    if reading.value_range is None:
+        return image
+    table = _scaled(np.arange(256), reading.value_range).tolist()
+    return image.point(table * len(image.getbands()))
 
 
 def _in_tiles(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
@@ -224,9 +293,25 @@ def _over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Mode L from 16-bit grey, by value: PIL's own conversion would clip everything above 255 to white."""
-    grey = np.asarray(image).astype(np.int64)
+def _eight_bits(image: Image.Image, value_range: tuple[float, float] | None) -> Image.Image:
+    """Mode L from more bits, by value: PIL's own conversion would clip everything above 255 to white."""
+    stored = np.asarray(image)
+    if value_range is not None:
+        if not np.isfinite(stored).all():
+            raise ValueError("pixels that are not finite numbers")
+        return Image.fromarray(_scaled(stored, value_range))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range; data.value_range=[LOW,HIGH] says which they have")
+    grey = stored.astype(np.int64)
     if grey.min() < 0 or grey.max() > 65535:
-        raise ValueError(f"integer pixels from {grey.min()} to {grey.max()} do not fit 16 bits")
+        raise ValueError(
+            f"integer pixels from {grey.min()} to {grey.max()} do not fit 16 bits; "
+            "data.value_range=[LOW,HIGH] says what is black and white"
+        )
     return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+
+
+def _scaled(stored: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    """uint8, 0 for the lower and 255 for the upper end of `value_range`, rounded to nearest."""
+    low, high = value_range
+    return ((stored.astype(np.float64) - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)

@@ -19,8 +19,9 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from ddpm_cli.data import cache_files
-from ddpm_cli.data.decode import DecodingError
-from ddpm_cli.data.scan import BadImage, ImageFile
+from ddpm_cli.data.cache_limit import make_room
+from ddpm_cli.data.decode import AS_STORED, DecodingError, Reading
+from ddpm_cli.data.image_file import BadImage, ImageFile
 from ddpm_cli.data.stored_pixels import DamagedCacheError, StoredPixels, npy_header, trailer
 from ddpm_cli.io import durable
 from ddpm_cli.io.text import printable
@@ -40,12 +41,17 @@ class Cached(NamedTuple):
 
 @dataclass(frozen=True)
 class DecodedCache:
-    """Images below `root`, decoded to uint8 `[channels, H, W]` with `size` (H, W), as they are kept in `directory`."""
+    """Images below `root`, decoded to uint8 `[channels, H, W]` with `size` (H, W), as they are kept in `directory`.
+
+    What is kept there takes no more than `most` bytes (None: as many as it takes), or what is in use takes more.
+    """
 
     directory: Path
     root: str
     size: tuple[int, int]
     channels: int
+    reading: Reading = AS_STORED
+    most: int | None = None
 
     def read(self, files: Sequence[ImageFile], memory: int) -> Cached | None:
         """What is kept of `files`, in memory if that takes no more than `memory` bytes; None if it has to be made.
@@ -54,7 +60,10 @@ class DecodedCache:
         something is in their place that is no file.
         """
         try:
-            stored = StoredPixels(self._path(files, "npy"), self._shape(files))
+            path = self._path(files, "npy")
+            stored = StoredPixels(path, self._shape(files))
+            if self.most is not None:
+                make_room(self.directory, self.most, keep=[path])
             return Cached(stored.all() if stored.nbytes <= memory else stored, stored.checksums)
         except FileNotFoundError:
             return None
@@ -89,6 +98,8 @@ class DecodedCache:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             cache_files.remove_abandoned(self.directory)
+            if self.most is not None:
+                make_room(self.directory, self.most, needed=math.prod(self._shape(files)))
             durable.check_space(self.directory, math.prod(self._shape(files)))
             with cache_files.temporary(self.directory) as file:
                 # Plain writes, not a memory map: on a full disk a map kills the process (SIGBUS) where a write raises.
@@ -135,13 +146,14 @@ class DecodedCache:
 
     def _path(self, files: Sequence[ImageFile], suffix: str) -> Path:
         height, width = self.size
-        return self.directory / f"{height}x{width}x{self.channels}-{_key(self.root, files)}.{suffix}"
+        return self.directory / f"{height}x{width}x{self.channels}-{_key(self.root, files, self.reading)}.{suffix}"
 
 
-def _key(root: str, files: Sequence[ImageFile]) -> str:
+def _key(root: str, files: Sequence[ImageFile], reading: Reading) -> str:
     """32 hex digits that change with the list of images, with any of the files, and with the way they are decoded."""
     # The place counts too: archives unpack with equal times, and equal names and sizes are common among frames.
-    digest = hashlib.sha256(repr((DECODE_VERSION, os.path.realpath(root))).encode())
+    how = (DECODE_VERSION, os.path.realpath(root), *([] if reading == AS_STORED else [tuple(reading)]))
+    digest = hashlib.sha256(repr(how).encode())
     for file in files:
         digest.update(repr(tuple(file)).encode())  # repr escapes what of a name is no UTF-8
     return digest.hexdigest()[:32]

@@ -10,13 +10,16 @@ import numpy as np
 from tqdm import tqdm
 
 from ddpm_cli.data.cache_files import cache_directory
-from ddpm_cli.data.decode import DecodingError, decode_into
+from ddpm_cli.data.cache_limit import GIB
+from ddpm_cli.data.decode import FORMATS, DecodingError, decode_into
 from ddpm_cli.data.decoded_cache import Cached, DecodedCache
 from ddpm_cli.data.decoding_memory import most_at_a_time
+from ddpm_cli.data.formats import EXTENSIONS
+from ddpm_cli.data.image_file import BadImage, ImageFile
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.data.labels import class_folders, folder_labels
-from ddpm_cli.data.options import check_channels, check_on_bad, check_workers, height_width
-from ddpm_cli.data.scan import SUFFIXES, BadImage, ImageFile, find_images, without
+from ddpm_cli.data.options import check_channels, check_extensions, check_on_bad, check_workers, height_width, reading
+from ddpm_cli.data.scan import Found, find_images, kinds_text, without
 from ddpm_cli.data.worker_pool import WorkerDiedError, WorkerPool
 from ddpm_cli.io.text import printable
 from ddpm_cli.runtime.cgroup import cpus
@@ -24,6 +27,7 @@ from ddpm_cli.runtime.cgroup import cpus
 CHUNK = 16  # images a process decodes before it reports
 FEW_IMAGES = 256  # decoded here: two processes take half a second to start
 MIB = 2**20
+FOLDERS_SHOWN = 5  # class folders without an image, by name
 
 
 def folder(
@@ -33,27 +37,39 @@ def folder(
     channels: int = 3,
     flip: bool = True,
     num_classes: int | None = None,
+    extensions: Sequence[str] | None = EXTENSIONS,
+    follow_links: bool = False,
+    value_range: Sequence[float] | None = None,
+    alpha: Literal["white", "ignore"] = "white",
     on_bad: Literal["stop", "skip"] = "stop",
     workers: int = -1,
     cache_dir: str | None = None,
+    cache_gb: float = 50.0,
     memory_mb: int = 2048,
 ) -> ImageSet:
     """Every image in `path` and the folders below it, covering `image_size` (int or [H, W]) and cropped to it.
+
+    Images are files whose names end in one of `extensions`; with None (as in our YAML file), all that the decoder
+    reads: files of the names that such formats have, and files of other names that hold one. Everything else is counted
+    by kind in the set's `left_out`; among it what our own commands have put there (runs, previews, samples), which is
+    never an input. `value_range` [low, high] are the numbers in the files that become black and white (None: those of
+    the format), `alpha` says whether what is transparent is laid over white, or shown as if it were not.
 
     Images are decoded once, by `workers` processes (-1: one per CPU; 0: here), into a .npy file in `cache_dir`
     (default: ddpm-cli in $XDG_CACHE_HOME or ~/.cache), which is found again as long as names, sizes and times of the
     images stay the same. A set of at most `memory_mb` MiB is held in memory; a larger one is read from that file as it
     is needed. Every image that comes out of the file is compared with its checksum: where one differs at the start, all
-    are decoded again.
+    are decoded again. Together the files in `cache_dir` take no more than `cache_gb` GiB: those that were used least
+    recently are removed, and said to be, but none that a process is using.
 
     Images that cannot be used are all found before anything is trained: what cannot be decoded, what cannot be read,
-    links that lead nowhere or out of the folder. With `on_bad` "stop" they end the run. With "skip" they are left out,
-    as if they had never been there, and listed in the set's `skipped`. What cannot be decoded is kept beside the .npy
-    file and not tried again.
+    links that lead nowhere or out of the folder (those are followed with `follow_links`). With `on_bad` "stop" they end
+    the run. With "skip" they are left out, as if they had never been there, and listed in the set's `skipped`. What
+    cannot be decoded is kept beside the .npy file and not tried again.
 
     With `num_classes` the images have labels: every folder directly in `path` with an image in it or below it is a
-    class, numbered from 0 in the order of their names. Classes that have lost all their images to "skip" are counted,
-    so that a number means the same wherever and however often the folder is read.
+    class, numbered from 0 in natural order of their names (2 before 10). Classes that have lost all their images to
+    "skip" are counted, so that a number means the same wherever and however often the folder is read.
 
     Raises FileNotFoundError or ValueError for a `path` that is no folder of images, ValueError for another number of
     class folders than `num_classes` or images outside them, ValueError listing the images that cannot be used (with
@@ -65,41 +81,71 @@ def folder(
     check_workers(workers)
     if memory_mb < 0:
         raise ValueError(f"memory_mb must be 0 or more, got {memory_mb}")
+    if not cache_gb >= 0:
+        raise ValueError(f"cache_gb must be 0 or more, got {cache_gb}")
     if not path:
         raise ValueError("path is empty; the current folder is '.'")
+    how = reading(value_range, alpha)
     root = os.path.abspath(os.path.expanduser(path))
-    files, unusable = _find_images(root)
-    folders = ()
-    if num_classes is not None and files:  # known from the names: before hours of decoding
-        folders = class_folders((file.name for file in (*files, *unusable)), root, num_classes)
-    cache = DecodedCache(cache_directory(cache_dir), root, size, channels)
-    cached, undecodable = _read_or_decode(cache, files, workers, memory_mb * MIB)
-    bad = sorted([*unusable, *undecodable])
+    found = _find_images(root, extensions, follow_links)
+    classes = ()
+    if num_classes is not None and found.images:  # known from the names: before hours of decoding
+        classes = _classes(found, root, num_classes)
+    cache = DecodedCache(cache_directory(cache_dir), root, size, channels, how, int(cache_gb * GIB))
+    cached, undecodable = _read_or_decode(cache, found.images, workers, memory_mb * MIB)
+    bad = sorted([*found.bad, *undecodable])
     if bad and (cached is None or on_bad == "stop"):
-        raise ValueError(_report(bad, root, cache.bad_path(files), all_bad=cached is None))
+        raise ValueError(_report(bad, root, cache.bad_path(found.images), all_bad=cached is None))
     assert cached is not None, root
-    good = without(files, undecodable)
+    good = without(found.images, undecodable)
+    labels = None if num_classes is None else folder_labels((file.name for file in good), classes)
     return ImageSet(
         cached.pixels,
         printable(os.path.basename(root)),
         flip=flip,
         skipped=tuple(image.line(root) for image in bad),
-        labels=None if num_classes is None else folder_labels((file.name for file in good), folders),
-        class_names=tuple(printable(folder) for folder in folders),
+        left_out=kinds_text(found.left_out),
+        remarks=() if labels is None else _on_classes(found, classes, labels),
+        labels=labels,
+        class_names=tuple(printable(folder) for folder in classes),
         checksums=cached.checksums,
     )
 
 
-def _find_images(root: str) -> tuple[list[ImageFile], list[BadImage]]:
+def _find_images(root: str, extensions: Sequence[str] | None, follow_links: bool) -> Found:
     """As `find_images`; raises FileNotFoundError or ValueError for what is no folder of images."""
+    if extensions is not None:
+        check_extensions(extensions)
     if not Path(root).exists():
         raise FileNotFoundError(f"no such folder of images: {printable(root)} (data.path)")
     if not os.path.isdir(root):
         raise ValueError(f"data.path must be a folder of images, but {printable(root)} is a file")
-    files, bad = find_images(root)
-    if not files and not bad:
-        raise ValueError(f"no images in {printable(root)}: none of its files ends in {', '.join(SUFFIXES)}")
-    return files, bad
+    found = find_images(root, extensions=extensions, follow_links=follow_links)
+    if not found.images and not found.bad:
+        names = None if extensions is None else ", ".join(f".{extension}" for extension in extensions)
+        none = f"none of its files is {', '.join(FORMATS)}" if names is None else f"none of its files ends in {names}"
+        there = f"; left out: {kinds_text(found.left_out)}" if found.left_out else ""
+        raise ValueError(f"no images in {printable(root)}: {none}{there}")
+    return found
+
+
+def _classes(found: Found, root: str, num_classes: int) -> tuple[str, ...]:
+    images, bad = ([image.name for image in some] for some in (found.images, found.bad))
+    return class_folders(images, bad, root, num_classes)
+
+
+def _on_classes(found: Found, classes: Sequence[str], labels: np.ndarray) -> tuple[str, ...]:
+    """What there is to say of folders that are no class, and classes that have no image."""
+    remarks = []
+    none = [printable(name) for name in found.folders if name not in classes]
+    if none:
+        more = ["..."] if len(none) > FOLDERS_SHOWN else []
+        listed = ", ".join(none[:FOLDERS_SHOWN] + more)
+        remarks.append(f"classes  left out: {len(none):,} without an image: {listed}")
+    counts = np.bincount(labels, minlength=len(classes))
+    for number in np.flatnonzero(counts == 0).tolist():
+        remarks.append(f"classes  {number}: {printable(classes[number])} has no image that can be used")
+    return tuple(remarks)
 
 
 def _read_or_decode(
@@ -143,7 +189,13 @@ def _decode_all(
         # Then, one at a time, the images of which several at a time might take more memory than there is.
         for places, processes in ((chunks, workers), (large, min(workers, 1))):
             decode_chunk = functools.partial(
-                decode_into, file, cache.root, cache.size, cache.channels, most=most_at_a_time(processes)
+                decode_into,
+                file,
+                cache.root,
+                cache.size,
+                cache.channels,
+                most=most_at_a_time(processes),
+                reading=cache.reading,
             )
             tasks = [(start + chunk[0] * image_bytes, names[chunk[0] : chunk[-1] + 1]) for chunk in places]
             with WorkerPool(decode_chunk, processes) as pool:

@@ -1,7 +1,7 @@
 """A set of training images, all of one size: what every source of images gives, and training takes."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -30,10 +30,11 @@ class ImageSet:
     """Training images: `pixels` uint8 `[N, C, H, W]` (in memory, or read when they are asked for), and whether to flip
     them at random.
 
-    `skipped` has a line "path: reason" for every image that should be here and had to be left out. `labels` int64 `[N]`
-    says which of `class_names` each image is in, from 0; it is None where nothing is to be known of classes. `blocks`
-    says how the images are stored, where that should decide in which order they are read. `checksums` uint32 `[N]` has
-    a number for each image that changes when the image does; of pixels in memory it need not be given.
+    `skipped` has a line "path: reason" for every image that should be here and had to be left out, `left_out` says of
+    what else there was how much ("6 .heic, 3 .txt"), `remarks` what else there is to say before training. `labels`
+    int64 `[N]` says which of `class_names` each image is in, from 0; it is None where nothing is to be known of
+    classes. `blocks` says how the images are stored, where that should decide in which order they are read. `checksums`
+    uint32 `[N]` has a number for each image that changes when the image does; of pixels in memory it need not be given.
 
     Raises ValueError where `pixels` is not uint8, not four-dimensional, or empty; where `labels` is of another type or
     length, or leads beyond `class_names`; for `class_names` without `labels`; for `blocks` that hold other images; and
@@ -44,6 +45,8 @@ class ImageSet:
     name: str
     flip: bool
     skipped: tuple[str, ...] = ()  # "path: reason" of each bad image that was left out
+    left_out: str = ""  # files that are no images, counted by kind
+    remarks: tuple[str, ...] = ()  # on the whole set
     labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()  # of class 0, 1, ...
     blocks: Blocks | None = None  # None: any image can be read as fast after any other
@@ -88,6 +91,17 @@ class ImageSet:
         if checksums is None:
             return None
         return fingerprint(self.shape, checksums, self.labels, None if self.blocks is None else self.blocks.starts)
+
+    def numbered_as(self, class_names: tuple[str, ...]) -> "ImageSet":
+        """The same images with classes numbered in this order, where these are its classes; else the set as it is.
+
+        A run keeps the numbers that its classes had when it began, whatever numbers they would get today.
+        """
+        known, wanted = self.class_names, class_names
+        if self.labels is None or known == wanted or sorted(known) != sorted(wanted) or len(set(known)) < len(known):
+            return self
+        number = np.array([wanted.index(name) for name in known], np.int64)
+        return replace(self, labels=number[self.labels], class_names=wanted)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ Worker processes import this module: of ours it needs only what imports no torch
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -14,42 +15,44 @@ import numpy as np
 from tqdm import tqdm
 
 from ddpm_cli.data import cache_files
-from ddpm_cli.data.tar_index import Shard, index_shard, shard_at
+from ddpm_cli.data.tar_index import Indexed, Shard, index_shard, shard_at
 from ddpm_cli.data.worker_pool import WorkerDiedError, WorkerPool, share_of_cpus
 from ddpm_cli.io.text import printable
 
-INDEX_VERSION = 2  # part of the key: raise it when `index_shard` finds something else in the same file
+INDEX_VERSION = 3  # part of the key: raise it when `index_shard` finds something else in the same file
 FEW_BYTES = 2**28  # of shards to be indexed: this many are indexed here, processes take half a second to start
 _BLOCK = 512  # bytes, of a tar file
+_MOST_LEFT_OUT = 2**12  # bytes of JSON for what was left out; names of kinds are short, and few
 SHOWN = 10  # of shards that cannot be used: there may be thousands
 
 
 @dataclass(frozen=True)
 class IndexCache:
-    """What `index_shard` finds of `extensions`, as it is kept in `directory`: a SHA-256, then int64.
+    """What `index_shard` finds of `extensions`, as it is kept in `directory`: a SHA-256, JSON on a line, then int64.
 
-    The SHA-256 is that of the file's name and of what follows.
+    The SHA-256 is that of the file's name and of what follows. The JSON says what was left out.
     """
 
     directory: Path
     extensions: tuple[str, ...]
 
-    def read(self, shard: Shard) -> np.ndarray | None:
-        """int64 `[N, 4]` as of `index_shard`; None if it is not here, or damaged.
+    def read(self, shard: Shard) -> Indexed | None:
+        """As of `index_shard`; None if it is not here, or damaged.
 
         Raises OSError if something is in its place that is no file.
         """
         path = self._path(shard)
         rows = shard.size // _BLOCK + 1  # a member takes at least one block
-        content = cache_files.read(path, 32 + 32 * rows) or b""
-        digest, table = content[:32], content[32:]
-        if _digest(path, table) != digest:
+        content = cache_files.read(path, 32 + _MOST_LEFT_OUT + 32 * rows) or b""
+        digest, kept = content[:32], content[32:]
+        if _digest(path, kept) != digest:
             return None
-        return np.frombuffer(table, "<i8").astype(np.int64, copy=False).reshape(-1, 4)
+        left_out, _, table = kept.partition(b"\n")
+        return Indexed(np.frombuffer(table, "<i8").astype(np.int64, copy=False).reshape(-1, 4), json.loads(left_out))
 
-    def write(self, shard: Shard, table: np.ndarray) -> None:
+    def write(self, shard: Shard, indexed: Indexed) -> None:
         """Keep what was found in a shard. Raises OSError naming the directory if it cannot be written."""
-        content = table.astype("<i8").tobytes()
+        content = json.dumps(indexed.left_out).encode() + b"\n" + indexed.table.astype("<i8").tobytes()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             cache_files.write(self._path(shard), _digest(self._path(shard), content) + content)
@@ -65,16 +68,16 @@ class IndexCache:
         return self.directory / hashlib.sha256(repr(what).encode()).hexdigest()[:32]
 
 
-def _digest(path: Path, table: bytes) -> bytes:
-    return hashlib.sha256(path.name.encode() + table).digest()
+def _digest(path: Path, kept: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + kept).digest()
 
 
-def index_shards(paths: Sequence[str], cache: IndexCache, workers: int) -> list[tuple[Shard, np.ndarray]]:
-    """Every shard with what `index_shard` finds in it, int64 `[N, 4]`, now or when the shard was last met.
+def index_shards(paths: Sequence[str], cache: IndexCache, workers: int) -> list[tuple[Shard, Indexed]]:
+    """Every shard with what `index_shard` finds in it, now or when the shard was last met.
 
     Raises ValueError listing the shards that cannot be used, OSError if the cache cannot be written.
     """
-    tables: dict[str, tuple[Shard, np.ndarray]] = {}
+    tables: dict[str, tuple[Shard, Indexed]] = {}
     new: list[Shard] = []
     unusable: dict[str, str] = {}
     for path in paths:
@@ -104,7 +107,7 @@ def index_shards(paths: Sequence[str], cache: IndexCache, workers: int) -> list[
 
 def _index(
     shards: list[Shard], extensions: tuple[str, ...], workers: int
-) -> Generator[tuple[Shard, np.ndarray | str], None, None]:
+) -> Generator[tuple[Shard, Indexed | str], None, None]:
     """Each shard with what is in it, or what is wrong with it, as they come."""
     if sum(shard.size for shard in shards) <= FEW_BYTES:
         workers = 0
@@ -122,7 +125,7 @@ def _index(
             ) from death
 
 
-def _index_or_reason(shard: Shard, extensions: tuple[str, ...]) -> np.ndarray | str:
+def _index_or_reason(shard: Shard, extensions: tuple[str, ...]) -> Indexed | str:
     """As `index_shard`, but what it raises is returned: what is wrong with the file."""
     try:
         return index_shard(shard, extensions)

@@ -1,10 +1,10 @@
 """Which classes a data set has, and which of them each image is in."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ddpm_cli.data.scan import SUFFIXES
 from ddpm_cli.io.text import printable
 
 SHOWN_CLASSES = 10  # named in a message: there may be thousands
@@ -16,22 +16,25 @@ def check_num_classes(num_classes: int | None, name: str, class_names: Sequence[
         raise ValueError(f"num_classes is {num_classes}, but {name} has {len(class_names)} classes")
 
 
-def class_folders(names: Iterable[str], root: str, num_classes: int) -> tuple[str, ...]:
-    """The folders directly in `root` that hold the images `names` (paths below it, with /), sorted: class 0, 1, ...
+def class_folders(images: Iterable[str], bad: Iterable[str], root: str, num_classes: int) -> tuple[str, ...]:
+    """The folders directly in `root` that hold `images` (paths below it, with /), in natural order: class 0, 1, ...
 
-    Images that are to be left out must be among them, so that the classes keep their numbers. A name that is no
-    image's is that of a folder that cannot be searched: it counts too.
+    `bad` are images that cannot be used, so that the classes keep their numbers when they are left out, and folders
+    that cannot be searched, which count too.
 
     Raises ValueError for images that are in no such folder, and unless there are `num_classes` folders.
     """
-    names = list(names)
-    stray = sorted(name for name in names if "/" not in name and name.lower().endswith(SUFFIXES))
+    images, bad = list(images), list(bad)
+    # What is bad without a suffix is a folder, or was to be one.
+    stray = sorted(
+        name for name in (*images, *(name for name in bad if "." in name)) if "/" not in name and name != "."
+    )
     if stray:
         raise ValueError(
             f"num_classes is {num_classes}, but {len(stray)} of the images in {printable(root)} are in no class "
             f"folder, e.g. {printable(stray[0])}: move them into one folder per class, or set num_classes to null"
         )
-    folders = tuple(sorted({_class_folder(name) for name in names}))
+    folders = tuple(sorted({_class_folder(name) for name in (*images, *bad)}, key=natural))
     if not _is(num_classes, len(folders)):
         shown = [printable(folder) for folder in folders[:SHOWN_CLASSES]]
         more = ["..."] if len(folders) > SHOWN_CLASSES else []
@@ -40,6 +43,12 @@ def class_folders(names: Iterable[str], root: str, num_classes: int) -> tuple[st
             f"{'folder' if len(folders) == 1 else 'folders'}: {', '.join(shown + more)}"
         )
     return folders
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """A key for sorting in which 2 comes before 10: digits that stand together count as the number they are."""
+    parts = re.split("([0-9]+)", name)  # text and numbers in turn, so that each is compared with its like
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def folder_labels(names: Iterable[str], folders: Sequence[str]) -> np.ndarray:

@@ -97,6 +97,20 @@ class BatchLoader:
             labels=None if labels is None else torch.from_numpy(labels[indices]),
         )
 
+    def first_images(self, count: int) -> np.ndarray:
+        """uint8 `[n, C, H, W]`: the first `count` images of the stream, mirrored as there; all of a smaller set."""
+        wanted = min(count, len(self.images))
+        indices, flips = np.empty(0, np.int64), np.empty(0, bool)
+        step = 0
+        while len(indices) < wanted:
+            indices = np.concatenate([indices, self.indices(step)])
+            flips = np.concatenate([flips, self.flips(step).numpy()])
+            step += 1
+        pixels = np.array(self.images.pixels[indices[:wanted]])
+        mirrored = flips[:wanted]
+        pixels[mirrored] = pixels[mirrored][..., ::-1]
+        return pixels
+
     def prefetch(
         self, first_step: int, *, pixels: bool = True, pin_memory: bool = False
     ) -> Generator[Batch, None, None]:

@@ -1,6 +1,9 @@
 """What sources of images check of the options that they share, before they read anything."""
 
 from collections.abc import Sequence
+from typing import Literal
+
+from ddpm_cli.data.decode import Reading
 
 
 def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
@@ -34,3 +37,22 @@ def check_workers(workers: int) -> None:
     """Raise ValueError unless `workers` is a number of processes, or -1."""
     if workers < -1:
         raise ValueError(f"workers must be -1 (one per CPU), 0 (none) or a number of processes, got {workers}")
+
+
+def reading(value_range: Sequence[float] | None, alpha: Literal["white", "ignore"]) -> Reading:
+    """How files are to be read. Raises ValueError unless `value_range` rises, and `alpha` says what is done with it."""
+    if alpha not in ("white", "ignore"):
+        raise ValueError(f"alpha must be white or ignore, got {alpha!r}")
+    if value_range is None:
+        return Reading(alpha=alpha)
+    if len(value_range) != 2 or not value_range[0] < value_range[1]:
+        raise ValueError(f"value_range must be [low, high], what becomes black and white, got {list(value_range)}")
+    return Reading((float(value_range[0]), float(value_range[1])), alpha)
+
+
+def check_extensions(extensions: Sequence[str]) -> None:
+    """Raise ValueError unless `extensions` is a list of what follows the dot in the names of images."""
+    if isinstance(extensions, str) or not extensions or not all(extensions):
+        raise ValueError(
+            f"extensions must be a list of what follows the dot in the names of images, got {extensions!r}"
+        )

@@ -9,6 +9,7 @@ import io
 import math
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class StoredPixels:
         self.path = path
         self.shape = shape
         self._file = cache_files.opened(path)
+        cache_files.hold(self._file)
         self._one_at_a_time = threading.Lock()
         header = npy_header(shape)
         self._start = len(header)
@@ -76,10 +78,11 @@ class StoredPixels:
         return pixels
 
     def all(self) -> np.ndarray:
-        """uint8 `[N, C, H, W]`: every image, in memory. Raises as `__getitem__`."""
+        """uint8 `[N, C, H, W]`: every image, in memory, as long as which the file is held. Raises as `__getitem__`."""
         pixels = np.empty(self.shape, np.uint8)
         for first, part in self.parts():
             pixels[first : first + len(part)] = part
+        weakref.finalize(pixels, self._file.close)
         return pixels
 
     def parts(self) -> Iterator[tuple[int, np.ndarray]]:

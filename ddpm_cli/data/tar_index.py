@@ -10,6 +10,7 @@ import os
 import stat
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader, FileIO
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ddpm_cli.data.formats import kind_of
 from ddpm_cli.io.openers import nonblocking
 from ddpm_cli.io.text import printable
 
@@ -28,6 +30,7 @@ _MOST_HEADERS = 2**17  # bytes of what stands before a member's content; a hosti
 _MOST_GLOBAL = 256  # values that hold for all members: each of them gets a copy
 _BEGINNING = 2048  # bytes of an image's file that count for its checksum: the buffer has them already
 _MOST_DIGITS = 18  # of a label: what fits int64
+_MOST_KINDS = 32  # of what is left out, told apart
 _SHOWN = 100  # characters of a name in a message
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -46,6 +49,14 @@ class Member(NamedTuple):
     shard: Shard
     offset: int
     size: int  # bytes
+
+
+class Indexed(NamedTuple):
+    """What there is in a shard."""
+
+    # int64 [N, 4]: where each sample's image begins in the file, its length in bytes, the label, and a checksum.
+    table: np.ndarray
+    left_out: dict[str, int]  # members that are neither an image nor its label, counted by kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +95,8 @@ def open_shard(shard: Shard) -> FileIO:
     return file
 
 
-def index_shard(shard: Shard, extensions: Sequence[str]) -> np.ndarray:
-    """int64 `[N, 4]`: where each sample's image begins in the file, its length in bytes, the label, and a checksum.
+def index_shard(shard: Shard, extensions: Sequence[str]) -> Indexed:
+    """Where the image of each sample is in the file, and what else there is.
 
     The image is the member with the first of `extensions` that the sample has; samples without one are left out. The
     label is in the member `cls`, in decimal; see NO_LABEL and BAD_LABEL. The checksum is a CRC-32 of the image's name,
@@ -93,21 +104,32 @@ def index_shard(shard: Shard, extensions: Sequence[str]) -> np.ndarray:
 
     Raises ValueError saying what is wrong with a file that is no whole tar file, OSError if it cannot be read.
     """
-    rows = []
+    rows, left_out = [], Counter()
     with open_shard(shard) as raw, _Bounded(raw) as file:
-        for sample in _samples(file, {*extensions, "cls"}):
+        for sample in _samples(file, {*extensions, "cls"}, left_out):
             extension = next((extension for extension in extensions if extension in sample), None)
+            for other in sample.keys() - {extension, "cls" if extension else None}:
+                left_out[f".{other}"] += 1
             if extension is not None:
                 image = sample[extension]
                 rows.append((image.offset, image.size, _label(sample.get("cls")), image.checksum))
-    return np.array(rows, np.int64).reshape(-1, 4)
+    return Indexed(np.array(rows, np.int64).reshape(-1, 4), _few_kinds(left_out))
+
+
+def _few_kinds(left_out: Counter[str]) -> dict[str, int]:
+    """The commonest kinds, and how many there are of all others; names in a shard may be anything."""
+    few = dict(left_out.most_common(_MOST_KINDS))
+    rest = left_out.total() - sum(few.values())
+    return few | ({"of other kinds": rest} if rest else {})
 
 
 def member_name(member: Member) -> str:
     """The name of a member, as it may be shown; for messages: it takes a search."""
     try:
         with open_shard(member.shard) as raw, _Bounded(raw) as file:
-            return printable(next(found.name[:_SHOWN] for found in _files(file) if found.offset_data == member.offset))
+            return printable(
+                next(found.name[:_SHOWN] for found in _files(file, Counter()) if found.offset_data == member.offset)
+            )
     except (OSError, ValueError, StopIteration):
         return f"the member at byte {member.offset}"
 
@@ -135,20 +157,26 @@ class _Found(NamedTuple):
     checksum: int  # of its name, size, time and beginning
 
 
-def _samples(file: _Bounded, wanted: set[str]) -> Iterator[dict[str, _Found]]:
-    """The members of each sample that have a `wanted` extension, in lower case, by that."""
-    for key, run in itertools.groupby(_found(file, wanted), key=operator.attrgetter("key")):
-        if key is not None:
-            sample = {}
-            for found in run:
-                if found.extension in wanted:
-                    sample.setdefault(found.extension, found)  # of two alike the first
-            yield sample
+def _samples(file: _Bounded, wanted: set[str], left_out: Counter[str]) -> Iterator[dict[str, _Found]]:
+    """The members of each sample that have a `wanted` extension, in lower case, by that; `left_out` counts the others.
+
+    Of two alike the second is left out.
+    """
+    for key, run in itertools.groupby(_found(file, wanted, left_out), key=operator.attrgetter("key")):
+        sample = {}
+        for found in run:
+            if key is None:
+                left_out["hidden or without a suffix"] += 1
+            elif found.extension in wanted and found.extension not in sample:
+                sample[found.extension] = found
+            else:
+                left_out[kind_of(f"x.{found.extension}")] += 1
+        yield sample
 
 
-def _found(file: _Bounded, wanted: set[str]) -> Iterator[_Found]:
+def _found(file: _Bounded, wanted: set[str], left_out: Counter[str]) -> Iterator[_Found]:
     """The plain files in a tar file; with the beginning of their content where their extension is `wanted`."""
-    for member in _files(file):
+    for member in _files(file, left_out):
         key, extension = _key_and_extension(member.name)
         beginning = b""
         if extension in wanted:
@@ -165,8 +193,8 @@ def _key_and_extension(name: str) -> tuple[str | None, str]:
     return f"{folder}/{stem}" if stem and extension else None, extension.lower()
 
 
-def _files(file: _Bounded) -> Iterator[tarfile.TarInfo]:
-    """The plain files in a tar file; links, devices, folders and sparse files are passed over.
+def _files(file: _Bounded, left_out: Counter[str]) -> Iterator[tarfile.TarInfo]:
+    """The plain files in a tar file; links, devices and sparse files are left out and counted, folders passed over.
 
     Raises ValueError unless it is whole.
     """
@@ -191,6 +219,8 @@ def _files(file: _Bounded) -> Iterator[tarfile.TarInfo]:
                     _check_size(member, place)
                     yield member
                     file.left = _MOST_HEADERS
+                elif not member.isdir():
+                    left_out["links or devices"] += 1
             _check_end(file, tar.offset)
     except (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
         raise ValueError(f"no whole tar file: {error}") from error

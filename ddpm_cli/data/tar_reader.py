@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_cli.data.decode import DecodingError, decode_bytes
+from ddpm_cli.data.decode import AS_STORED, DecodingError, Reading, decode_bytes
 from ddpm_cli.data.decoding_memory import MOST, LargeImageError, check_file_size, most_at_a_time
 from ddpm_cli.data.tar_index import Member, TarIndex, member_name, open_shard
 from ddpm_cli.data.worker_pool import WorkerDiedError, WorkerPool, share_of_cpus
@@ -48,16 +48,19 @@ class TarReader:
         workers: int,
         skip_bad: bool = False,
         labels: np.ndarray | None = None,
+        reading: Reading = AS_STORED,
     ):
         workers = share_of_cpus(workers)
         self.index = index
         self.shape = (len(index), channels, *size)
         self.skip_bad = skip_bad
         self.labels = labels
+        mosts = most_at_a_time(workers), MOST
         self._replacements: dict[int, int] = {}  # of each bad image that was met
-        self._pool = WorkerPool(functools.partial(decode_members, size, channels, most_at_a_time(workers)), workers)
+        some, one = (functools.partial(decode_members, size, channels, most, reading=reading) for most in mosts)
+        self._pool = WorkerPool(some, workers)
         # For the images of which several at a time might take more memory than there is.
-        self._alone = WorkerPool(functools.partial(decode_members, size, channels, MOST), min(workers, 1))
+        self._alone = WorkerPool(one, min(workers, 1))
         self._chunks = max(1, CHUNKS_PER_WORKER * workers)
         self._one_at_a_time = threading.Lock()
         weakref.finalize(self, self._pool.close)
@@ -141,7 +144,15 @@ class Decoded(NamedTuple):
     large: list[int]  # which of them take more memory than there is for one of several processes
 
 
-def decode_members(size: tuple[int, int], channels: int, most: int, first: int, members: Sequence[Member]) -> Decoded:
+def decode_members(
+    size: tuple[int, int],
+    channels: int,
+    most: int,
+    first: int,
+    members: Sequence[Member],
+    *,
+    reading: Reading = AS_STORED,
+) -> Decoded:
     """The images that `members` are, each decoded within `most` bytes of memory.
 
     Raises OSError if a shard cannot be read or has changed, DecodingError if memory runs out.
@@ -151,7 +162,8 @@ def decode_members(size: tuple[int, int], channels: int, most: int, first: int, 
         name = printable(member.shard.path)
         try:
             check_file_size(member.size, most)
-            decoded.pixels[place] = decode_bytes(_content(member), size, channels, most - member.size, name=name)
+            content = _content(member)
+            decoded.pixels[place] = decode_bytes(content, size, channels, most - member.size, reading, name=name)
         except LargeImageError as error:
             if error.needed + member.size <= MOST:
                 decoded.large.append(first + place)

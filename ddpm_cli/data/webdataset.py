@@ -4,6 +4,7 @@ import glob
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -12,7 +13,8 @@ import numpy as np
 from ddpm_cli.data.cache_files import cache_directory
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.data.index_cache import IndexCache, index_shards
-from ddpm_cli.data.options import check_channels, check_on_bad, check_workers, height_width
+from ddpm_cli.data.options import check_channels, check_extensions, check_on_bad, check_workers, height_width, reading
+from ddpm_cli.data.scan import kinds_text
 from ddpm_cli.data.shuffle import Blocks
 from ddpm_cli.data.tar_index import BAD_LABEL, NO_LABEL, Shard, TarIndex, member_name
 from ddpm_cli.data.tar_reader import TarReader
@@ -31,6 +33,8 @@ def webdataset(
     flip: bool = True,
     num_classes: int | None = None,
     extensions: Sequence[str] = ("jpg", "jpeg", "png", "webp", "bmp"),
+    value_range: Sequence[float] | None = None,
+    alpha: Literal["white", "ignore"] = "white",
     window: int = 16,
     on_bad: Literal["stop", "skip"] = "stop",
     workers: int = -1,
@@ -42,7 +46,8 @@ def webdataset(
     (int or [H, W]) as `folder` does, by `workers` processes (-1: one per CPU; 0: none) when it is needed. Only where
     each image lies is found out beforehand, and kept in `cache_dir` for as long as the tar file stays the same; in
     memory that takes 20 bytes an image, and its label 8. With `num_classes` the label is the number in the sample's
-    file `.cls`.
+    file `.cls`. What else is in the tar files is counted in the set's `left_out`; `value_range` and `alpha` are as for
+    `folder`.
 
     An epoch goes through the shards in a random order and shuffles the images of `window` of them at a time (the set's
     `blocks`), so that reading stays within few files. Every rank goes through the same window and reads its part of
@@ -61,30 +66,33 @@ def webdataset(
     check_channels(channels)
     check_on_bad(on_bad)
     check_workers(workers)
-    if isinstance(extensions, str) or not extensions or not all(extensions):
-        raise ValueError(
-            f"extensions must be a list of what follows the dot in the names of images, got {extensions!r}"
-        )
+    how = reading(value_range, alpha)
+    check_extensions(extensions)
     if window < 1:
         raise ValueError(f"window must be at least 1 (shards shuffled at a time), got {window}")
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     paths, name = _find(path)
     cache = IndexCache(cache_directory(cache_dir) / "shards", tuple(extension.lower() for extension in extensions))
-    index, labels, checksums = _combined(index_shards(paths, cache, workers))
+    indexed = index_shards(paths, cache, workers)
+    index, labels, checksums = _combined([(shard, found.table) for shard, found in indexed])
+    left_out = sum((Counter(found.left_out) for _, found in indexed), Counter())
     if len(index) == 0:
+        there = f"; left out: {kinds_text(left_out)}" if left_out else ""
         raise ValueError(
-            f"no images in the shards at {printable(path)}: no file in them ends in .{', .'.join(extensions)}"
+            f"no images in the shards at {printable(path)}: no file in them ends in .{', .'.join(extensions)}{there}"
         )
     if num_classes is None:
+        left_out[".cls"] += int(np.count_nonzero(labels != NO_LABEL))
         labels, class_names = None, ()
     else:
         _check_labels(labels, num_classes, index)
         class_names = tuple(map(str, range(num_classes)))
     return ImageSet(
-        TarReader(index, size, channels, workers=workers, skip_bad=on_bad == "skip", labels=labels),
+        TarReader(index, size, channels, workers=workers, skip_bad=on_bad == "skip", labels=labels, reading=how),
         name,
         flip=flip,
+        left_out=kinds_text(+left_out),
         labels=labels,
         class_names=class_names,
         blocks=Blocks(index.starts, window),

@@ -14,6 +14,7 @@ RUN_FILE = "run.json"  # see `run_identity`
 LOG_FILE = "train.log"
 METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped_images.txt"
+DATA_FILE = "data.png"
 LOCK_FILE = ".lock"
 TENSORBOARD = "tensorboard"
 PREVIEWS = "previews"
@@ -95,7 +96,7 @@ def locked_for_training(directory: Path) -> Iterator[None]:
 
 
 _FOLDERS = (TENSORBOARD, PREVIEWS, CHECKPOINTS, AVERAGES)
-_FILES = (CONFIG_FILE, RUN_FILE, LOG_FILE, METRICS_FILE, SKIPPED_FILE, LOCK_FILE, LOCK_FILE + lock.EXISTS)
+_FILES = (CONFIG_FILE, RUN_FILE, LOG_FILE, METRICS_FILE, SKIPPED_FILE, DATA_FILE, LOCK_FILE, LOCK_FILE + lock.EXISTS)
 _FILES += tuple(f".{name}.tmp" for name in _FILES)  # as they are while they are written
 
 

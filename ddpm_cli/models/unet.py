@@ -324,7 +324,10 @@ def _check_levels(
 ) -> None:
     for resolution in attention_resolutions:
         if resolution not in resolutions:
-            raise ValueError(f"attention_resolutions has {resolution}, but this network's are {list(resolutions)}")
+            raise ValueError(
+                f"attention_resolutions has {resolution}, but this network's are {list(resolutions)}: choose of these, "
+                "or another image_size or channel_mults"
+            )
     for width in widths:
         if width % norm_groups != 0:
             raise ValueError(f"norm_groups {norm_groups} does not divide the {width} channels of a level")

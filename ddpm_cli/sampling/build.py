@@ -36,7 +36,7 @@ COMPILE_FROM_CALLS = 2000
 def build_loop(
     pretrained: "Pretrained", compute: "Compute", options: SampleOptions, changes: Iterable[str]
 ) -> "SamplingLoop":
-    """What `options` ask of a model that has been placed on its device.
+    """What `options`, with classes in numbers, ask of a model that has been placed on its device.
 
     Args:
         changes: the options that the command line sets.
@@ -92,10 +92,12 @@ def _classes(pretrained: "Pretrained", options: SampleOptions) -> list[int]:
         raise ConfigError("classes: the network was trained with every label left out (label_dropout=1)")
     if options.classes == "all":
         return list(range(known))
-    for label in options.classes:
+    assert isinstance(options.classes, list), options.classes
+    numbers = [int(label) for label in options.classes]
+    for label in numbers:
         if not 0 <= label < known:
             raise ConfigError(f"classes: the network knows 0 to {known - 1}, got {label}")
-    return options.classes
+    return numbers
 
 
 def _labels(pretrained: "Pretrained", plan: "Plan", options: SampleOptions) -> list[int] | None:

@@ -30,21 +30,14 @@ from torch import Tensor
 from ddpm_cli.config.compare import differences
 from ddpm_cli.config.errors import shown
 from ddpm_cli.io import durable, lock, plain_files
+from ddpm_cli.io.own_output import FINISHED_FILE, SAMPLED
+from ddpm_cli.io.own_output import UNFINISHED_FOLDER as FOLDER
 
-FOLDER = ".unfinished"
 IDENTITY_FILE = "identity.json"
-FINISHED_FILE = "samples.json"
 PIXELS_FILE = "pixels"
 DONE_FILE = "done"
 TRAJECTORIES = "trajectory_*.npy"
 LOCK_FILE = "lock"
-# What is made of the images, beside that folder.
-GRID_FILE = "samples.png"
-IMAGES_DIRECTORY = "images"
-NPZ_FILE = "samples.npz"
-STRIP_FILE = "steps.png"
-GIF_FILE = "steps.gif"
-OUTPUTS = (GRID_FILE, IMAGES_DIRECTORY, NPZ_FILE, STRIP_FILE, GIF_FILE)
 
 MOST_IDENTITY = 2**20  # bytes of JSON; ours has 3 kB
 MOST_BATCHES = 2**26
@@ -135,8 +128,8 @@ def begin(
         missing = [name for name in wanted if not (directory / name).exists()]
         if missing:
             raise ValueError(f"{directory} has finished without {missing[0]}; choose another directory")
-        return [directory / name for name in OUTPUTS if (directory / name).exists()]
-    for name in OUTPUTS:
+        return [directory / name for name in SAMPLED if (directory / name).exists()]
+    for name in SAMPLED:
         if (directory / name).exists():
             raise ValueError(f"{directory} already holds {name}; choose another directory")
     durable.check_space(directory, copies * sizes[PIXELS_FILE])

@@ -19,7 +19,8 @@ from ddpm_cli.diffusion.samplers import DDIM, Ancestral, Sampler
 from ddpm_cli.diffusion.schedule import NoiseSchedule, expand_t
 from ddpm_cli.io.images import from_uint8
 from ddpm_cli.runtime.seeds import ImageNoise
-from ddpm_cli.sampling.pictures import read_mask, read_pictures
+from ddpm_cli.sampling.masks import read_mask
+from ddpm_cli.sampling.pictures import picture_files, read_pictures
 
 T = TypeVar("T")
 
@@ -123,7 +124,7 @@ class Inpaint:
 
     Args:
         image: a picture or a folder of them.
-        mask: a picture, white where to paint.
+        mask: a picture of their size or aspect ratio, white where to paint; or one of the network's size.
         jump_length: steps that a jump goes back towards noise.
         resamplings: how often each stretch of that length is gone through; 1: without jumps.
     """
@@ -138,9 +139,10 @@ class Inpaint:
         sampler, schedule = context.sampler, context.schedule
         if not isinstance(sampler, Ancestral):
             raise ValueError("RePaint goes by ancestral steps: choose sampler=ddpm")
-        given = read_pictures(_given("image", self.image), context.image_shape)
-        white = read_mask(_given("mask", self.mask), context.image_shape[1:])
-        mask = white[None].to(context.device)
+        image, mask = _given("image", self.image), _given("mask", self.mask)
+        given = read_pictures(image, context.image_shape)
+        white = read_mask(mask, context.image_shape[1:], picture_files(image))
+        holes_at = white[None].to(context.device)
         repaint = RePaint(variance=sampler.variance, jump_length=self.jump_length, resamplings=self.resamplings)
         times = sampler.times(schedule)
         steps = repaint.steps_down(len(times))
@@ -148,7 +150,7 @@ class Inpaint:
 
         def walk(denoise: Denoiser, indices: range) -> Iterator[Tensor]:
             image = _of_rows(given, context, indices)
-            return repaint.paint(denoise, schedule, times, context.noise(indices), image=image, mask=mask)
+            return repaint.paint(denoise, schedule, times, context.noise(indices), image=image, mask=holes_at)
 
         return Plan(len(given), context.n, steps, walk, torch.stack([given, holes], dim=1))
 

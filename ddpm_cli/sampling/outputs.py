@@ -16,14 +16,8 @@ from torch import Tensor
 
 from ddpm_cli.io import durable
 from ddpm_cli.io.images import grid, save_gif, save_png
-from ddpm_cli.sampling.image_store import (
-    GIF_FILE,
-    GRID_FILE,
-    IMAGES_DIRECTORY,
-    NPZ_FILE,
-    STRIP_FILE,
-    ImageStore,
-)
+from ddpm_cli.io.own_output import GIF_FILE, GRID_FILE, IMAGES_DIRECTORY, NPZ_FILE, STRIP_FILE
+from ddpm_cli.sampling.image_store import ImageStore
 from ddpm_cli.sampling.modes import Plan
 
 GRID_IMAGES = 400  # more would make a picture nobody can open; the others are in save=images or save=npz

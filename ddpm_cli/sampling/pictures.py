@@ -1,4 +1,4 @@
-"""Pictures that a user gives to be changed, and masks of them, as uint8 tensors of the network's size."""
+"""Pictures that a user gives to be changed, as uint8 tensors of the network's size."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.data.decode import decode
-from ddpm_cli.data.scan import find_images
+from ddpm_cli.data.scan import find_images, kinds_text
 
 
 def read_pictures(path: str, shape: tuple[int, int, int]) -> Tensor:
@@ -16,29 +16,25 @@ def read_pictures(path: str, shape: tuple[int, int, int]) -> Tensor:
     Raises:
         ValueError: naming the file, if one cannot be decoded, or the folder, if it holds none.
     """
-    place = Path(path).expanduser()
-    names = [place]
-    if place.is_dir():
-        found, bad = find_images(os.fspath(place))
-        if bad:
-            raise ValueError(bad[0].line(os.fspath(place)))
-        names = [place / file.name for file in found]
-        if not names:
-            raise ValueError(f"there are no pictures in {place}")
-    return torch.stack([_decoded(name, shape) for name in names])
+    return torch.stack([_decoded(file, shape) for file in picture_files(path)])
 
 
-def read_mask(path: str, size: tuple[int, int]) -> Tensor:
-    """bool `[1, H, W]` of `size` (H, W), True where the picture at `path` is white.
+def picture_files(path: str) -> list[Path]:
+    """The picture at `path`, or those in that folder, by name: whatever the decoder reads, but for our own output.
 
     Raises:
-        ValueError: naming the file, if it cannot be decoded, or is white everywhere or nowhere.
+        ValueError: naming what in the folder should be a picture and cannot be one, or the folder, if it holds none.
     """
-    white = _decoded(Path(path).expanduser(), (1, *size)) >= 128
-    if not white.any() or white.all():
-        where = "nowhere" if not white.any() else "everywhere"
-        raise ValueError(f"{path} is white {where}: white is where to paint, black what to keep")
-    return white
+    place = Path(path).expanduser()
+    if not place.is_dir():
+        return [place]
+    found = find_images(os.fspath(place), extensions=None)
+    if found.bad:
+        raise ValueError(found.bad[0].line(os.fspath(place)))
+    if not found.images:
+        there = f"; left out: {kinds_text(found.left_out)}" if found.left_out else ""
+        raise ValueError(f"there are no pictures in {place}{there}")
+    return [place / file.name for file in found.images]
 
 
 def _decoded(file: Path, shape: tuple[int, int, int]) -> Tensor:

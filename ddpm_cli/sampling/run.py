@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -17,11 +18,13 @@ from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.invocation import Invocation, override
 from ddpm_cli.config.sample_options import SampleOptions
 from ddpm_cli.io import durable, run_dir
+from ddpm_cli.io.own_output import GRID_FILE
 from ddpm_cli.io.text import printable, size_text
 from ddpm_cli.runtime import console
 from ddpm_cli.runtime.exit_codes import RunError, Stopped
 from ddpm_cli.runtime.signals import Stop
 from ddpm_cli.sampling.build import build_loop, identity
+from ddpm_cli.sampling.classes import class_numbers, classes_text
 
 if TYPE_CHECKING:
     from ddpm_cli.checkpoint.pretrained import Pretrained, Selection
@@ -40,6 +43,7 @@ class _Task(NamedTuple):
     invocation: Invocation
     world: "World"
     stop: Stop
+    class_names: tuple[str, ...] = ()  # of the network's labels, once it is known
 
 
 def start(config: dict, invocation: Invocation, stop: Stop) -> Path:
@@ -64,14 +68,16 @@ def start(config: dict, invocation: Invocation, stop: Stop) -> Path:
 
 def _sample(task: _Task, held: ExitStack) -> Path:
     from ddpm_cli.sampling import image_store
-    from ddpm_cli.sampling.image_store import GRID_FILE, ImageStore
+    from ddpm_cli.sampling.image_store import ImageStore
     from ddpm_cli.sampling.loop import TRAJECTORY_IMAGES
     from ddpm_cli.sampling.outputs import write
 
-    options, world = task.options, task.world
+    world = task.world
     held.enter_context(console.telling(_say_on_stderr))
     compute = _agreed(world, lambda: _compute(task))
     selection = _select(task)
+    task = _agreed(world, lambda: _with_classes(task, selection))
+    options = task.options
     pretrained, loop = _agreed(world, lambda: _prepare(task, compute, selection))
     decisive = identity(pretrained, loop, options)
     differing = world.first("; ".join(differences(world.broadcast(decisive), decisive)) or None)
@@ -141,6 +147,12 @@ def _select(task: _Task) -> "Selection":
         )
 
 
+def _with_classes(task: _Task, selection: "Selection") -> _Task:
+    names = selection.checkpoint.metadata.classes
+    options = replace(task.options, classes=class_numbers(task.options.classes, names))
+    return task._replace(options=options, class_names=names)
+
+
 def _prepare(task: _Task, compute: "Compute", selection: "Selection") -> "tuple[Pretrained, SamplingLoop]":
     from ddpm_cli.checkpoint.pretrained import rebuild
 
@@ -178,7 +190,7 @@ def _begin(task: _Task, decisive: dict, batches: dict, held: ExitStack) -> tuple
         directory = _output_directory(task, held)
         held.enter_context(image_store.locked(directory))
         copies = 2 if task.options.save == "npz" else 1
-        wanted = (image_store.GRID_FILE, *BESIDE[task.options.save])
+        wanted = (GRID_FILE, *BESIDE[task.options.save])
         return directory, image_store.begin(directory, decisive, copies=copies, wanted=wanted, **batches)
 
 
@@ -228,6 +240,8 @@ def _announce(task: _Task, pretrained: "Pretrained", loop: "SamplingLoop", store
     compiled = ", compiled" if loop.compiled else ""
     on = f"{loop.compute}{together}{compiled}"
     print(f"{printable(options.ckpt)}: step {pretrained.step:,}, {options.weights} weights{length}, on {on}")
+    if loop.plan.labels is not None:
+        print(f"classes: {classes_text(list(dict.fromkeys(loop.plan.labels)), task.class_names)}")
     if store.finished > 0:
         print(f"resumes: {_there(store)}")
 

@@ -48,8 +48,11 @@ class Training(NamedTuple):
     options: TrainOptions  # without `auto` where a number has been found for it
 
 
-def build_training(options: TrainOptions, world: "World") -> Training:
+def build_training(options: TrainOptions, world: "World", *, classes: tuple[str, ...] = ()) -> Training:
     """What the options of a run describe, in four steps: its parts, whether they fit, where they are, the trainer.
+
+    Args:
+        classes: names of the labels that its weights know, from 0 on: the data's are numbered as these, if it has them.
 
     Raises:
         ConfigError: if the configuration cannot be run here; names the key.
@@ -64,7 +67,7 @@ def build_training(options: TrainOptions, world: "World") -> Training:
     check_compatible(parts, compute, world)
     with naming("data"):
         # Rank 0 first: the others find what it has decoded or fetched. After the checks above, as this may take hours.
-        images = world.main_first(lambda: instantiate(options.data, "data"))
+        images = world.main_first(lambda: instantiate(options.data, "data")).numbered_as(classes)
     check_images(parts, images, options.model.get("image_size"))
 
     replica = place(parts, compute, world)

@@ -67,7 +67,7 @@ def fork(origin: Origin, world: "World") -> "Training":
     """
     from ddpm_cli.training import train_state
 
-    training = build_training(TrainOptions(**origin.config), world)
+    training = build_training(TrainOptions(**origin.config), world, classes=origin.saved.metadata.classes)
     trainer, saved = training.trainer, origin.saved
     if saved.metadata.step >= trainer.config.steps:
         raise ConfigError(f"fork: {saved.path} has done {saved.metadata.step} steps; add trainer.steps=N to go further")

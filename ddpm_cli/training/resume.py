@@ -79,7 +79,7 @@ def resume(
         saved = read_checkpoint(directory, checkpoint, trusted(config, invocation), world)
     options = reconcile(saved.metadata.config, config, directory, invocation)
     check_learning_rate(saved.metadata, options, directory, invocation)
-    training = build_training(options, world)
+    training = build_training(options, world, classes=saved.metadata.classes)
     warnings = check_same_data(training.trainer.batches.images, saved.metadata, directory)
     with naming("resume"):
         train_state.restore(training.trainer, saved.state.training, saved.state.ema)
@@ -122,7 +122,8 @@ def reconcile(saved: dict, config: dict, directory: Path, invocation: Invocation
 
     Args:
         config: the whole configuration of the command line, which counts unless that names the run. Where it leaves
-            `trainer.accumulate` to be found, the run keeps the number that was found when it began.
+            `trainer.accumulate` to be found, the run keeps the number that was found when it began; where it leaves
+            `data.extensions` open, those it began with: earlier versions had a list of them.
 
     Raises:
         ConfigError: if it would be another run; says how it would differ.
@@ -131,6 +132,7 @@ def reconcile(saved: dict, config: dict, directory: Path, invocation: Invocation
         merged = merge(saved, invocation.changes)
         check(merged, OPTIONS)
         return TrainOptions(**merged)
+    config = _with_extensions_of(saved, config)
     changed = differences(saved, config)
     if changed:
         key = "name"
@@ -144,6 +146,13 @@ def reconcile(saved: dict, config: dict, directory: Path, invocation: Invocation
     if trainer.get("accumulate") == "auto":
         trainer = trainer | {"accumulate": saved["trainer"]["accumulate"]}
     return TrainOptions(**config | {"trainer": trainer})
+
+
+def _with_extensions_of(saved: dict, config: dict) -> dict:
+    data, before = config["data"], saved["data"]
+    if data.get("extensions", ...) is not None or data["_target_"] != before.get("_target_"):
+        return config
+    return config | {"data": data | {"extensions": before.get("extensions")}}
 
 
 def check_learning_rate(metadata: "Metadata", options: TrainOptions, directory: Path, invocation: Invocation) -> None:

@@ -21,9 +21,11 @@ from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.config.invocation import override
 from ddpm_cli.config.schema import targets_in
 from ddpm_cli.config.train_options import TrainOptions
+from ddpm_cli.config.unet_levels import levels_text
+from ddpm_cli.data.degenerate import degenerate
 from ddpm_cli.distributed.process_group import LostRankError
 from ddpm_cli.io import durable, run_dir
-from ddpm_cli.io.images import to_uint8
+from ddpm_cli.io.images import grid, save_png, to_uint8
 from ddpm_cli.io.run_identity import Place, identity_of
 from ddpm_cli.io.text import printable, size_text
 from ddpm_cli.runtime.exit_codes import NON_FINITE, RunError, Stopped
@@ -45,6 +47,7 @@ _RECORDS = {
     "previews": run_dir.PREVIEWS,
 }
 CLASSES_SHOWN = 20  # by name
+PICTURED = 64  # images in the picture of the data
 
 
 def check_space(directory: Path, trainer: Trainer) -> None:
@@ -135,6 +138,7 @@ class TrainingRun:
                 self._begin_records()
                 begun = True
                 self._announce()
+                self._picture_data()
             with self._metrics_logger() as metrics:
                 self.stop.defer("saving after this step")
                 self._train(metrics)
@@ -219,6 +223,15 @@ class TrainingRun:
             listed = "".join(f"{line}\n" for line in skipped)
             durable.replace(self.directory / run_dir.SKIPPED_FILE, listed.encode())
 
+    def _picture_data(self) -> None:
+        """Keep the first images as the network sees them, and say what is wrong with them all."""
+        first = self.trainer.batches.first_images(PICTURED)
+        picture = self.directory / run_dir.DATA_FILE
+        if not picture.exists():
+            save_png(grid(torch.from_numpy(first)), picture)
+        for line in degenerate(self.trainer.batches.images, first, self.options.data):
+            log.warning(f"data     {line}")
+
     def _origin(self) -> list[str]:
         """What this run was forked from, and every option that is another."""
         identity = identity_of(self.directory)
@@ -233,15 +246,21 @@ class TrainingRun:
         trainer, images, config = self.trainer, self.trainer.batches.images, self.trainer.config
         parameters = sum(p.numel() for p in trainer.ddpm.parameters())
         epochs = config.steps * config.batch_size / len(images)
-        log.info(f"data     {images.name}: {len(images):,} images, {size_text(images.shape)}")
+        left_out = f"; left out: {images.left_out}" if images.left_out else ""
+        log.info(f"data     {images.name}: {len(images):,} images, {size_text(images.shape)}{left_out}")
         if images.fingerprint is None:
             log.warning("data     the set has no checksums of its images: resuming cannot tell them from others")
         if images.labels is not None:
             more = ["..."] if len(images.class_names) > CLASSES_SHOWN else []
-            log.info(f"classes  from 0 on: {', '.join([*images.class_names[:CLASSES_SHOWN], *more])}")
+            numbered = [f"{number}: {name}" for number, name in enumerate(images.class_names[:CLASSES_SHOWN])]
+            log.info(f"classes  {', '.join([*numbered, *more])}")
+        for remark in images.remarks:
+            log.warning(remark)
         if images.skipped:
             log.warning(f"skipped  {len(images.skipped):,} bad images, listed in {run_dir.SKIPPED_FILE}")
-        log.info(f"network  {self.options.model['_target_'].rpartition('.')[2]}, {parameters:,} parameters")
+        network = self.options.model["_target_"].rpartition(".")[2]
+        described = [network, f"{parameters:,} parameters", levels_text(self.options.model)]
+        log.info(f"network  {', '.join(filter(None, described))}")
         together = f", {trainer.world.size} processes" if trainer.world.size > 1 else ""
         sharded = ", sharded" if config.fsdp else ""
         compiled = ", compiled" if config.compiles(trainer.compute.device.type) else ""

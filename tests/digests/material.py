@@ -22,7 +22,8 @@ def make(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published/        MNIST, Fashion-MNIST and CIFAR-10 of ten images each, as they are published
     folder/, broken/  pictures of all modes in class folders; the second with some that cannot be read
     shards/           the same in tar files
-    given/            two pictures; beside it grey.png and mask.png: for the modes of ddpm-sample
+    given/            two pictures; beside it grey.png and mask.png: for the modes of ddpm-sample; wide_mask.png is what
+                      an earlier version made of mask.png for a network of 16 x 24: it stretched masks to any shape
     """
     random = np.random.default_rng(0)
     for name in ("mnist", "fashion_mnist", "cifar10"):
@@ -42,6 +43,8 @@ def make(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.zeros((16, 16), np.uint8)
     mask[4:12, 3:9] = 255
     _write(place / "mask.png", _png(Image.fromarray(mask)))
+    stretched = Image.fromarray(mask).resize((24, 16), Image.Resampling.BICUBIC, box=(0, 8 / 3, 16, 40 / 3))
+    _write(place / "wide_mask.png", _png(stretched))
 
 
 def _encoded(random: np.random.Generator, number: int) -> tuple[str, bytes]:

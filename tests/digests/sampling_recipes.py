@@ -133,7 +133,7 @@ def _colour() -> list[str]:
 
 def _colour_modes() -> dict[str, list[str]]:
     given = "image=../material/given"
-    mask = "mask=../material/mask.png"
+    mask = "mask=../material/wide_mask.png"
     return {
         "colour": ["n=3", "sampler=ddpm", "sampler.steps=9", "save_trajectory=true"],
         "colour_edit": ["n=2", "mode=edit", given, "strength=0.4", "sampler=heun", "sampler.steps=5"],

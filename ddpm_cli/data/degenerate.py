@@ -1,0 +1,76 @@
+"""What there is to say of a set of images from which little can be learned, and which option helps."""
+
+from collections.abc import Collection
+
+import numpy as np
+
+from ddpm_cli.data.image_set import ImageSet
+from ddpm_cli.data.stored_pixels import StoredPixels
+
+LOOKED_AT = 256  # images, evenly from all of the set; fewer where they are large
+_MOST_BYTES = 2**24  # of pixels that are looked at
+_SHARE_EQUAL = 0.9  # of the set, from which on it is called one image
+_SHARE_WHITE = 0.5
+_FEW_VALUES = 256 // 16
+_HARDLY = 2  # of 255: by how much every image differs from the mean of all where they are hardly told apart
+_CHANNELS = ("red", "green", "blue")
+
+
+def degenerate(images: ImageSet, read: np.ndarray, options: Collection[str]) -> list[str]:
+    """A line for everything that is wrong with a whole set, as a rule by an oversight.
+
+    Args:
+        read: uint8 `[n, C, H, W]`, some of the images, which are looked at where others are not to be had at once.
+        options: names of those that the data has: none is named that it has not.
+    """
+    pixels, said = images.pixels, []
+    count = max(2, min(LOOKED_AT, _MOST_BYTES // read[0].size))
+    read = read[:count]
+    if isinstance(pixels, np.ndarray | StoredPixels):
+        read = pixels[np.unique(np.linspace(0, len(images) - 1, count).astype(np.int64))]
+    white = int((read == 255).all(axis=(1, 2, 3)).sum())
+    if white >= _SHARE_WHITE * len(read):
+        help_ = ": data.alpha=ignore shows what is below" if "alpha" in options else ""
+        said.append(
+            f"{white:,} of {len(read):,} images looked at are white all over, as pictures are whose alpha hides "
+            f"everything{help_}"
+        )
+    else:
+        said += _on_values(read, options)
+    return said + _on_equals(images, read)
+
+
+def _on_values(read: np.ndarray, options: Collection[str]) -> list[str]:
+    said = []
+    low, high = int(read.min()), int(read.max())
+    if high - low < _FEW_VALUES:
+        help_ = ""
+        if "value_range" in options:
+            help_ = ": data.value_range=[LOW,HIGH] says which numbers in the files are black and white"
+        said.append(f"all values lie from {low} to {high}, of 0 to 255{help_}")
+    constant = [place for place in range(read.shape[1]) if read[:, place].min() == read[:, place].max()]
+    if read.shape[1] == 3 and not constant and (read == read[:, :1]).all():
+        help_ = ": data.channels=1 trains on one" if "channels" in options else ""
+        said.append(f"grey stored as RGB, all three channels are equal{help_}")
+    elif len(constant) < read.shape[1]:
+        names = _CHANNELS if read.shape[1] == 3 else range(read.shape[1])
+        said += [f"channel {names[place]} is {read[0, place, 0, 0]} in every pixel" for place in constant]
+    return said
+
+
+def _on_equals(images: ImageSet, read: np.ndarray) -> list[str]:
+    if len(images) < 2:
+        return []
+    # The checksums of images in shards are not of their pixels.
+    checksums = images.checksums if images.blocks is None else None
+    if checksums is not None:
+        _, counts = np.unique(checksums, return_counts=True)
+    elif len(read) > 1:
+        _, counts = np.unique(read.reshape(len(read), -1), axis=0, return_counts=True)
+    else:
+        return []
+    if counts.max() >= _SHARE_EQUAL * counts.sum():
+        return [f"{counts.max():,} of {counts.sum():,} images are equal: that one is all that can be learned"]
+    if np.abs(read - read.mean(axis=0, dtype=np.float32)).max() < _HARDLY:
+        return [f"the images differ by less than {_HARDLY} of 255 from their mean: there is hardly anything to learn"]
+    return []
