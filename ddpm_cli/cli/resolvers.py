@@ -1,6 +1,7 @@
 """What our YAML files call by `${name:...}`."""
 
 import functools
+import os
 import textwrap
 from collections.abc import Iterable
 
@@ -17,6 +18,7 @@ def register_resolvers() -> None:
     """Make them known to OmegaConf; may be called again."""
     for name, resolver in {"groups": help_on_groups, "values": help_on_values, "learned": _learned}.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+    OmegaConf.register_new_resolver("expanduser", lambda path: os.path.expanduser(str(path)), replace=True)
     OmegaConf.register_new_resolver("prefix", lambda name: "" if name is None else f"{name}_", replace=True)
 
 
