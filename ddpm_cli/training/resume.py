@@ -16,7 +16,7 @@ from ddpm_cli.config.paths import seen_from
 from ddpm_cli.config.schema import check, targets_in
 from ddpm_cli.config.train_options import OPTIONS, TrainOptions
 from ddpm_cli.io import durable, run_dir
-from ddpm_cli.io.command_line import command, override
+from ddpm_cli.io.command_line import override, word
 from ddpm_cli.io.run_identity import identity_of
 from ddpm_cli.training.build import build_training
 
@@ -152,8 +152,9 @@ def reconcile(saved: dict, config: dict, directory: Path, invocation: Invocation
         if invocation.directory is not None:
             key, others = directory_key(invocation), ["choose another directory"]
         another = "name=ANOTHER" if invocation.run_directory is None else "hydra.run.dir=ANOTHER"
-        new = command("ddpm-train", override("fork", directory))
-        others.append(f"{new} {another} KEY=VALUE begins a new run with what this one has learned")
+        others.append(
+            f"{word(override('fork', directory))} {another} KEY=VALUE begins a new run with what this one has learned"
+        )
         listed = "\n  ".join([*changed, *others])
         raise ConfigError(f"{key}: {directory} was trained with another configuration:\n  {listed}")
     trainer = config["trainer"]
@@ -174,14 +175,13 @@ def check_learning_rate(metadata: "Metadata", options: TrainOptions, directory: 
     if would_be <= 1.1 * was or metadata.step <= now.warmup_steps:
         return
     decay, steps = now.lr_decay, now.steps
-    at_that_rate = (f"{STEPS}={steps}", f"{LR_DECAY}=constant", f"optimizer.lr={was:.2g}")
-    new = command("ddpm-train", override("fork", directory), *at_that_rate)
+    new = word(override("fork", directory))
     raise ConfigError(
         f"{STEPS}: the learning rate has come down to {was:.2g} at step {metadata.step:,} and would jump to "
         f"{would_be:.2g}: a {decay} decay over {steps:,} steps is another one. Say which is meant:\n"
         f"  {LR_DECAY}={decay} takes that jump and decays to step {steps:,}\n"
         f"  {LR_DECAY}=constant stays at {options.optimizer['lr']:.2g}\n"
-        f"  {new} begins a new run at that rate"
+        f"  {new} {STEPS}={steps} {LR_DECAY}=constant optimizer.lr={was:.2g} begins a new run at that rate"
     )
 
 
@@ -203,7 +203,7 @@ def check_same_data(images: "ImageSet", metadata: "Metadata", directory: Path) -
     """
     differs = _data_difference(images, metadata)
     if differs is not None:
-        new = command("ddpm-train", override("fork", directory))
+        new = word(override("fork", directory))
         raise ConfigError(f"data: {differs}. {new} begins a new run from it on this data")
     if images.fingerprint is not None and not metadata.data:
         return ["data     the checkpoint is of an earlier version: whether these are the same images is not known"]
