@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_cli.config.compare import merge
+from ddpm_cli.config.compare import differences, fork, merge
 from ddpm_cli.config.errors import ConfigError, naming, nearest
 from ddpm_cli.config.instantiate import instantiate
-from ddpm_cli.config.schema import check
+from ddpm_cli.config.paths import seen_from
+from ddpm_cli.config.schema import check, check_untrusted
 from ddpm_cli.config.shipped import shipped_targets
 from ddpm_cli.config.signatures import class_variable, resolve, signature
 from ddpm_cli.io import run_dir as run_directory
@@ -175,9 +176,12 @@ def test_a_right_configuration_passes_without_importing_its_targets():
         ({"count": 1.5, "part": node()}, "count: expected a whole number, got 1.5"),
         ({"count": "1", "part": node()}, 'count: expected a whole number, got "1"'),
         ({"count": 1, "rate": None, "part": node()}, "rate: expected a number, got null"),
-        ({"count": 1, "name": 3, "part": node()}, "name: expected text or null, got 3"),
+        ({"count": 2.0**53, "part": node()}, "count: expected a whole number"),
+        ({"count": 1, "name": 1.5, "part": node()}, "name: expected text or null, got 1.5"),
+        ({"count": 1, "name": ["x"], "part": node()}, "name: expected text or null"),
         ({"count": 1, "sizes": [1, "2"], "part": node()}, "sizes: expected a list of whole numbers"),
-        ({"count": 1, "sizes": 1, "part": node()}, "sizes: expected a list of whole numbers, got 1"),
+        ({"count": 1, "sizes": 1.5, "part": node()}, "sizes: expected a list of whole numbers, got 1.5"),
+        ({"count": 1, "sizes": None, "part": node()}, "sizes: expected a list of whole numbers, got null"),
         ({"count": 1, "part": {}}, "part: expected a group of options, got {}"),
         ({"count": 1, "part": "part"}, "part: expected a group of options"),
         ({"count": 1, "part": node(mode="fats")}, r"part.mode: expected one of slow, fast \(did you mean 'fast'\?\)"),
@@ -200,6 +204,26 @@ def test_what_is_wrong_is_named(config: dict, says: str):
         return
     with pytest.raises(ConfigError, match=says):
         check(config, "mymodule.root")
+
+
+def test_what_is_meant_comes_in_the_type_that_is_wanted():
+    written = {"count": 1e5, "name": 20261125, "sizes": 8, "part": node(betas=[0, 1])}
+    meant = check(written, "mymodule.root")
+    assert meant == {"count": 100_000, "name": "20261125", "sizes": [8], "part": node(betas=[0, 1])}
+    assert [type(meant[key]) for key in ("count", "name")] == [int, str]
+    assert written["name"] == 20261125, "the configuration that was given is left alone"
+    spelt = {"name": "1e5", "count": "3"}
+    assert check({"count": 3, "name": 1e5, "part": node()}, "mymodule.root", spelt=spelt)["name"] == "1e5"
+    assert check({"count": 3, "sizes": [2.0, 1], "part": node()}, "mymodule.root")["sizes"] == [2, 1]
+    assert check({"side": 2}, "mymodule.aliased") == {"side": 2}, "no list where one number will do"
+    assert check({"side": 2e1}, "mymodule.aliased") == {"side": 20}
+
+
+def test_a_checkpoint_holds_what_it_is_to_hold_already():
+    cosine = {"_target_": "ddpm_cli.diffusion.schedule.cosine"}
+    check_untrusted("schedule", cosine | {"timesteps": 10})
+    with pytest.raises(ConfigError, match=r"schedule\.timesteps: expected a whole number, got 10\.0"):
+        check_untrusted("schedule", cosine | {"timesteps": 10.0})
 
 
 def test_instantiate_makes_nested_objects_and_partials():
@@ -229,7 +253,15 @@ def test_signature_reads_every_kind_of_target():
     assert signature("mymodule.anything") is None
     imported = signature("ddpm_cli.config.invocation.Invocation")  # imported there, defined elsewhere
     assert imported is not None
-    assert [p.name for p in imported] == ["resume", "changes", "sweep_directory", "fork", "chosen"]
+    assert [p.name for p in imported] == [
+        "resume",
+        "changes",
+        "sweep_directory",
+        "fork",
+        "chosen",
+        "spelt",
+        "run_directory",
+    ]
 
 
 def test_classes_without_an_init_of_their_own_are_asked():
@@ -350,7 +382,7 @@ SAVED = {"seed": 0, "resume": None, "trust": [], "trainer": {"steps": 10, "batch
 
 
 def test_merge_keeps_the_runs_own_configuration():
-    merged = merge(SAVED, {"resume": "r", "trainer.steps": 99, "trainer.batch_size": 4, "seed": 0})
+    merged = merge(SAVED, {"resume": "r", "trainer.steps": 99, "trainer.batch_size": 4, "seed": 0}, {})
     assert merged == SAVED | {"trainer": {"steps": 99, "batch_size": 4}}, "resume= is of the call, not of the run"
     assert SAVED["trainer"]["steps"] == 10, "the saved configuration is left alone"
 
@@ -368,18 +400,55 @@ def test_merge_keeps_the_runs_own_configuration():
 )
 def test_merge_refuses_what_would_make_it_another_run(key: str, value: object):
     with pytest.raises(ConfigError, match=f"^{key}: cannot change when resuming: the run has .*, this command line"):
-        merge(SAVED, {key: value})
+        merge(SAVED, {key: value}, {})
 
 
 def test_a_checkpoint_does_not_say_that_data_are_fetched():
     saved = SAVED | {"data": {"_target_": "x.y", "download": True}}
-    assert merge(saved, {})["data"]["download"] is False
-    assert merge(saved, {"data.download": True})["data"]["download"] is True
+    assert merge(saved, {}, {})["data"]["download"] is False
+    assert merge(saved, {"data.download": True}, {})["data"]["download"] is True
+
+
+def test_the_sampler_of_previews_may_become_another_and_keeps_the_runs_variance():
+    large, small = node("FixedLarge"), node("FixedSmall")
+    saved = SAVED | {"variance": large, "sampler": node("DDIM", steps=50)}
+    assert merge(saved, {"sampler.steps": 20}, {})["sampler"] == node("DDIM", steps=20)
+    chosen = {"sampler": node("Ancestral", steps=7, variance=small)}
+    merged = merge(saved, {"sampler": "ddpm", "sampler.steps": 7}, chosen)
+    assert merged["sampler"] == node("Ancestral", steps=7, variance=large)
+    assert fork(saved, {"sampler": "ddpm", "sampler.steps": 7}, chosen)["sampler"] == merged["sampler"]
+    assert differences(saved, saved | {"sampler": chosen["sampler"]}) == []
+
+
+def test_what_a_run_has_may_be_said_again():
+    assert merge(SAVED, {"model": "part"}, {"model": node(width=8)}) == SAVED
+    with pytest.raises(ConfigError, match="model: cannot change when resuming"):
+        merge(SAVED, {"model": "part"}, {"model": node(width=9)})
+
+
+def test_relative_paths_are_seen_from_where_the_run_was_begun(tmp_path: Path, monkeypatch):
+    begun, here = tmp_path / "begun", tmp_path / "here"
+    (begun / "pics").mkdir(parents=True)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    data = {"_target_": "ddpm_cli.data.folder.folder", "path": "pics/a", "cache_dir": None}
+
+    def seen(directory: Path | None, *changes: str, **options: str) -> object:
+        config = {"data": data | options}
+        return seen_from(None if directory is None else str(directory), config, changes)["data"]["path"]
+
+    assert seen(begun) == str(begun / "pics/a")
+    assert seen(begun, path="*.tar") == str(begun / "*.tar")
+    assert seen(begun, path="/pics") == "/pics"
+    assert seen(begun, "data.path", path="mine") == str(here / "mine")
+    assert seen(begun, path="gone") == seen(None, path="gone") == "gone"
+    assert seen(tmp_path / "moved") == "pics/a", "run and data may have been moved together"
+    assert seen(begun, "data.path", _target_="mine.hub", path="owner/set") == "owner/set"
 
 
 def test_merge_knows_a_misspelt_key():
     with pytest.raises(ConfigError, match=r"the run has no such option \(did you mean 'trainer.steps'\?\)"):
-        merge(SAVED, {"trainer.stepz": 3})
+        merge(SAVED, {"trainer.stepz": 3}, {})
 
 
 def test_run_directories_are_never_shared(tmp_path: Path):

@@ -5,7 +5,11 @@ from pathlib import Path
 
 from ddpm_cli.checkpoint.metadata import EMA_FILE, FILES, MANIFEST_FILE, CheckpointError
 from ddpm_cli.checkpoint.verify import Verified, compare, described
+from ddpm_cli.io.command_line import command, override
 from ddpm_cli.io.run_dir import CHECKPOINTS, by_step, step_of
+from ddpm_cli.io.run_identity import runs_below
+
+RUNS_SHOWN = 2  # in a message
 
 
 def newest(run_directory: Path) -> Path:
@@ -58,7 +62,24 @@ def find(path: str | Path) -> Path:
         return newest(path)
     elif path.name == CHECKPOINTS:
         return newest(path.parent)
-    raise CheckpointError(f"{path} is neither a run directory nor a checkpoint nor an EMA file ({EMA_FILE})")
+    raise CheckpointError(
+        f"{path} is neither a run directory nor a checkpoint nor an EMA file ({EMA_FILE})"
+        f"{runs_to_choose_from(path, 'ddpm-sample', 'ckpt')}"
+    )
+
+
+def runs_to_choose_from(path: Path, program: str, key: str) -> str:
+    """What to add to a message about a directory that is no run but holds some: how the newest are named.
+
+    Args:
+        program, key: the command, and its option, that a run is named to.
+    """
+    runs = runs_below(path)
+    if not runs:
+        return ""
+    newest = [f"\n  {command(program, override(key, run))}" for run in runs[:RUNS_SHOWN]]
+    count = f"{len(runs):,} runs, newest first" if len(runs) > 1 else "a run"
+    return f"; it holds {count}:{''.join(newest)}"
 
 
 def newer_than(checkpoint: Path) -> list[Path]:

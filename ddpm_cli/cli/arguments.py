@@ -1,7 +1,9 @@
 """The command line in the form that Hydra takes, without what Hydra would accept to no effect."""
 
 import argparse
+import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +11,21 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
+from ddpm_cli import __version__
+from ddpm_cli.cli.path_values import RUN_DIR, readable
 from ddpm_cli.config.errors import ConfigError, shown
-from ddpm_cli.config.shipped import configs_directory
+from ddpm_cli.config.shipped import SUFFIXES, configs_directory
 
 _FLAGS_WITH_VALUE = (
     *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p"),
     "--experimental-rerun",
 )
+_CONFIG_DIR = ("--config-dir", "-cd")
+_INFO = ("--info", "-i")
+# What Hydra would do that is not done here, and the value that asks for just that.
 _NO_EFFECT = {
-    "hydra.run.dir": "output_dir and name say where a run goes, out where samples go",
-    "hydra.output_subdir": "config.yaml in the directory of a run is its whole configuration",
+    "hydra.output_subdir": ("null", "config.yaml in the directory of a run is its whole configuration"),
+    "hydra.job.chdir": ("false", "a command stays in the directory that it is called in"),
 }
 # Hydra's parser takes a millisecond per value, and for lists the square of it.
 _MOST_ARGUMENTS = 1000
@@ -57,9 +64,9 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
         if not key_of(override):
             raise ConfigError(f"cannot read '{override}': an override is KEY=VALUE")
     given = _check_flags([*flags, *overrides])
-    for key in map(key_of, overrides):
-        if key in _NO_EFFECT:
-            raise ConfigError(f"{key}: has no effect here; {_NO_EFFECT[key]}")
+    for override in overrides:
+        _check_effect(override, sweep=given.multirun)
+    overrides = [readable(override, sweep=given.multirun) for override in overrides]
     config_dir = None if given.config_dir is None else Path(given.config_dir).absolute()
     if config_dir is not None:
         _check_own_configs(config_dir)
@@ -67,6 +74,17 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
         # A run's own options need not be among the defaults that Hydra composes: data.path of a folder, say.
         overrides = [f"++{o}" if "." in key_of(o) and o[0] not in "+~" else o for o in overrides]
     return Arguments(flags, overrides, config_dir, sweep=given.multirun)
+
+
+def _check_effect(override: str, *, sweep: bool) -> None:
+    """Raise ConfigError for an option of Hydra's own that would have none."""
+    key, value = key_of(override), override.partition("=")[2]
+    if key in _NO_EFFECT:
+        harmless, instead = _NO_EFFECT[key]
+        if value.lower() != harmless:
+            raise ConfigError(f"{key}: has no effect here; {instead}")
+    if key == RUN_DIR and sweep:
+        raise ConfigError(f"{key}: has no effect with -m; hydra.sweep.dir says where a sweep goes")
 
 
 def _check_texts(arguments: Sequence[str]) -> None:
@@ -100,14 +118,22 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Flags with their values, and overrides."""
     flags: list[str] = []
     overrides: list[str] = []
-    remaining = iter(arguments)
-    for argument in remaining:
-        (flags if argument.startswith("-") else overrides).append(argument)
-        if argument in _FLAGS_WITH_VALUE:
-            value = next(remaining, None)
-            if value is None:
+    remaining = list(reversed(arguments))
+    while remaining:
+        argument = remaining.pop()
+        flag, equals, value = argument.partition("=")
+        if not argument.startswith("-"):
+            overrides.append(argument)
+        elif argument in _INFO:  # its value may be left out
+            given = remaining and "=" not in remaining[-1] and remaining[-1][0:1] not in ("-", "~")
+            flags.append(f"{argument}={remaining.pop() if given else 'all'}")
+        elif argument in _FLAGS_WITH_VALUE:
+            if not remaining:
                 raise ConfigError(f"{argument}: needs a value")
-            flags.append(value)
+            value = remaining.pop()
+            flags += [argument, os.path.expanduser(value) if argument in _CONFIG_DIR else value]
+        else:
+            flags.append(f"{flag}={os.path.expanduser(value)}" if equals and flag in _CONFIG_DIR else argument)
     return flags, overrides
 
 
@@ -120,6 +146,9 @@ def _check_flags(arguments: list[str]) -> argparse.Namespace:
     parser = get_args_parser()
     parser.allow_abbrev = False
     parser.error = error
+    if "--version" in arguments:
+        print(f"ddpm-cli {__version__}")
+        sys.exit()
     given = parser.parse_args(arguments)
     if given.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun: runs code out of a file; resume=RUN_DIR resumes a run")
@@ -137,7 +166,11 @@ def _check_own_configs(directory: Path) -> None:
     """Raise ConfigError if there are none, and for an option that Hydra would pass over for ours of the same name."""
     if not directory.is_dir():
         raise ConfigError(f"--config-dir: there is no folder {directory}")
-    for file in directory.glob("*/*.yaml"):
-        if (configs_directory() / file.relative_to(directory)).exists():
+    for file in sorted(directory.glob("*/*.y*ml")):
+        if file.suffix not in SUFFIXES:
+            continue
+        if (configs_directory() / file.relative_to(directory)).with_suffix(".yaml").exists():
             option = f"{file.parent.name}={file.stem}"
             raise ConfigError(f"{file}: would be passed over for our own {option}; give it another name")
+        if file.suffix == ".yml" and file.with_suffix(".yaml").exists():
+            raise ConfigError(f"{file}: would be passed over for {file.stem}.yaml beside it; give it another name")

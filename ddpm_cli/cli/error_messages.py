@@ -18,6 +18,7 @@ from ddpm_cli.cli.arguments import read_arguments
 from ddpm_cli.config.errors import ConfigError, nearest, shown
 from ddpm_cli.config.schema import check_key
 from ddpm_cli.config.shipped import configs_directory, groups, options
+from ddpm_cli.io.command_line import hydra_text, word
 from ddpm_cli.io.text import printable
 from ddpm_cli.runtime.exit_codes import RunError
 
@@ -62,7 +63,10 @@ def _check_overrides(arguments: Sequence[str], config_name: str, target: str) ->
     overrides = OverridesParser.create().parse_overrides(given.overrides)
     shipped, theirs, searchpath = options(configs_directory()), {}, []
     if given.config_dir is not None:
-        theirs, searchpath = options(given.config_dir), [f"hydra.searchpath=['file://{given.config_dir}']"]
+        theirs, searchpath = (
+            options(given.config_dir),
+            [f"hydra.searchpath=[{hydra_text(f'file://{given.config_dir}')}]"],
+        )
     ours = {group: shipped[group] for group in groups(config_name)}
     choices, settings = [], []
     for override in overrides:
@@ -93,7 +97,7 @@ def _check_choice(override: Override, ours: dict[str, list[str]], theirs: dict[s
     if not override.is_delete() and not isinstance(value, str | list | Sweep):
         raise ConfigError(_unknown_option(group, override.get_value_element_as_str(), (ours | theirs)[group]))
     if override.type is OverrideType.CHANGE and group not in ours:
-        raise ConfigError(f"{group}: nothing of that group is chosen yet; +{_shown(str(override.input_line))} does")
+        raise ConfigError(f"{group}: nothing of that group is chosen yet; {_with_plus(override)} does")
 
 
 def _check_setting(override: Override, key: str, there: object) -> None:
@@ -103,7 +107,11 @@ def _check_setting(override: Override, key: str, there: object) -> None:
     if override.is_add() and there not in (None, ...) and not isinstance(override.value(), dict | list):
         raise ConfigError(_there_already(key))
     if override.type is OverrideType.CHANGE and there is ...:
-        raise ConfigError(f"{key}: no YAML file that is in use has it; +{_shown(str(override.input_line))} adds it")
+        raise ConfigError(f"{key}: no YAML file that is in use has it; {_with_plus(override)} adds it")
+
+
+def _with_plus(override: Override) -> str:
+    return word(f"+{override.input_line}")
 
 
 def _first(choice: Override) -> str:

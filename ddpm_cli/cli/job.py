@@ -4,24 +4,29 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ddpm_cli.cli.arguments import key_of
 from ddpm_cli.cli.gpu_lock import pin
 from ddpm_cli.cli.launchers import refuse_copies
+from ddpm_cli.cli.own_yaml import check_what_hydra_loads
+from ddpm_cli.cli.packages import check_packages
 from ddpm_cli.cli.references import check_references
 from ddpm_cli.cli.resolvers import register_resolvers
+from ddpm_cli.cli.run_directory import RunDirectory
 from ddpm_cli.cli.sweep import SLURM, RunResult, device_is_auto, has_result, runs_in_parallel
 from ddpm_cli.cli.worker import worker_process
 from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.config.invocation import Invocation
+from ddpm_cli.config.paths import expanded
 from ddpm_cli.config.schema import check
 from ddpm_cli.runtime import openmp
 from ddpm_cli.runtime.exit_codes import RunError, Stopped
@@ -45,12 +50,14 @@ class Job:
     called: bool = False
     failure: Exception | None = None  # Hydra would announce an exception itself before handing it on
     in_worker: bool = False
+    run_directory: RunDirectory = field(default_factory=RunDirectory)
 
     def __getstate__(self) -> dict:
         return vars(self) | {"in_worker": True}
 
     def __setstate__(self, state: dict) -> None:
         register_resolvers()  # the configuration is composed again where the job runs
+        check_what_hydra_loads()
         vars(self).update(state)
 
     def __call__(self, cfg: DictConfig) -> Any:
@@ -107,27 +114,42 @@ class Job:
 
     def _work(self, cfg: DictConfig, overrides: list[str], *, sweep_directory: Path | None) -> Any:
         self.stop.begin()
-        resume, fork = (None if cfg.get(key) is None else str(cfg.get(key)) for key in ("resume", "fork"))
-        changes, chosen, config = _changes(overrides, cfg), {}, {}
+        typed = OverridesParser.create().parse_overrides(overrides)
+        spelt, changes = _spelt(typed), expanded(_changes(typed, cfg))
+        named = {key: None if cfg.get(key) is None else spelt.get(key, str(cfg[key])) for key in ("resume", "fork")}
+        resume, fork = expanded(named).values()
+        chosen, config = {}, {}
+        names_a_run = resume not in (None, "auto")
         if fork is not None:
             # Of a new run they are never those of the old one.
-            changes = {key: cfg.get(key) for key in ("name", "output_dir")} | changes
+            changes = expanded({key: cfg.get(key) for key in ("name", "output_dir")}) | changes
+        if fork is not None or names_a_run:  # that run has a configuration of its own
             chosen = _chosen(changes, cfg)
-        elif resume in (None, "auto"):  # else the run has a configuration of its own
-            config = _checked(cfg, self.target)
+        else:
+            config = _checked(cfg, self.target, spelt)
         openmp.prepare()
-        return self.work(config, Invocation(resume, changes, sweep_directory, fork, chosen))
+        call = Invocation(resume, changes, sweep_directory, fork, chosen, spelt, self.run_directory.path)
+        return self.work(config, call)
 
 
-def _changes(overrides: list[str], cfg: DictConfig) -> dict[str, Any]:
-    """What `overrides` set, by dotted key; references to other options, `${...}`, are followed."""
+def _changes(typed: Iterable[Override], cfg: DictConfig) -> dict[str, Any]:
+    """What a command line sets, by dotted key; references to other options, `${...}`, are followed."""
     changes = {}
-    for override in OverridesParser.create().parse_overrides(overrides):
+    for override in typed:
         key, value = str(override.key_or_group), override.value()
         if "${" in str(value):
             value = OmegaConf.select(cfg, key)
         changes[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     return changes
+
+
+def _spelt(typed: Iterable[Override]) -> dict[str, str]:
+    """How numbers and truth values were typed, by dotted key: where a text is wanted, they are that."""
+    return {
+        str(override.key_or_group): str(override.input_line).partition("=")[2].strip()
+        for override in typed
+        if isinstance(override.value(), int | float)
+    }
 
 
 def _chosen(changes: dict[str, Any], cfg: DictConfig) -> dict[str, dict]:
@@ -153,9 +175,10 @@ def _refuse_sweep_options(overrides: Iterable[str]) -> None:
             raise ConfigError(f"{key}: has an effect only in a sweep, with -m")
 
 
-def _checked(cfg: DictConfig, target: str) -> dict:
+def _checked(cfg: DictConfig, target: str, spelt: dict[str, str]) -> dict:
+    runtime = HydraConfig.get().runtime
+    check_packages(OmegaConf.to_container(cfg, resolve=False), target, runtime)
     _refuse_missing(cfg)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
-    check(config, target, groups=HydraConfig.get().runtime.choices)
-    return config
+    return expanded(check(config, target, groups=runtime.choices, spelt=spelt))

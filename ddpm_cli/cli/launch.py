@@ -76,7 +76,7 @@ def _launch(job: Job, config_name: str, report: SweepReport) -> None:
     stop = job.stop
     stop.pass_on = stop_workers
     try:
-        with stop.unmistaken(), report.told_by_hydra():
+        with stop.unmistaken(), report.told_by_hydra(), job.run_directory.told_by_hydra():
             sys.argv[1:] = read_arguments(sys.argv[1:]).as_hydra_takes_them()
             check_what_hydra_loads()
             hydra.main(version_base="1.3", config_path=str(configs_directory()), config_name=config_name)(job)()

@@ -5,11 +5,11 @@ train the same run, or draw the same images.
 """
 
 import os
-import shlex
 import sys
 from typing import NamedTuple
 
 from ddpm_cli.config.errors import ConfigError
+from ddpm_cli.io.command_line import command
 
 
 class _Launcher(NamedTuple):
@@ -80,4 +80,4 @@ def _command(launcher: _Launcher, size: int, program: str) -> str:
         first = '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
         words += [f"--nnodes={nodes}", "--rdzv_backend=c10d", "--rdzv_id=$SLURM_JOB_ID"]
         words += [f"--rdzv_endpoint={first}:29500"]
-    return " ".join([*words, "-m", program.replace("ddpm-", "ddpm_cli."), shlex.join(sys.argv[1:])]).rstrip()
+    return command(" ".join([*words, "-m", program.replace("ddpm-", "ddpm_cli.")]), *sys.argv[1:])

@@ -16,7 +16,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 
 from ddpm_cli.config.errors import ConfigError, shown
-from ddpm_cli.config.shipped import configs_directory
+from ddpm_cli.config.shipped import SUFFIXES, configs_directory
 
 MOST_BYTES = 2**18
 VALUES_PER_REFERENCE = 10  # that could be read in the time in which a ${...} is
@@ -26,12 +26,12 @@ _Parser = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of C where PyYAML was
 
 
 def check_what_hydra_loads() -> None:
-    """From now on, Hydra loads no YAML file that `check_yaml` refuses.
+    """From now on, Hydra loads no YAML file that `check_yaml` refuses, and finds those that are called `.yml`.
 
     Its own source of files is changed, not replaced: a launcher registers that one again.
     """
     Plugins.instance()  # registers the sources that Hydra knows
-    source = SourcesRegistry.instance().types["file"]
+    source: Any = SourcesRegistry.instance().types["file"]
     load_config = source.load_config
     if load_config.__module__ == __name__:  # it checks already
         return
@@ -42,7 +42,13 @@ def check_what_hydra_loads() -> None:
             check_yaml(file)
         return load_config(self, config_path)
 
-    source.load_config = load_checked
+    def file_name(self: Any, config_path: str) -> str:
+        if config_path.endswith(SUFFIXES):
+            return config_path
+        found = (f"{config_path}{suffix}" for suffix in SUFFIXES)
+        return next((name for name in found if Path(self.path, name).is_file()), f"{config_path}{SUFFIXES[0]}")
+
+    source.load_config, source._normalize_file_name = load_checked, file_name
 
 
 def check_yaml(file: Path) -> None:

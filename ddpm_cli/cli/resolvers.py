@@ -1,6 +1,7 @@
 """What our YAML files call by `${name:...}`."""
 
 import functools
+import os
 import textwrap
 from collections.abc import Iterable
 
@@ -26,6 +27,7 @@ def register_resolvers() -> None:
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+    OmegaConf.register_new_resolver("expanduser", lambda path: os.path.expanduser(str(path)), replace=True)
     OmegaConf.register_new_resolver("prefix", lambda name: "" if name is None else f"{name}_", replace=True)
 
 

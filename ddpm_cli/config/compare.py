@@ -9,7 +9,7 @@ from ddpm_cli.config.schema import is_node
 
 # Everything else decides what the run learns, and may not change under its feet.
 CHANGEABLE = (
-    *("name", "output_dir"),
+    *("name", "output_dir", "sampler"),
     *("trainer.steps", "trainer.accumulate", "trainer.device", "trainer.activation_checkpointing"),
     *("trainer.fsdp", "trainer.compile"),
     *("trainer.deterministic", "trainer.log_every", "trainer.preview_every", "trainer.preview_images"),
@@ -19,30 +19,36 @@ CHANGEABLE = (
 )
 # Said anew each time; what the checkpoint has of them counts for nothing.
 OF_THE_INVOCATION = ("resume", "fork", "trust")
+SAMPLER = "sampler"  # of previews: only they come of it
 STEPS, LR_DECAY = "trainer.steps", "trainer.lr_decay"  # who goes further may say what becomes of the rate
 
 
-def merge(saved: dict, changes: dict[str, Any]) -> dict:
+def merge(saved: dict, changes: dict[str, Any], chosen: dict[str, dict]) -> dict:
     """The configuration to resume with.
 
     Args:
         saved: the configuration in the run's checkpoint; not modified.
         changes: what the command line sets, by dotted key.
+        chosen: by group, the options of what it chooses of that group.
 
     Raises:
         ConfigError: if a change would make it another run; names the key, the old and the new value.
     """
     merged = _without_download(saved)
+    if SAMPLER in chosen:
+        merged[SAMPLER] = _of_previews(chosen, merged)
     further = changes.get(STEPS, _lookup(saved, STEPS)) != _lookup(saved, STEPS)
     changeable = (*CHANGEABLE, LR_DECAY) if further else CHANGEABLE
     for key, new in changes.items():
         group, _, option = key.partition(".")
         node = merged.get(group)
-        if key in OF_THE_INVOCATION:
+        if key in OF_THE_INVOCATION or (key in chosen and chosen[key] == saved.get(key)):
             continue
+        if SAMPLER in chosen and SAMPLER in (key, group):
+            continue  # in what was chosen
         if key in changeable and not option:
             merged[key] = new
-        elif key in changeable and isinstance(node, dict):
+        elif (key in changeable or group == SAMPLER) and isinstance(node, dict):
             node[option] = new
         elif _lookup(saved, key) != new:
             old = _lookup(saved, key)
@@ -66,6 +72,8 @@ def fork(saved: dict, changes: dict[str, Any], chosen: dict[str, dict]) -> dict:
         ConfigError: for a key below something that holds no options.
     """
     merged = _without_download(saved) | copy.deepcopy(chosen)
+    if SAMPLER in chosen:
+        merged[SAMPLER] = _of_previews(chosen, merged)
     for key, new in changes.items():
         *groups, option = key.split(".")
         if (groups and groups[0] in chosen) or key in (*chosen, *OF_THE_INVOCATION):
@@ -77,6 +85,11 @@ def fork(saved: dict, changes: dict[str, Any], chosen: dict[str, dict]) -> dict:
                 raise ConfigError(f"{key}: no such option; the run has no options at {group}")
         node[option] = new
     return merged
+
+
+def _of_previews(chosen: dict[str, dict], config: dict) -> dict:
+    """The sampler that is chosen for previews. One that takes a variance takes that of the run."""
+    return {key: config.get(key, value) if key == "variance" else value for key, value in chosen[SAMPLER].items()}
 
 
 def _without_download(saved: dict) -> dict:

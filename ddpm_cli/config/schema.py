@@ -4,13 +4,17 @@ A configuration is a tree of plain dicts. A node with `_target_` names a functio
 target's arguments; with `_partial_: true` the target is not called yet, and its positional parameters are left to the
 program. A node's keys are therefore checked against the target's signature, which is read from its source: a typo is
 found without importing torch.
+
+What a person types is taken for what is meant: 1e5 where a whole number is wanted, a name that looks like a number, one
+value in the place of a list. What a checkpoint holds has to be of its type.
 """
 
 import ast
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from ddpm_cli.config.errors import ConfigError, nearest, shown
@@ -18,16 +22,27 @@ from ddpm_cli.config.shipped import shipped_targets
 from ddpm_cli.config.signatures import Parameter, signature
 
 
-def check(config: dict, target: str, *, groups: Iterable[str] = ()) -> None:
+def check(
+    config: dict, target: str, *, groups: Iterable[str] = (), spelt: Mapping[str, str] = MappingProxyType({})
+) -> dict:
     """Check a whole configuration whose top-level keys are the arguments of `target`.
 
     Args:
         groups: names of groups, some of which leave no key in a configuration: a misspelt key may have meant one.
+        spelt: by dotted key, how numbers and truth values were typed: 1e5 is no name, but the text of one.
+
+    Returns:
+        A configuration in which every value is of the type that its consumer takes.
 
     Raises:
         ConfigError: for the first key that is unknown, missing or of a wrong type.
     """
-    _check_arguments(config, target, path="", partial=False, trusted=None, groups=groups)
+    return _checked_arguments(config, target, path="", partial=False, trusted=None, groups=groups, spelt=spelt)
+
+
+def options_of(target: str) -> frozenset[str]:
+    """The names of what a function or class takes; none if it takes anything."""
+    return frozenset(_settable(target, path="", partial=False) or ())
 
 
 def check_key(config: dict, key: str, target: str, *, groups: Iterable[str] = (), absent: object = None) -> Any:
@@ -65,7 +80,7 @@ def check_untrusted(group: str, node: Any, *, trust: Iterable[str] = ()) -> None
     """
     own = frozenset(trust)
     trusted = {key: own.union(targets) for key, targets in shipped_targets().items()}
-    _check_value(node, ast.Name("dict"), key=group, path=group, trusted=trusted)
+    _checked_value(node, ast.Name("dict"), key=group, path=group, trusted=trusted, spelt={})
 
 
 def is_node(value: object) -> bool:
@@ -97,20 +112,29 @@ def importing(path: str) -> Iterator[None]:
         raise ConfigError(f"{path}._target_: {error}") from error
 
 
-def _check_arguments(
-    node: dict, target: str, *, path: str, partial: bool, trusted: Trusted, groups: Iterable[str] = ()
-) -> None:
+def _checked_arguments(
+    node: dict,
+    target: str,
+    *,
+    path: str,
+    partial: bool,
+    trusted: Trusted,
+    spelt: Mapping[str, str],
+    groups: Iterable[str] = (),
+) -> dict:
     settable = _settable(target, path=path, partial=partial)
     if settable is None:
-        return
+        return node
+    found = dict(node)
     for key, value in node.items():
         if key not in NODE_KEYS:
             _check_name(str(key), settable, path=path, groups=groups)
-            where = f"{path}.{key}" if path else str(key)
-            _check_value(value, settable[key].annotation, key=str(key), path=where, trusted=trusted)
+            where, annotation = f"{path}.{key}" if path else str(key), settable[key].annotation
+            found[key] = _checked_value(value, annotation, key=str(key), path=where, trusted=trusted, spelt=spelt)
     for name, parameter in settable.items():
         if parameter.required and name not in node:
             raise ConfigError(f"{path}.{name}: missing" if path else f"{name}: missing")
+    return found
 
 
 def _settable(target: str, *, path: str, partial: bool) -> dict[str, Parameter] | None:
@@ -127,7 +151,9 @@ def _check_name(name: str, settable: dict[str, Parameter], *, path: str, groups:
         raise ConfigError(f"{shown(where)}: no such option{nearest(name, near)}; {takes}")
 
 
-def _check_value(value: Any, annotation: ast.expr | None, *, key: str, path: str, trusted: Trusted) -> None:
+def _checked_value(
+    value: Any, annotation: ast.expr | None, *, key: str, path: str, trusted: Trusted, spelt: Mapping[str, str]
+) -> Any:
     if is_node(value):
         target = value["_target_"]
         if not isinstance(target, str):
@@ -137,11 +163,15 @@ def _check_value(value: Any, annotation: ast.expr | None, *, key: str, path: str
         partial = value.get("_partial_", False)
         if not isinstance(partial, bool) or partial != shipped_targets().get(key, {}).get(target, partial):
             raise ConfigError(f"{path}._partial_: cannot be {_shown(partial)} for {shown(target)}")
-        _check_arguments(value, target, path=path, partial=partial, trusted=trusted)
-        return
+        return _checked_arguments(value, target, path=path, partial=partial, trusted=trusted, spelt=spelt)
     expected = mismatch(value, annotation)
-    if expected is not None:
-        raise ConfigError(f"{path}: expected {expected}, got {_shown(value)}")
+    if expected is None:
+        return value
+    for alternative in _alternatives(annotation) if trusted is None else ():
+        meant = _meant(value, alternative, spelt.get(path))
+        if meant is not None:
+            return meant
+    raise ConfigError(f"{path}: expected {expected}, got {_shown(value)}")
 
 
 def _shown(value: object) -> str:
@@ -195,6 +225,36 @@ def _fits(value: object, annotation: ast.expr) -> tuple[bool, str]:
     return True, ""
 
 
+_EXACT = 2**53  # from here on a number with a point need not be the one that was typed
+
+
+def _meant(value: object, annotation: ast.expr, spelt: str | None) -> object:
+    """What was meant by a value that is of another type than this one; None if nothing can have been."""
+    match annotation:
+        case ast.Name(id="int") if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+            return int(value)
+        case ast.Name(id="str") if isinstance(value, int | float) and spelt is not None:
+            return spelt
+        case ast.Name(id="str") if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        case ast.Subscript(value=ast.Name(id="Sequence" | "list" | "tuple"), slice=items):
+            elements = _elements(items)
+            given = list(value) if isinstance(value, list | tuple) else [value]
+            if value is None or isinstance(value, dict) or not (_any_length(elements) or len(given) == len(elements)):
+                return None
+            annotations = [elements[0]] * len(given) if _any_length(elements) else elements
+            meant = [_of_list(one, other, spelt) for one, other in zip(given, annotations, strict=True)]
+            return None if None in meant else meant
+    return None
+
+
+def _of_list(value: object, annotation: ast.expr, spelt: str | None) -> object:
+    if mismatch(value, annotation) is None:
+        return value
+    found = (_meant(value, alternative, spelt) for alternative in _alternatives(annotation))
+    return next((meant for meant in found if meant is not None), None)
+
+
 def _is_unicode(text: str) -> bool:
     """Whether it can be written as UTF-8; what comes from the environment may hold bytes of something else."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
@@ -204,13 +264,17 @@ _PLURALS = {"int": "whole numbers", "float": "numbers", "str": "texts", "int | s
 
 
 def _fits_list(value: object, items: list[ast.expr]) -> tuple[bool, str]:
-    any_length = len(items) == 1 or (isinstance(items[-1], ast.Constant) and items[-1].value is ...)
+    any_length = _any_length(items)
     what = _PLURALS.get(ast.unparse(items[0]), "values")
     expected = f"a list of {what}" if any_length else f"a list of {len(items)} {what}"
     if not isinstance(value, list | tuple) or (not any_length and len(value) != len(items)):
         return False, expected
     annotations = [items[0]] * len(value) if any_length else items
     return all(mismatch(v, a) is None for v, a in zip(value, annotations, strict=True)), expected
+
+
+def _any_length(items: list[ast.expr]) -> bool:
+    return len(items) == 1 or (isinstance(items[-1], ast.Constant) and items[-1].value is ...)
 
 
 def _elements(node: ast.expr) -> list[ast.expr]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+SUFFIXES = (".yaml", ".yml")  # ours have the first
+
 
 def configs_directory() -> Path:
     """The folder of our YAML files: inside the package in a wheel, beside it in a checkout."""
@@ -27,7 +29,7 @@ def groups(config_name: str) -> dict[str, str | None]:
 def options(directory: Path) -> dict[str, list[str]]:
     """The options of each group in a folder of YAML files."""
     found = defaultdict(list)
-    for file in sorted(directory.rglob("*.yaml")):
+    for file in sorted(file for suffix in SUFFIXES for file in directory.rglob(f"*{suffix}")):
         group = file.parent.relative_to(directory).as_posix()
         if group != ".":
             found[group].append(file.stem)

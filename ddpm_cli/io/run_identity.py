@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddpm_cli.io import durable, lock
-from ddpm_cli.io.run_dir import CONFIG_FILE, RUN_FILE
+from ddpm_cli.io.run_dir import CHECKPOINTS, CONFIG_FILE, RUN_FILE
 from ddpm_cli.io.text import printable
 
 NEWEST_FILE = ".newest.json"
@@ -31,6 +31,7 @@ class Identity:
 
     Args:
         name: under which it was begun; None: it had none, and is not found by one.
+        begun_in: the directory that its relative paths were seen from; None: that is not known.
         forked_from: the checkpoint that it began with, of another run; None: it began with new weights.
         fork_of: the id of that run, where it has one.
         differs: one line for every option that is another than that run's.
@@ -39,6 +40,7 @@ class Identity:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     name: str | None = None
     begun: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    begun_in: str | None = None
     forked_from: str | None = None
     fork_of: str | None = None
     differs: tuple[str, ...] = ()
@@ -69,7 +71,7 @@ def identity_of(directory: Path) -> Identity | None:
     except TypeError:
         raise ValueError(f"{file} is not ours; removed, the run gets another identity") from None
     texts = (identity.id, identity.begun, *identity.differs)
-    optional = (identity.name, identity.forked_from, identity.fork_of)
+    optional = (identity.name, identity.begun_in, identity.forked_from, identity.fork_of)
     if not all(isinstance(text, str) for text in (*texts, *(text for text in optional if text is not None))):
         raise ValueError(f"{file} is not ours; removed, the run gets another identity")
     return identity
@@ -157,6 +159,17 @@ def find(output_dir: str | Path, name: str) -> Found:
         if path != directory:
             others.append(f"{printable(path.name)}{copy}")
     return Found(directory, others)
+
+
+def runs_below(directory: Path) -> list[Path]:
+    """The runs in a directory, or in the directories in it, that have saved something; the one begun last first."""
+    found = []
+    for pattern in (f"*/{CHECKPOINTS}", f"*/*/{CHECKPOINTS}"):
+        for run in (checkpoints.parent for checkpoints in directory.glob(pattern) if checkpoints.is_dir()):
+            with suppress(OSError, ValueError):  # of one that cannot be read nobody knows when it was begun
+                identity = identity_of(run)
+                found.append((("" if identity is None else identity.begun), run.name, run))
+    return [run for *_, run in sorted(found, reverse=True)]
 
 
 def _runs_in(place: Path) -> dict[Path, Identity | None]:

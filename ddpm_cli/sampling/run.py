@@ -4,7 +4,6 @@ Heavy modules are imported inside the functions: `--help` and a mistyped key are
 """
 
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ddpm_cli.config.compare import differences
 from ddpm_cli.config.errors import ConfigError, naming
-from ddpm_cli.config.invocation import Invocation, override
+from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.sample_options import SampleOptions
 from ddpm_cli.io import durable, run_dir
+from ddpm_cli.io.command_line import command, override
 from ddpm_cli.io.own_output import GRID_FILE
 from ddpm_cli.io.text import printable, size_text
 from ddpm_cli.runtime import console
@@ -186,7 +186,7 @@ def _begin(task: _Task, decisive: dict, batches: dict, held: ExitStack) -> tuple
     from ddpm_cli.sampling import image_store
     from ddpm_cli.sampling.outputs import BESIDE
 
-    with naming("out"):
+    with naming("out" if task.invocation.run_directory is None else "hydra.run.dir"):
         directory = _output_directory(task, held)
         held.enter_context(image_store.locked(directory))
         copies = 2 if task.options.save == "npz" else 1
@@ -198,7 +198,8 @@ def _output_directory(task: _Task, held: ExitStack) -> Path:
     options = task.options
     if options.out is None and task.invocation.sweep_directory is not None:
         return task.invocation.sweep_directory
-    if options.out is None:
+    wanted = _wanted(task)
+    if wanted is None:
         path = Path(options.ckpt).absolute()
         runs = [parent for parent in (path, *path.parents) if (parent / run_dir.CHECKPOINTS).is_dir()]
         if runs and (runs[0] / run_dir.SAMPLES).is_symlink():
@@ -208,13 +209,23 @@ def _output_directory(task: _Task, held: ExitStack) -> Path:
         directory = run_dir.create(place, run_dir.SAMPLES)
         held.callback(durable.remove_empty, [directory, *above])
         return directory
-    directory = Path(options.out)
+    directory = wanted
     made = durable.absent(directory)
     if not directory.is_dir():
         durable.make_directory(directory)
     held.callback(durable.remove_empty, made)
     with TemporaryFile(dir=directory):  # whether it can be written to is better known before than after sampling
         return directory
+
+
+def _wanted(task: _Task) -> Path | None:
+    """The directory that the command line names for the pictures."""
+    out, in_hydra = task.options.out, task.invocation.run_directory
+    if out is None:
+        return in_hydra
+    if in_hydra is not None:
+        raise ConfigError("hydra.run.dir: out= says already where to; give one of them")
+    return Path(out)
 
 
 def _compile(loop: "SamplingLoop", options: SampleOptions, image_shape: tuple[int, int, int]) -> None:
@@ -300,9 +311,11 @@ def _how_to_resume(task: _Task, store: "ImageStore") -> str:
         return "Nothing had been drawn yet"
     if task.invocation.sweep_directory is not None:
         return f"{_there(store)}, in {store.directory}"
-    program = ["ddpm-sample"]
+    program = "ddpm-sample"
     if task.world.size > 1:
         here = os.environ.get("LOCAL_WORLD_SIZE", task.world.size)
-        program = ["torchrun", f"--nproc_per_node={here}", "-m", "ddpm_cli.sample"]
+        program = f"torchrun --nproc_per_node={here} -m ddpm_cli.sample"
+    # In hydra.run.dir there may be a reference that would lead to another directory: the time of day, say.
+    arguments = [argument for argument in sys.argv[1:] if argument.lstrip("+").partition("=")[0] != "hydra.run.dir"]
     out = [] if task.options.out is not None else [override("out", store.directory)]
-    return f"{_there(store)}. To resume: {shlex.join([*program, *sys.argv[1:], *out])}"
+    return f"{_there(store)}. To resume: {command(program, *arguments, *out)}"

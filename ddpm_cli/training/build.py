@@ -141,8 +141,9 @@ def check_compatible(parts: Parts, compute: "Compute", world: "World") -> None:
     if config.activation_checkpointing and not isinstance(ddpm.model, _CanCheckpoint):
         name = type(ddpm.model).__name__
         raise ConfigError(f"trainer.activation_checkpointing: {name} has no attribute of that name to switch on")
-    with naming("sampler"):
-        parts.sampler.times(ddpm.schedule)
+    if config.preview_every > 0:
+        with naming("sampler"):
+            parts.sampler.times(ddpm.schedule)
     with naming("weighting"):
         ddpm.check_weighting()
     if getattr(ddpm.model, "learn_variance", False) and not ddpm.learns_variance:

@@ -3,12 +3,14 @@
 Heavy modules are imported inside the functions: a mistyped key is answered without torch.
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ddpm_cli.config import compare
 from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.invocation import Invocation
+from ddpm_cli.config.paths import seen_from
 from ddpm_cli.config.schema import check
 from ddpm_cli.config.train_options import OPTIONS, TrainOptions
 from ddpm_cli.io.run_identity import Identity, identity_of
@@ -36,6 +38,7 @@ class Origin(NamedTuple):
         own = identity_of(self.run)
         return Identity(
             name=name,
+            begun_in=os.getcwd(),
             forked_from=str(self.saved.path.absolute()),
             fork_of=None if own is None else own.id,
             differs=tuple(self.differs),
@@ -52,11 +55,15 @@ def read_origin(invocation: Invocation, world: "World") -> Origin:
         raise ConfigError("fork: begins another run, resume=RUN_DIR resumes that one; give one of them")
     assert invocation.fork is not None
     with naming("fork"):
-        run, checkpoint = run_and_checkpoint(invocation.fork)
+        run, checkpoint = run_and_checkpoint(invocation.fork, "fork")
         saved = read_checkpoint(run, checkpoint, trusted({}, invocation), world)
+        identity = identity_of(run)
     config = compare.fork(saved.metadata.config, invocation.changes, invocation.chosen)
-    check(config, OPTIONS)
-    return Origin(saved, config, run, compare.all_differences(saved.metadata.config, config))
+    config = check(config, OPTIONS, spelt=invocation.spelt)
+    differs = compare.all_differences(saved.metadata.config, config)
+    if "data" not in invocation.chosen:
+        config = seen_from(None if identity is None else identity.begun_in, config, invocation.changes)
+    return Origin(saved, config, run, differs)
 
 
 def fork(origin: Origin, world: "World") -> "Training":

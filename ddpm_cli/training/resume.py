@@ -12,9 +12,12 @@ from ddpm_cli.config.compare import LR_DECAY, STEPS, differences, merge
 from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.instantiate import instantiate
 from ddpm_cli.config.invocation import Invocation
+from ddpm_cli.config.paths import seen_from
 from ddpm_cli.config.schema import check, targets_in
 from ddpm_cli.config.train_options import OPTIONS, TrainOptions
 from ddpm_cli.io import durable, run_dir
+from ddpm_cli.io.command_line import override, word
+from ddpm_cli.io.run_identity import identity_of
 from ddpm_cli.training.build import build_training
 
 if TYPE_CHECKING:
@@ -44,8 +47,15 @@ def names_a_run(invocation: Invocation) -> bool:
     return invocation.resume is not None and invocation.resume != AUTO
 
 
-def run_and_checkpoint(named: str) -> tuple[Path, Path | None]:
-    """The run directory in what `resume=` or `fork=` names, and the checkpoint in it if one is named.
+def directory_key(invocation: Invocation) -> str:
+    """The option that says where the run is to lie."""
+    if invocation.directory is None:
+        return "output_dir"
+    return "hydra.run.dir" if invocation.sweep_directory is None else "hydra.sweep.dir"
+
+
+def run_and_checkpoint(named: str, key: str) -> tuple[Path, Path | None]:
+    """The run directory in what `resume=` or `fork=` (`key`) names, and the checkpoint in it if one is named.
 
     Raises:
         ValueError: if it names neither.
@@ -58,7 +68,9 @@ def run_and_checkpoint(named: str) -> tuple[Path, Path | None]:
     if run_dir.step_of(path) is not None and path.absolute().parent.name == run_dir.CHECKPOINTS:
         return path.absolute().parent.parent, path
     if not (path / run_dir.CHECKPOINTS).is_dir():
-        raise ValueError(f"{path} holds no checkpoint")
+        from ddpm_cli.checkpoint.find import runs_to_choose_from
+
+        raise ValueError(f"{path} holds no checkpoint{runs_to_choose_from(path, 'ddpm-train', key)}")
     return path, None
 
 
@@ -129,17 +141,22 @@ def reconcile(saved: dict, config: dict, directory: Path, invocation: Invocation
         ConfigError: if it would be another run; says how it would differ.
     """
     if names_a_run(invocation):
-        merged = merge(saved, invocation.changes)
-        check(merged, OPTIONS)
-        return TrainOptions(**merged)
+        with naming("resume"):
+            identity = identity_of(directory)
+        merged = merge(saved, invocation.changes, invocation.chosen)
+        merged = seen_from(None if identity is None else identity.begun_in, merged, invocation.changes)
+        return TrainOptions(**check(merged, OPTIONS, spelt=invocation.spelt))
     config = _with_extensions_of(saved, config)
     changed = differences(saved, config)
     if changed:
         key = "name"
         others = ["choose another name, or resume=null to begin another run under this one"]
-        if invocation.sweep_directory is not None:
-            key, others = "hydra.sweep.dir", ["choose another directory"]
-        others.append(f"fork={directory} name=ANOTHER KEY=VALUE begins a new run with what this one has learned")
+        if invocation.directory is not None:
+            key, others = directory_key(invocation), ["choose another directory"]
+        another = "name=ANOTHER" if invocation.run_directory is None else "hydra.run.dir=ANOTHER"
+        others.append(
+            f"{word(override('fork', directory))} {another} KEY=VALUE begins a new run with what this one has learned"
+        )
         listed = "\n  ".join([*changed, *others])
         raise ConfigError(f"{key}: {directory} was trained with another configuration:\n  {listed}")
     trainer = config["trainer"]
@@ -167,12 +184,13 @@ def check_learning_rate(metadata: "Metadata", options: TrainOptions, directory: 
     if would_be <= 1.1 * was or metadata.step <= now.warmup_steps:
         return
     decay, steps = now.lr_decay, now.steps
+    new = word(override("fork", directory))
     raise ConfigError(
         f"{STEPS}: the learning rate has come down to {was:.2g} at step {metadata.step:,} and would jump to "
         f"{would_be:.2g}: a {decay} decay over {steps:,} steps is another one. Say which is meant:\n"
         f"  {LR_DECAY}={decay} takes that jump and decays to step {steps:,}\n"
         f"  {LR_DECAY}=constant stays at {options.optimizer['lr']:.2g}\n"
-        f"  fork={directory} {STEPS}={steps} {LR_DECAY}=constant optimizer.lr={was:.2g} begins a new run at that rate"
+        f"  {new} {STEPS}={steps} {LR_DECAY}=constant optimizer.lr={was:.2g} begins a new run at that rate"
     )
 
 
@@ -194,7 +212,8 @@ def check_same_data(images: "ImageSet", metadata: "Metadata", directory: Path) -
     """
     differs = _data_difference(images, metadata)
     if differs is not None:
-        raise ConfigError(f"data: {differs}. fork={directory} begins a new run from it on this data")
+        new = word(override("fork", directory))
+        raise ConfigError(f"data: {differs}. {new} begins a new run from it on this data")
     if images.fingerprint is not None and not metadata.data:
         return ["data     the checkpoint is of an earlier version: whether these are the same images is not known"]
     return []
@@ -244,6 +263,7 @@ def set_newer_aside(saved: Saved) -> list[str]:
 def trusted(config: dict, invocation: Invocation) -> list[str]:
     """The classes that the command line itself names: in `trust`, or, where it is the whole configuration, anywhere."""
     trust = invocation.changes.get("trust", [])
+    trust = [trust] if isinstance(trust, str) else trust
     if not isinstance(trust, list):
         raise ConfigError(f"trust: expected a list of full names, as trust=[package.Class], got {trust!r}")
     return [str(name) for name in trust] + list(targets_in(config | invocation.chosen))

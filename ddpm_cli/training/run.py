@@ -1,6 +1,5 @@
 """A run in its directory: the training loop with its metrics, previews and checkpoints, and the ways it may end."""
 
-import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -18,13 +17,13 @@ from ddpm_cli.checkpoint.metadata import parse
 from ddpm_cli.checkpoint.tensor_names import UNLOGGED
 from ddpm_cli.checkpoint.validate import check_config
 from ddpm_cli.config.errors import ConfigError
-from ddpm_cli.config.invocation import override
 from ddpm_cli.config.schema import targets_in
 from ddpm_cli.config.train_options import TrainOptions
 from ddpm_cli.config.unet_levels import levels_text
 from ddpm_cli.data.degenerate import degenerate
 from ddpm_cli.distributed.process_group import LostRankError
 from ddpm_cli.io import durable, run_dir
+from ddpm_cli.io.command_line import command, override
 from ddpm_cli.io.images import grid, save_png, to_uint8
 from ddpm_cli.io.run_identity import Place, identity_of
 from ddpm_cli.io.text import printable, size_text
@@ -143,7 +142,7 @@ class TrainingRun:
                 self.stop.defer("saving after this step")
                 self._train(metrics)
             log.info(f"saved    {self.directory / run_dir.CHECKPOINTS / run_dir.step_name(self.trainer.step)}")
-            log.info(f"sample   ddpm-sample ckpt={self.directory}")
+            log.info(f"sample   {command('ddpm-sample', override('ckpt', self.directory))}")
         except Stopped as stopped:
             ending.put_on_record(str(stopped))
             raise
@@ -423,15 +422,15 @@ class TrainingRun:
     def _how_to_resume(self) -> str:
         if self.saved_step is None:
             return f"No checkpoint had been saved in {self.directory}"
-        return f"From step {self.saved_step:,} on: {shlex.join(['ddpm-train', override('resume', self.directory)])}"
+        return f"From step {self.saved_step:,} on: {command('ddpm-train', override('resume', self.directory))}"
 
     def _how_to_go_another_way(self) -> str:
         """The same step would come out the same for ever."""
         if self.saved_step is None:
             return ""
         checkpoint = self.directory / run_dir.CHECKPOINTS / run_dir.step_name(self.saved_step)
-        command = shlex.join(["ddpm-train", override("fork", checkpoint)])
-        return f"; with other settings: {command} KEY=VALUE, say a smaller optimizer.lr"
+        another = command("ddpm-train", override("fork", checkpoint))
+        return f"; with other settings: {another} KEY=VALUE, say a smaller optimizer.lr"
 
     def _replay(self) -> str:
         """Save the state that the step started from, so that resuming replays exactly this step."""

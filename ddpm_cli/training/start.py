@@ -3,7 +3,8 @@
 Heavy modules are imported inside the functions: `--help`, `--cfg job` and a mistyped key are answered without torch.
 """
 
-from contextlib import ExitStack, nullcontext
+import os
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +18,7 @@ from ddpm_cli.runtime.logs import logging_to
 from ddpm_cli.runtime.signals import Stop
 from ddpm_cli.training.build import build_training
 from ddpm_cli.training.fork import Origin, fork, read_origin
-from ddpm_cli.training.resume import AUTO, names_a_run, resume, run_and_checkpoint
+from ddpm_cli.training.resume import AUTO, directory_key, names_a_run, resume, run_and_checkpoint
 
 if TYPE_CHECKING:
     from ddpm_cli.distributed.process_group import World
@@ -73,7 +74,7 @@ def _start(config: dict, invocation: Invocation, stop: Stop, world: "World", hel
         training = build_training(TrainOptions(**config), world) if origin is None else fork(origin, world)
         directory = _begin(directory, training, origin, invocation, world, held)
     if world.main:
-        with naming("output_dir"):
+        with naming(directory_key(invocation)):
             durable.unshare(directory / run_dir.LOG_FILE)
             held.enter_context(logging_to(directory / run_dir.LOG_FILE))
     return TrainingRun(training, directory, stop).run(remarks, warnings)
@@ -81,21 +82,37 @@ def _start(config: dict, invocation: Invocation, stop: Stop, world: "World", hel
 
 def _meant(config: dict, invocation: Invocation) -> _Meant:
     if names_a_run(invocation):
+        if invocation.run_directory is not None:
+            raise ConfigError("hydra.run.dir: resume= says already which directory; give one of them")
         with naming("resume"):
             assert invocation.resume is not None
-            return _Meant(*run_and_checkpoint(invocation.resume))
-    in_sweep = invocation.sweep_directory
-    if in_sweep is not None and (in_sweep / run_dir.CHECKPOINTS).is_dir():
-        return _Meant(in_sweep)  # a scheduler has put the job back into its queue, and starts it again
+            return _Meant(*run_and_checkpoint(invocation.resume, "resume"))
     name = config["name"]
     if name is not None:
         with naming("name"):
             run_dir.check_name(name)
-    elif "resume" in invocation.changes and invocation.resume == AUTO:
+    if invocation.directory is not None:
+        return _in_directory(invocation.directory, invocation)
+    if name is None and "resume" in invocation.changes and invocation.resume == AUTO:
         raise ConfigError("resume=auto: finds a run by its name; add name=NAME")
-    if invocation.resume is None or name is None or in_sweep is not None:
+    if invocation.resume is None or name is None:
         return _Meant(None)
     return _of_name(config["output_dir"], name, invocation)
+
+
+def _in_directory(directory: Path, invocation: Invocation) -> _Meant:
+    """The run that is there already: where a scheduler has put a job of a sweep back into its queue and starts it
+    again, or where the same `hydra.run.dir` is given again.
+    """
+    with naming(directory_key(invocation)):
+        identity = run_identity.identity_of(directory)
+        if identity is None and not (directory / run_dir.CHECKPOINTS).is_dir():
+            return _Meant(None)
+        if invocation.sweep_directory is None:
+            if invocation.resume is None:
+                raise ValueError(f"{directory} holds a run already, and resume=null begins another; choose another one")
+            _check_same_origin(directory, identity, invocation)
+    return _Meant(directory)
 
 
 def _of_name(output_dir: str, name: str, invocation: Invocation) -> _Meant:
@@ -121,9 +138,13 @@ def _check_same_origin(directory: Path, identity: "Identity | None", invocation:
         return
     own = None if identity is None else identity.fork_of
     with naming("fork"):
-        run, _ = run_and_checkpoint(invocation.fork)
+        run, _ = run_and_checkpoint(invocation.fork, "fork")
     origin = run_identity.identity_of(run)
     if own is None or origin is None or own != origin.id:
+        if invocation.run_directory is not None:
+            raise ConfigError(
+                f"hydra.run.dir: {directory} holds a run that was not forked from {run}; choose another directory"
+            )
         raise ConfigError(
             f"name: {directory} is of this name and was not forked from {run}; "
             "choose another name, or resume=null to begin another run under this one"
@@ -147,13 +168,15 @@ def _resume(
     on_record = not trainer.owes_progress or recorded_to(directory / run_dir.METRICS_FILE) >= trainer.step
     if trainer.step >= trainer.config.steps and world.broadcast(on_record):
         if world.main:
-            again = "" if names_a_run(invocation) else "resume=null begins another run of this name, "
+            by_name = not names_a_run(invocation) and invocation.directory is None
+            again = "resume=null begins another run of this name, " if by_name else ""
             print(f"{directory} has done its {trainer.step} steps; {again}trainer.steps=N goes further")
         return None, warnings
     with naming("resume"):
         check_space(directory, trainer)
         if world.main:
-            _keep_identity(directory, None if names_a_run(invocation) else config["name"])
+            by_name = not names_a_run(invocation) and invocation.directory is None
+            _keep_identity(directory, config["name"] if by_name else None)
     return training, warnings
 
 
@@ -181,15 +204,16 @@ def _begin(
     options = training.options
     with naming("the configuration"):
         check_readable(training.trainer, options)
-    with naming("output_dir"):
-        check_space(Path(options.output_dir), training.trainer)
-        identity = Identity(name=options.name) if origin is None else origin.identity(options.name)
+    with naming(directory_key(invocation)):
+        check_space(invocation.directory or Path(options.output_dir), training.trainer)
+        begun = Identity(name=options.name, begun_in=os.getcwd())
+        identity = begun if origin is None else origin.identity(options.name)
         if directory is None:
             data = run_dir.plain_name(training.trainer.batches.images.name)
             directory = world.on_main(lambda: _new_directory(options, data, identity, invocation, held))
         elif world.main:
             identity.write(directory)
-            if options.name is not None:
+            if options.name is not None and invocation.directory is None:
                 run_identity.remember(options.output_dir, options.name, directory, identity)
     return directory
 
@@ -201,11 +225,8 @@ def _new_directory(
 
     What of it and those above it was made goes when `held` is closed, if nothing has come of it.
     """
-    if invocation.sweep_directory is not None:
-        invocation.sweep_directory.mkdir(parents=True, exist_ok=True)
-        held.enter_context(run_dir.locked_for_training(invocation.sweep_directory))
-        identity.write(invocation.sweep_directory)
-        return invocation.sweep_directory
+    if invocation.directory is not None:
+        return _in_new_directory(invocation.directory, identity, held)
     name, others = data if options.name is None else options.name, nullcontext()
     above = durable.absent(Path(options.output_dir, name))
     if options.name is not None:
@@ -221,6 +242,19 @@ def _new_directory(
         identity.write(directory)
         if options.name is not None:
             run_identity.remember(options.output_dir, name, directory, identity)
+    return directory
+
+
+def _in_new_directory(directory: Path, identity: Identity, held: ExitStack) -> Path:
+    made = durable.absent(directory)
+    if not directory.is_dir():
+        with suppress(FileExistsError):
+            durable.make_directory(directory)
+    held.callback(durable.remove_empty, made)
+    held.enter_context(run_dir.locked_for_training(directory))
+    if run_identity.identity_of(directory) is not None:
+        raise ConfigError(f"another process has begun a run in {directory} meanwhile; choose another directory")
+    identity.write(directory)
     return directory
 
 

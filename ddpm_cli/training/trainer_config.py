@@ -49,7 +49,8 @@ class TrainerConfig:
             raise ValueError(f"compile must be true, false, auto or graphs, got {self.compile!r}")
         if isinstance(self.accumulate, str) and self.accumulate != "auto":
             raise ValueError(f"accumulate must be a number or auto, got {self.accumulate!r}")
-        for name in ("steps", "batch_size", "log_every", "preview_images", "keep_last"):
+        previews = ("preview_images",) if self.preview_every > 0 else ()
+        for name in ("steps", "batch_size", "log_every", *previews, "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("warmup_steps", "preview_every", "checkpoint_every", "keep_every"):

@@ -287,7 +287,7 @@ CONTRADICTIONS = {
         Mistake(("data=digits", "data.path=x"), "data.path"),
         Mistake(("data=folder", "data.path=.", "data.download=true"), "data.download"),
         Mistake(("data=folder", "data.path=.", "data.on_bad=ignore"), "on_bad"),
-        *(_of(f"{key}=x", "no effect") for key in ("hydra.run.dir", "+hydra.run.dir", "hydra.output_subdir")),
+        *(_of(f"{key}=x", "no effect") for key in ("hydra.output_subdir", "+hydra.output_subdir", "hydra.job.chdir")),
         *(_of(f"{key}=x", "only in a sweep") for key in ("hydra.sweep.dir", "hydra.sweep.subdir")),
     ],
     "sample": [

@@ -1,0 +1,57 @@
+"""Options that are paths: `~` in them, and the directory that relative ones are seen from."""
+
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from ddpm_cli.config.shipped import shipped_targets
+
+_OF_DATA = ("path", "root", "cache_dir")
+PATHS = (
+    *("output_dir", "resume", "fork", "ckpt", "out", "image", "mask"),
+    *(f"data.{option}" for option in _OF_DATA),
+)
+
+
+def expanded(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration, or options by their dotted keys, with `~` and `~user` in paths replaced; a new dict."""
+    found = {key: os.path.expanduser(value) if _is_path(key, value) else value for key, value in config.items()}
+    if isinstance(found.get("data"), dict):
+        options = found["data"].items()
+        found["data"] = {key: os.path.expanduser(v) if _is_path(f"data.{key}", v) else v for key, v in options}
+    return found
+
+
+def _is_path(key: str, value: object) -> bool:
+    return key in PATHS and isinstance(value, str)
+
+
+def seen_from(directory: str | None, config: dict[str, Any], changes: Collection[str]) -> dict[str, Any]:
+    """A run's configuration, with its relative paths, as it is to be read where the run is resumed; a new dict.
+
+    Args:
+        directory: where it was begun; None: that is not known. A path that begins with nothing that is there is seen
+            from here: run and data may have been moved together.
+        changes: keys of options that have been set here.
+    """
+    data = config.get("data")
+    if not isinstance(data, dict) or data.get("_target_") not in shipped_targets()["data"]:
+        return config
+    found = dict(data)
+    for option in _OF_DATA:
+        path = data.get(option)
+        if not isinstance(path, str) or not path or "://" in path:
+            continue
+        if f"data.{option}" in changes:
+            found[option] = os.path.abspath(path)
+        elif directory is not None and _begins(Path(directory), Path(path)):
+            found[option] = os.path.join(directory, path)
+    return config | {"data": found}
+
+
+def _begins(directory: Path, path: Path) -> bool:
+    """Whether what a path begins with is in a directory; its first part may stand for many (`*.tar`, `{000..127}`)."""
+    first, *_ = path.parts or (".",)
+    return (directory if re.search(r"[*?\[{]", first) else directory / first).exists()
