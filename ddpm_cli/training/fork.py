@@ -11,9 +11,10 @@ from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.schema import check
 from ddpm_cli.config.train_options import OPTIONS, TrainOptions
+from ddpm_cli.io import run_dir
 from ddpm_cli.io.run_identity import Identity, identity_of
 from ddpm_cli.training.build import build_training
-from ddpm_cli.training.resume import Saved, read_checkpoint, run_and_checkpoint, trusted
+from ddpm_cli.training.resume import Saved, read_checkpoint, trusted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +53,7 @@ def read_origin(invocation: Invocation, world: "World") -> Origin:
         raise ConfigError("fork: begins another run, resume=RUN_DIR resumes that one; give one of them")
     assert invocation.fork is not None
     with naming("fork"):
-        run, checkpoint = run_and_checkpoint(invocation.fork)
+        run, checkpoint = run_dir.run_and_checkpoint(invocation.fork)
         saved = read_checkpoint(run, checkpoint, trusted({}, invocation), world)
     config = compare.fork(saved.metadata.config, invocation.changes, invocation.chosen)
     check(config, OPTIONS)

@@ -14,7 +14,7 @@ from ddpm_cli.config.instantiate import instantiate
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.schema import check, targets_in
 from ddpm_cli.config.train_options import OPTIONS, TrainOptions
-from ddpm_cli.io import durable, run_dir
+from ddpm_cli.io import durable
 from ddpm_cli.training.build import build_training
 
 if TYPE_CHECKING:
@@ -42,24 +42,6 @@ class Saved(NamedTuple):
 def names_a_run(invocation: Invocation) -> bool:
     """Whether the command line says which run to resume: then its configuration counts, with a few changes."""
     return invocation.resume is not None and invocation.resume != AUTO
-
-
-def run_and_checkpoint(named: str) -> tuple[Path, Path | None]:
-    """The run directory in what `resume=` or `fork=` names, and the checkpoint in it if one is named.
-
-    Raises:
-        ValueError: if it names neither.
-    """
-    path = Path(named)
-    if not named or not path.is_dir():
-        raise ValueError(f"there is no run directory {named!r}")
-    if path.name == run_dir.CHECKPOINTS:
-        return path.parent, None
-    if run_dir.step_of(path) is not None and path.absolute().parent.name == run_dir.CHECKPOINTS:
-        return path.absolute().parent.parent, path
-    if not (path / run_dir.CHECKPOINTS).is_dir():
-        raise ValueError(f"{path} holds no checkpoint")
-    return path, None
 
 
 def resume(

@@ -17,7 +17,7 @@ from ddpm_cli.runtime.logs import logging_to
 from ddpm_cli.runtime.signals import Stop
 from ddpm_cli.training.build import build_training
 from ddpm_cli.training.fork import Origin, fork, read_origin
-from ddpm_cli.training.resume import AUTO, names_a_run, resume, run_and_checkpoint
+from ddpm_cli.training.resume import AUTO, names_a_run, resume
 
 if TYPE_CHECKING:
     from ddpm_cli.distributed.process_group import World
@@ -55,6 +55,7 @@ class _Meant(NamedTuple):
 
 
 def _start(config: dict, invocation: Invocation, stop: Stop, world: "World", held: ExitStack) -> float:
+    from ddpm_cli.training.metrics import last_loss
     from ddpm_cli.training.run import TrainingRun
 
     origin = None
@@ -67,7 +68,7 @@ def _start(config: dict, invocation: Invocation, stop: Stop, world: "World", hel
     if directory is not None and (names_a_run(invocation) or _has_checkpoint(directory)):
         training, warnings = _resume(directory, checkpoint, config, invocation, world)
         if training is None:
-            return float("nan")
+            return last_loss(directory / run_dir.METRICS_FILE)
     else:
         warnings = []
         training = build_training(TrainOptions(**config), world) if origin is None else fork(origin, world)
@@ -83,10 +84,10 @@ def _meant(config: dict, invocation: Invocation) -> _Meant:
     if names_a_run(invocation):
         with naming("resume"):
             assert invocation.resume is not None
-            return _Meant(*run_and_checkpoint(invocation.resume))
+            return _Meant(*run_dir.run_and_checkpoint(invocation.resume))
     in_sweep = invocation.sweep_directory
     if in_sweep is not None and (in_sweep / run_dir.CHECKPOINTS).is_dir():
-        return _Meant(in_sweep)  # a scheduler has put the job back into its queue, and starts it again
+        return _Meant(in_sweep)  # it has been stopped, and the sweep goes on; or a queue starts the job again
     name = config["name"]
     if name is not None:
         with naming("name"):
@@ -121,7 +122,7 @@ def _check_same_origin(directory: Path, identity: "Identity | None", invocation:
         return
     own = None if identity is None else identity.fork_of
     with naming("fork"):
-        run, _ = run_and_checkpoint(invocation.fork)
+        run, _ = run_dir.run_and_checkpoint(invocation.fork)
     origin = run_identity.identity_of(run)
     if own is None or origin is None or own != origin.id:
         raise ConfigError(
