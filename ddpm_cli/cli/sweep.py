@@ -107,8 +107,7 @@ class SweepReport:
                 result, state, ending = None, FAILURE, f"FAILED: {error}"
             self._counts[state] += 1
             print(f"  {printable('  '.join([self._name(run), ' '.join(run.overrides), ending]))}")
-            picture = None if result is None or not result.done else result.picture
-            pictures.append((run.overrides, None if picture is None else Path(picture)))
+            pictures.append((run.overrides, None if result is None else _picture(run, result)))
         if sheet and any(picture is not None for _, picture in pictures):
             self._make_sheet(pictures)
 
@@ -190,6 +189,14 @@ def _state(result: RunResult | None) -> tuple[str, str]:
     if result.done:
         return DONE, result.ending
     return (STOPPED, f"STOPPED: {result.ending}") if result.stopped else (FAILURE, f"FAILED: {result.ending}")
+
+
+def _picture(run: PlannedRun, result: RunResult) -> Path | None:
+    """The picture of a run that is done, also after the sweep's directory has been moved."""
+    if not result.done or result.picture is None:
+        return None
+    file = Path(result.picture)
+    return file if file.is_file() else run.directory / file.name
 
 
 def _differing(then: list[str], now: list[str]) -> str:

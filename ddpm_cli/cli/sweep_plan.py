@@ -24,7 +24,7 @@ from ddpm_cli.config.invocation import override
 
 DIR, SUBDIR = "hydra.sweep.dir", "hydra.sweep.subdir"
 _BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
-_NUMBER = "${hydra.job.num}"
+_NUMBER, _ONCE = "${hydra.job.num}", "${once:"
 _GIVEN_LATER = "ID_GIVEN_LATER"
 
 
@@ -59,25 +59,21 @@ def plan_sweep(config: DictConfig) -> SweepPlan:
         HydraException, OmegaConfBaseException: if a run cannot be composed.
     """
     jobs = _jobs(config)
-    home = str(config.hydra.sweep.dir)
     if jobs is None:
-        return SweepPlan(Path(home), None, [])
+        return SweepPlan(Path(config.hydra.sweep.dir), None, [])
     written = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(written, dict)
     above, below = (_at_one_time(str(written[key]), config) for key in ("dir", "subdir"))
-    if _refers(below) or (_refers(above) and not above.startswith("${once:")):
+    if _refers(below) or (_refers(above) and not above.startswith(_ONCE)):
         placed = [_place(config, number, job) for number, job in enumerate(jobs)]
     else:
+        home = str(config.hydra.sweep.dir)
         placed = [(home, below.replace(_NUMBER, str(number))) for number in range(len(jobs))]
     homes = {place for place, _ in placed}
-    if len(homes) == 1:
-        (home,) = homes
-        places = [override(DIR, Path(home))]
-    else:
-        home = _in_common(homes)
-        places = [override(DIR, Path(above))]
-        with read_write(config):
-            config.hydra.sweep.dir = home  # for what Hydra and launchers write
+    home = next(iter(homes)) if len(homes) == 1 else _in_common(homes)
+    with read_write(config):
+        config.hydra.sweep.dir = home  # for what Hydra and launchers write
+    places = [override(DIR, Path(home if len(homes) == 1 else above))]
     if below != _NUMBER:
         places.append(override(SUBDIR, Path(below)))
     runs = [PlannedRun(job, Path(*place)) for job, place in zip(jobs, placed, strict=True)]
@@ -130,9 +126,11 @@ def _at_one_time(text: str, config: DictConfig) -> str:
     def resolved(found: re.Match) -> str:
         node = OmegaConf.create({"time": found[0]})
         OmegaConf.copy_cache(from_config=config, to_config=node)
-        return str(node.time)
+        time = str(node.time)
+        OmegaConf.copy_cache(from_config=node, to_config=config)  # from which every run has it
+        return time
 
-    return text if text.startswith("${once:") else re.sub(r"\$\{now:[^${}]*\}", resolved, text)
+    return text if text.startswith(_ONCE) else re.sub(r"\$\{now:[^${}]*\}", resolved, text)
 
 
 def _place(config: DictConfig, number: int, job: Sequence[str]) -> tuple[str, str]:
