@@ -109,8 +109,8 @@ class Job:
                     result.gpu = pin()
                 outcome = self._work(cfg, result.overrides, sweep_directory=directory)
         except (Exception, Stopped) as error:
-            by_another = isinstance(error.__cause__, BlockingIOError)  # whose process will say how it ends
-            if result.under_way and not by_another:
+            locked = isinstance(error, ConfigError) and isinstance(error.__cause__, BlockingIOError)
+            if result.under_way and not locked:  # else the process that is at it will say how it ends
                 result.end_early(directory, error)
             raise
         result.end(directory, outcome)
