@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -55,6 +56,10 @@ def begin(request, tmp_path: Path) -> Iterator[Callable[..., Process]]:
         process.wait()
 
 
+# For what depends on how many seconds a step takes, or on what its loss is.
+as_stand_in = pytest.mark.parametrize("begin", [stand_in.MAIN], indirect=True, ids=["stand-in"])
+
+
 def finish(process: Process) -> subprocess.CompletedProcess:
     out, err = process.communicate(timeout=90)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -83,7 +88,9 @@ def test_joblib_runs_a_sweep_each_on_a_gpu_of_its_own(begin, tmp_path: Path):
     assert re.search(r"^  1  .*dropout=7  FAILED: model: dropout must lie in \[0, 1\), got 7$", lines[1])
     assert re.search(r"^  2  .*dropout=0.2  loss \d", lines[2])
     assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) == 3, "a line for each run as it ends"
+    *ended, last = done.stderr.splitlines()
+    assert len(ended) == 3, "a line for each run as it ends"
+    assert last.startswith("ddpm-train: 2 of 3 runs done, 1 failed. ")
     runs = [tmp_path / "sweep" / str(number) for number in range(3)]
     assert {result(directory)["gpu"] for directory in runs} == {"0", "1"}
     assert "step 4/4" in (runs[2] / "console.log").read_text(encoding="utf-8")
@@ -118,7 +125,73 @@ def test_a_signal_reaches_joblib_s_jobs_which_save(ask: Callable, begin, tmp_pat
     for directory, line in zip(runs[:2], table(done), strict=False):
         assert re.search(r"STOPPED: SIGTERM: stopped at step \d+ and saved", line)
         assert list(directory.glob("checkpoints/step_*"))
-    assert "STOPPED: SIGTERM: stopped before the first step" in table(done)[2]
+    assert table(done)[2].endswith("seed=2  not begun")
+
+
+def how_to_go_on(done: subprocess.CompletedProcess) -> list[str]:
+    """The arguments of the command that a sweep which is not done has said."""
+    program, *arguments = shlex.split(done.stderr.rpartition("To go on, without those that are done: ")[2])
+    assert program == "ddpm-train"
+    return arguments
+
+
+@as_stand_in
+@pytest.mark.parametrize("launcher", [[], pytest.param(["hydra/launcher=joblib"], marks=pytest.mark.slow)])
+def test_a_stopped_sweep_goes_on_by_the_command_it_says(launcher: list[str], begin, tmp_path: Path):
+    """One run done, one stopped, one not begun: in the end all are, and the first has not been run again."""
+    one_by_one = ["hydra.launcher.n_jobs=1"] if launcher else []
+    process = begin(*TINY, "-m", *launcher, *one_by_one, "seed=1", "name=x,y", "trainer.steps=1,12", "output_dir=o p")
+    wait_for(lambda: any(map(trains, tmp_path.glob("o p/sweeps/*/1"))), process)
+    process.terminate()
+    done = finish(process)
+    assert done.returncode == 75, done.stderr
+    assert re.search(r"SIGTERM: 1 of 4 runs done, 1 stopped, 2 not begun\. ", done.stderr)
+    endings = [r"loss 1\.0000", r"STOPPED: SIGTERM: stopped at step \d+ and saved", "not begun", "not begun"]
+    for line, ending in zip(table(done), endings, strict=True):
+        assert re.search(rf"  {ending}$", line)
+    (sweep,) = (tmp_path / "o p" / "sweeps").iterdir()
+    logs = [sweep / str(number) / "train.log" for number in range(4)]
+    first = logs[0].read_text(encoding="utf-8")
+    again = finish(begin(*how_to_go_on(done)))
+    assert again.returncode == 0, again.stderr
+    assert [line.endswith("  loss 1.0000") for line in table(again)] == [True] * 4
+    assert [path.name for path in sweep.parent.iterdir()] == [sweep.name]
+    assert logs[0].read_text(encoding="utf-8") == first
+    assert "resumed  at step" in logs[1].read_text(encoding="utf-8")
+    assert ["step 12/12" in log.read_text(encoding="utf-8") for log in logs] == [False, True, False, True]
+
+
+@as_stand_in
+def test_a_sweep_that_was_killed_goes_on(begin, tmp_path: Path):
+    sweep = [*TINY, "-m", "trainer.steps=1,5", "hydra.sweep.dir=sweep"]
+    process = begin(*sweep)
+    wait_for(lambda: trains(tmp_path / "sweep" / "1"), process)
+    process.kill()
+    finish(process)
+    assert [result(tmp_path / "sweep" / number)["under_way"] for number in "01"] == [False, True]
+    done = finish(begin(*sweep, "seed=0"))
+    assert done.returncode == 2, "another sweep than that of the run that was killed"
+    assert "sweep/0 already holds a run of another sweep" in done.stderr
+    done = finish(begin(*sweep))
+    assert done.returncode == 0, done.stderr
+    assert [line.endswith("  loss 0.0000") for line in table(done)] == [True, True]
+
+
+@pytest.mark.slow
+def test_a_job_of_submitit_that_is_stopped_goes_on_with_the_sweep(begin, tmp_path: Path):
+    sweep = [*TINY, *SUBMITIT, "trainer.preview_every=0", "trainer.log_every=1", "trainer.steps=1,30"]
+    process = begin(*sweep)
+    runs = [tmp_path / "sweep" / str(number) for number in range(2)]
+    wait_for(lambda: trains(runs[1]), process)
+    log = next(log for log in tmp_path.glob("sweep/.submitit/*/*.out") if str(runs[1]) in log.read_text("utf-8"))
+    os.kill(children(int(log.name.partition("_")[0]))[0], signal.SIGTERM)
+    done = finish(process)
+    assert done.returncode == 75, done.stderr
+    assert "ddpm-train: 1 of 2 runs done, 1 stopped. To go on" in done.stderr
+    again = finish(begin(*how_to_go_on(done)))
+    assert again.returncode == 0, again.stderr
+    assert [("  loss " in line) for line in table(again)] == [True, True]
+    assert "resumed  at step" in (runs[1] / "train.log").read_text(encoding="utf-8")
 
 
 def test_a_job_that_is_killed_is_reported_with_the_others(begin, tmp_path: Path):

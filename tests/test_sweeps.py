@@ -37,6 +37,47 @@ def test_a_run_that_fails_is_named_and_does_not_stop_the_sweep(home: Path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_sweep_over_names_and_places_has_one_table_and_one_status(tmp_path: Path):
+    done = train(*TINY, "trainer.steps=1", "-m", "name=a,b", "output_dir=x,y", "model.dropout=7", cwd=tmp_path)
+    assert done.returncode == 1
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    table = done.stdout[done.stdout.index("sweep in") :].splitlines()
+    assert table[0] == f"sweep in {sweep.relative_to(tmp_path)}"
+    swept = [f"name={name} output_dir={place}" for name in "ab" for place in "xy"]
+    for number, (line, overrides) in enumerate(zip(table[1:], swept, strict=True)):
+        assert re.search(rf"^  {number}  .* {overrides} model.dropout=7  FAILED: model: dropout must lie in", line)
+    assert "ddpm-train: 0 of 4 runs done, 4 failed. To go on" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+
+
+def test_runs_in_directories_of_the_user_s_own_are_found_wherever_they_lie(labelled: Path, sample_here, tmp_path: Path):
+    places = ["hydra.sweep.dir=of/${sampler.steps}_steps", "hydra.sweep.subdir=seeds/${seed}"]
+    done = sample_here("-m", f"ckpt={labelled}", "n=1", "sampler=ddim", "sampler.steps=2,99", "seed=1", *places)
+    assert done.returncode == 1
+    found, failed = done.stdout[done.stdout.index("sweep in of\n") :].splitlines()[1:]
+    assert re.search(r"^  2_steps/seeds/1  .*sampler.steps=2 seed=1  done$", found)
+    assert re.search(r"^  99_steps/seeds/1  .*sampler.steps=99 seed=1  FAILED: ", failed)
+    assert [path.name for path in tmp_path.iterdir()] == ["of"]
+
+
+def test_a_run_that_is_resumed_by_itself_enters_the_table(tmp_path: Path):
+    """`resume=` of one run, here to a later step, a mistake, and the same sweep again."""
+    sweep = [*TINY, "trainer.steps=2", "trainer.preview_every=0", "-m", "seed=1", "hydra.sweep.dir=sweep"]
+    assert train(*sweep, cwd=tmp_path).returncode == 0
+    run = tmp_path / "sweep" / "0"
+    first = result(run)
+    assert train("resume=sweep/0/checkpoints", "seed=2", cwd=tmp_path).returncode == 2
+    assert result(run) == first
+    assert train("resume=sweep/0", "trainer.steps=4", cwd=tmp_path).returncode == 0
+    *_, last = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert result(run) == first | {"final_loss": json.loads(last)["loss/mean"]} != first
+    log = (run / "train.log").read_text(encoding="utf-8")
+    again = train(*sweep, cwd=tmp_path)
+    assert again.returncode == 0
+    assert f"seed=1  loss {result(run)['final_loss']:.4f}\n" in again.stdout
+    assert (run / "train.log").read_text(encoding="utf-8") == log, "a run that is done is not run again"
+
+
 def test_sampling_can_be_swept(home: Path, trained):
     directory, _ = trained
     done = sample("-m", f"ckpt={directory}", "n=4", "sampler=ddpm,ddim,dpmpp_2m", "sampler.steps=2,3", cwd=home)
@@ -102,14 +143,16 @@ def test_a_sampling_run_that_fails_leaves_its_cell_empty(labelled: Path, sample_
         assert sheet.height > 2 * 68
 
 
-def test_a_directory_that_holds_a_sweep_is_left_as_it_is(labelled: Path, sample_here, tmp_path: Path):
+def test_a_directory_that_holds_another_sweep_is_left_as_it_is(labelled: Path, sample_here, tmp_path: Path):
     done = sample_here("-m", f"ckpt={labelled}", "n=1", "sampler.steps=2,3", "hydra.sweep.dir=sweep")
     assert done.returncode == 0, done.stderr
     kept = sorted(file for file in tmp_path.rglob("*.*") if file.is_file() and file.name != "multirun.yaml")  # Hydra's
     before = [file.read_bytes() for file in kept]
     assert len(kept) == 2 * 3 + 1
     again = sample_here("-m", f"ckpt={labelled}", "n=1", "sampler=ddim", "sampler.steps=4,5", "hydra.sweep.dir=sweep")
-    assert_one_message(again, "sample", "hydra.sweep.dir: .*already holds a run")
+    assert_one_message(
+        again, "sample", "hydra.sweep.dir: sweep/0 already holds a run of another sweep: of sampler.steps=2, not"
+    )
     assert [file.read_bytes() for file in kept] == before
 
 

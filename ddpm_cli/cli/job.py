@@ -1,10 +1,10 @@
 """One run, as Hydra calls it: in this process, or in a worker process to which a launcher has sent it."""
 
 import sys
-import traceback
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from ddpm_cli.cli.arguments import key_of
 from ddpm_cli.cli.gpu_lock import pin
-from ddpm_cli.cli.launchers import refuse_copies
+from ddpm_cli.cli.hydra_launchers import SLURM, device_is_auto, runs_in_parallel
+from ddpm_cli.cli.launchers import refuse_copies, speaks
 from ddpm_cli.cli.own_yaml import check_what_hydra_loads
 from ddpm_cli.cli.packages import check_packages
 from ddpm_cli.cli.references import check_references
 from ddpm_cli.cli.resolvers import register_resolvers
 from ddpm_cli.cli.run_directory import RunDirectory
-from ddpm_cli.cli.sweep import SLURM, RunResult, device_is_auto, has_result, runs_in_parallel
+from ddpm_cli.cli.run_result import RunResult, result_in, run_resumed
 from ddpm_cli.cli.worker import worker_process
 from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.paths import expanded
 from ddpm_cli.config.schema import check
+from ddpm_cli.io.text import printable
 from ddpm_cli.runtime import openmp
-from ddpm_cli.runtime.exit_codes import RunError, Stopped
+from ddpm_cli.runtime.exit_codes import Stopped
 from ddpm_cli.runtime.signals import Stop
 
 _ONLY_IN_SWEEPS = ("hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher")
@@ -73,41 +75,56 @@ class Job:
 
     def _run(self, cfg: DictConfig) -> Any:
         refuse_copies(self.program)
-        check_references(cfg)
         hydra_config = HydraConfig.get()
         overrides = OmegaConf.to_container(hydra_config.overrides.task)  # not yet followed, were there a ${...}
         assert isinstance(overrides, list)
         if hydra_config.mode is RunMode.MULTIRUN:
             return self._run_of_sweep(cfg, overrides, Path(hydra_config.runtime.output_dir))
         _refuse_sweep_options(hydra_config.overrides.hydra)
+        check_references(cfg)
         return self._work(cfg, overrides, sweep_directory=None)
 
     def _run_of_sweep(self, cfg: DictConfig, overrides: list[str], directory: Path) -> Any:
-        """One run of a sweep; its failure is kept for the report and does not stop the others."""
-        if has_result(directory):
+        """One run of a sweep, unless it is done already; its failure is kept for the report and stops no others."""
+        earlier = result_in(directory)
+        if earlier is not None and earlier.overrides != overrides:
             raise ConfigError(f"hydra.sweep.dir: {directory} already holds a run; choose another directory")
-        launcher = HydraConfig.get().launcher._target_
-        result = RunResult(overrides)
-        outcome, unexpected = float("nan"), None
+        if earlier is not None and earlier.done:
+            self._say(overrides, f"{earlier.ending}, before")
+            return earlier.final_loss
+        result, outcome = RunResult(overrides), float("nan")
         try:
-            with self._process(launcher, directory):
-                if runs_in_parallel(launcher) and launcher != SLURM and device_is_auto(cfg):
-                    result.gpu = pin()
-                outcome = self._work(cfg, overrides, sweep_directory=directory)
-            result.picture = str(outcome.absolute()) if isinstance(outcome, Path) else None
-            result.final_loss = outcome if isinstance(outcome, float) else None
-        except Stopped as stopped:
+            outcome = self._recorded(cfg, result, directory)
+        except Stopped:
             if not self.in_worker:
                 raise
-            result.error, result.stopped = str(stopped), True
-        except (ConfigError, RunError) as error:
-            result.error = str(error)
         except Exception as error:
-            result.error, unexpected = f"{type(error).__name__}: {error}", traceback.format_exc()
-        result.write(directory, traceback=unexpected)
-        if result.error is not None or self.in_worker:
-            print(f"{self.program}: {' '.join(overrides)}: {result.ending}", file=sys.stderr)
+            self._say(overrides, result.ending if result.error is not None else str(error))
+        else:
+            if self.in_worker:
+                self._say(overrides, result.ending)
         return outcome
+
+    def _recorded(self, cfg: DictConfig, result: RunResult, directory: Path) -> Any:
+        """The outcome of a run of a sweep, whose beginning and end are put on record."""
+        launcher = HydraConfig.get().launcher._target_
+        try:
+            with self._process(launcher, directory):
+                result.begin(directory)
+                check_references(cfg)
+                if runs_in_parallel(launcher) and launcher != SLURM and device_is_auto(cfg):
+                    result.gpu = pin()
+                outcome = self._work(cfg, result.overrides, sweep_directory=directory)
+        except (Exception, Stopped) as error:
+            locked = isinstance(error, ConfigError) and isinstance(error.__cause__, BlockingIOError)
+            if result.under_way and not locked:  # else the process that is at it will say how it ends
+                result.end_early(directory, error)
+            raise
+        result.end(directory, outcome)
+        return outcome
+
+    def _say(self, overrides: list[str], ending: str) -> None:
+        print(printable(f"{self.program}: {' '.join(overrides)}: {ending}"), file=sys.stderr)
 
     def _process(self, launcher: str, directory: Path) -> AbstractContextManager[None]:
         return worker_process(launcher, directory, self.stop) if self.in_worker else nullcontext()
@@ -129,7 +146,8 @@ class Job:
             config = _checked(cfg, self.target, spelt)
         openmp.prepare()
         call = Invocation(resume, changes, sweep_directory, fork, chosen, spelt, self.run_directory.path)
-        return self.work(config, call)
+        work = partial(self.work, config, call)
+        return run_resumed(resume, work) if names_a_run and speaks() else work()
 
 
 def _changes(typed: Iterable[Override], cfg: DictConfig) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_cli.cli.arguments import read_arguments
 from ddpm_cli.cli.error_messages import explain
+from ddpm_cli.cli.hydra_launchers import stop_workers
 from ddpm_cli.cli.job import Job
 from ddpm_cli.cli.launchers import speaks
 from ddpm_cli.cli.own_yaml import check_what_hydra_loads
 from ddpm_cli.cli.resolvers import register_resolvers
-from ddpm_cli.cli.sweep import RefusedSweep, SweepReport, stop_workers
+from ddpm_cli.cli.sweep import RefusedSweep, SweepReport
 from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.shipped import configs_directory
@@ -46,7 +47,7 @@ def launch(program: str, config_name: str, target: str, job: Callable[[dict, Inv
         stop: tells whether the job was asked to stop.
     """
     console.install()
-    called, report, status = Job(program, target, job, stop), SweepReport(), 0
+    called, report, status = Job(program, target, job, stop), SweepReport(program), 0
     try:
         _launch(called, config_name, report)
     except SystemExit as ended:
@@ -80,14 +81,18 @@ def _launch(job: Job, config_name: str, report: SweepReport) -> None:
             sys.argv[1:] = read_arguments(sys.argv[1:]).as_hydra_takes_them()
             check_what_hydra_loads()
             hydra.main(version_base="1.3", config_path=str(configs_directory()), config_name=config_name)(job)()
+            if report.begun:
+                report.print(sheet=not stop.requested)
             if job.failure is not None:
                 raise job.failure
     except RefusedSweep as refused:
-        _say(f"{job.program}: {refused}")
+        if show_traceback:
+            raise
+        _say(f"{job.program}: {explain(refused.reason, sys.argv[1:], config_name, job.target)}")
         sys.exit(MISTAKE)
     except Exception as error:
         if not show_traceback and report.lost(error):
-            sys.exit(RESUME_LATER if stop.requested else FAILED)
+            _end_unfinished(job, report)
         if not show_traceback and _no_memory(error):
             _say(f"{job.program}: out of memory: the machine, or a limit on this process, has no more")
             sys.exit(FAILED)
@@ -98,13 +103,24 @@ def _launch(job: Job, config_name: str, report: SweepReport) -> None:
         _say(f"{job.program}: {explain(error, sys.argv[1:], config_name, job.target)}")
         sys.exit(error.status if isinstance(error, RunError) else MISTAKE)
     except Stopped as stopped:
-        _say(f"{job.program}: {report.left_behind(stop.signal) or stopped}")
+        if report.begun:
+            report.print(sheet=False)
+            _end_unfinished(job, report)
+        _say(f"{job.program}: {stopped}")
         sys.exit(RESUME_LATER)
     except KeyboardInterrupt:
         print(f"{job.program}: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    if report.failed:
-        sys.exit(RESUME_LATER if stop.requested else FAILED)
+    if report.begun:
+        _end_unfinished(job, report)
+
+
+def _end_unfinished(job: Job, report: SweepReport) -> None:
+    """End this process if the report on a sweep that has just been printed has runs that are not done; says so."""
+    unfinished = report.unfinished(job.stop.signal)
+    if unfinished is not None:
+        _say(f"{job.program}: {unfinished}")
+        sys.exit(report.status(asked_to_stop=job.stop.requested))
 
 
 def _no_memory(error: BaseException) -> bool:

@@ -29,6 +29,8 @@ def register_resolvers() -> None:
         OmegaConf.register_new_resolver(name, resolver, replace=True)
     OmegaConf.register_new_resolver("expanduser", lambda path: os.path.expanduser(str(path)), replace=True)
     OmegaConf.register_new_resolver("prefix", lambda name: "" if name is None else f"{name}_", replace=True)
+    # Hydra composes every run of a sweep with what the sweep itself has resolved and cached, by how it is written.
+    OmegaConf.register_new_resolver("once", str, replace=True, use_cache=True)
 
 
 def _learned(variance: object) -> bool:

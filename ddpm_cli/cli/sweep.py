@@ -1,118 +1,66 @@
-"""Sweeps (`-m`): what each run leaves behind, the table at the end, and what depends on the launcher."""
+"""Sweeps (`-m`): how one begins or goes on, what each run leaves behind, and the table at the end."""
 
-import json
-import multiprocessing
 import os
-import signal
+import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from ddpm_cli.cli.gpu_lock import visible_gpus
+from ddpm_cli.cli import hydra_launchers
+from ddpm_cli.cli.arguments import key_of
+from ddpm_cli.cli.hydra_launchers import BASIC, SUBMITIT
 from ddpm_cli.cli.launchers import refuse_copies
 from ddpm_cli.cli.references import check_references
+from ddpm_cli.cli.run_result import RunResult, result_in
+from ddpm_cli.cli.sweep_plan import DIR, SUBDIR, PlannedRun, SweepPlan, plan_sweep
 from ddpm_cli.config.errors import ConfigError, shown
-from ddpm_cli.io import durable, plain_files
 from ddpm_cli.io.own_output import RESULT_FILE, SHEET_FILE
-from ddpm_cli.runtime.cgroup import cpus
+from ddpm_cli.io.text import printable
+from ddpm_cli.runtime.exit_codes import FAILED, RESUME_LATER, RunError
 
-MOST_RESULT = 2**20  # bytes; ours has the overrides of a run, and what went wrong
-
-# Launchers, as Hydra's configuration names them.
-_BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
-SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
-SUBMITIT = (SLURM, "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher")
+DONE, STOPPED, NOT_BEGUN, NO_RESULT, FAILURE = "done", "stopped", "not begun", "without a result", "failed"
+_NOT_DONE = (STOPPED, NOT_BEGUN, NO_RESULT, FAILURE)  # in the order in which they are counted
 
 
 class RefusedSweep(BaseException):
     """A sweep that is not to be begun. Not an Exception: of those that a callback raises Hydra makes warnings."""
 
-
-def runs_in_parallel(launcher: str) -> bool:
-    """Whether a launcher may run several jobs at a time."""
-    return launcher != _BASIC
-
-
-def device_is_auto(cfg: DictConfig) -> bool:
-    """Whether a run takes the GPU that it finds: `trainer.device=auto`, or `device=auto` of ddpm-sample."""
-    return OmegaConf.select(cfg, "trainer.device", default=cfg.get("device")) == "auto"
-
-
-def stop_workers(at_once: bool) -> bool:
-    """Ask the processes in which joblib runs jobs for this one to stop, or end them at once; whether there are any."""
-    workers = [process for process in multiprocessing.active_children() if "loky" in type(process).__module__]
-    for worker in workers:
-        if worker.pid is not None:
-            os.kill(worker.pid, signal.SIGKILL if at_once else signal.SIGTERM)
-    return bool(workers)
-
-
-@dataclass
-class RunResult:
-    """How a run of a sweep ended, kept in its directory: the report finds it there whichever launcher ran it."""
-
-    overrides: list[str]
-    final_loss: float | None = None
-    error: str | None = None
-    stopped: bool = False  # `error` says that it was asked to stop: then it may be resumed here
-    picture: str | None = None  # the file to show in the sweep's contact sheet
-    gpu: str | None = None  # the one that the run had to itself, if it had to choose one
-
-    @property
-    def ending(self) -> str:
-        if self.error is not None:
-            return self.error
-        return "done" if self.final_loss is None else f"loss {self.final_loss:.4f}"
-
-    def write(self, directory: Path, *, traceback: str | None) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        if traceback is not None:
-            durable.replace(directory / "error.log", traceback.encode())
-        durable.replace(directory / RESULT_FILE, f"{json.dumps(asdict(self), indent=2)}\n".encode())
-
-    @classmethod
-    def read(cls, file: Path) -> "RunResult":
-        """Raises ConfigError if it is not what `write` makes."""
-        try:
-            return cls(**json.loads(plain_files.read(file, MOST_RESULT)))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ConfigError(f"{file} is no result of a run ({shown(str(error))})") from error
-
-
-def has_result(directory: Path) -> bool:
-    """Whether a run of some sweep has ended in this directory, and was not only asked to stop."""
-    file = directory / RESULT_FILE
-    return file.exists() and not RunResult.read(file).stopped
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 class SweepReport:
-    """What one process knows of the sweep that it runs; over, it prints a line per run with its overrides and ending.
+    """What one process knows of the sweep that it runs; prints a line per run with its overrides and ending.
 
     Where the runs have left pictures, they are put together on one sheet.
 
+    Args:
+        program: the command's name.
+
     Attributes:
         begun: whether there is a sweep.
-        failed: how many runs have failed, once it is over: the exit status says so.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, program: str) -> None:
         self.begun = False
-        self.failed = 0
-        self._launcher = _BASIC
-        self._directory = Path()
-        self._under_way = False
+        self._program = program
+        self._launcher = BASIC
+        self._plan = SweepPlan(Path(), [], [])
+        self._counts: Counter[str] = Counter()  # of runs, by how they ended, once they have been printed
 
     @contextmanager
     def told_by_hydra(self) -> Iterator[None]:
-        """Inside, this is the report that `SweepCallback` tells when a sweep begins and ends."""
+        """Inside, this is the report that `SweepCallback` tells when a sweep begins."""
         token = _report_to_tell.set(self)
         try:
             yield
@@ -120,65 +68,150 @@ class SweepReport:
             _report_to_tell.reset(token)
 
     def begin(self, config: DictConfig) -> None:
-        """Raises RefusedSweep if the directory holds another sweep, or its name cannot be read."""
-        try:
-            refuse_copies(None)
-            check_references(config)
-        except ConfigError as error:
-            raise RefusedSweep(str(error)) from error
+        """Raises ConfigError, or what Hydra does, if it cannot be planned, or runs of another sweep are in its way."""
+        refuse_copies(None)
+        check_references(config)
         self._launcher = config.hydra.launcher._target_
-        self._directory = Path(config.hydra.sweep.dir)
-        earlier = next(self._directory.glob(f"*/{RESULT_FILE}"), None)
-        if earlier is not None:
-            raise RefusedSweep(f"hydra.sweep.dir: {earlier.parent} already holds a run; choose another directory")
-        if self._launcher == JOBLIB:
-            os.environ.setdefault("LOKY_MAX_CPU_COUNT", str(cpus()))
-            if device_is_auto(config):
-                _one_job_per_gpu(config)
-        self.begun = self._under_way = True
+        self._plan = plan_sweep(config)
+        self._refuse_another()
+        hydra_launchers.prepare(config)
+        self.begun = True
 
-    def end(self) -> None:
-        self._under_way = False
-        self._print()
+    def _refuse_another(self) -> None:
+        """Finished runs are skipped, and the others resumed: they have to be those of this sweep."""
+        if self._plan.runs is None:
+            for directory in _below(self._plan.home):
+                raise ConfigError(f"{DIR}: {directory} already holds a run; choose another directory")
+        for run in self._plan.runs or []:
+            result = result_in(run.directory)
+            if result is not None and result.overrides != run.overrides:
+                raise ConfigError(
+                    f"{DIR}: {run.directory} already holds a run of another sweep: "
+                    f"{_differing(result.overrides, run.overrides)}; choose another directory"
+                )
+
+    def print(self, *, sheet: bool) -> None:
+        """Print the table, and where it is asked for and possible, make the sheet of the pictures.
+
+        Raises:
+            RunError: if that cannot be written.
+        """
+        print(f"\nsweep in {self._plan.home}")
+        pictures = []
+        self._counts.clear()
+        for run in self._runs():
+            try:
+                result = result_in(run.directory)
+                state, ending = _state(result)
+            except (ConfigError, OSError) as error:
+                result, state, ending = None, FAILURE, f"FAILED: {error}"
+            self._counts[state] += 1
+            print(f"  {printable('  '.join([self._name(run), ' '.join(run.overrides), ending]))}")
+            pictures.append((run.overrides, None if result is None else _picture(run, result)))
+        if sheet and any(picture is not None for _, picture in pictures):
+            self._make_sheet(pictures)
+
+    def _runs(self) -> list[PlannedRun]:
+        if self._plan.runs is not None:
+            return self._plan.runs
+        runs = []
+        for directory in _below(self._plan.home):
+            try:
+                result = result_in(directory)
+            except ConfigError:
+                result = None
+            runs.append(PlannedRun([] if result is None else result.overrides, directory))
+        return sorted(runs, key=lambda run: (len(str(run.directory)), run.directory))
+
+    def _name(self, run: PlannedRun) -> str:
+        name = os.path.relpath(run.directory, self._plan.home)
+        return str(run.directory) if name.startswith(os.pardir) else name
+
+    def _make_sheet(self, pictures: list[tuple[list[str], Path | None]]) -> None:
+        from ddpm_cli.cli.contact_sheet import contact_sheet  # brings torch with it
+
+        file = self._plan.home / SHEET_FILE
+        try:
+            sheet = contact_sheet(pictures)
+            if sheet is not None:
+                file.unlink(missing_ok=True)
+                sheet.save(file)
+                print(f"  {file}")
+        except OSError as error:
+            raise RunError(f"{file} cannot be made: {error}") from error
 
     def lost(self, error: Exception) -> bool:
         """Report on a sweep whose launcher has lost jobs, say because one was killed; False if it is not about that."""
         library = type(error).__module__.partition(".")[0]
-        if not self._under_way or library not in ("joblib", "submitit") or not self._directory.is_dir():
+        if not self.begun or library not in ("joblib", "submitit") or not self._plan.home.is_dir():
             return False
         first, *_ = str(error).strip().splitlines() or [type(error).__name__]
         print(f"the sweep has lost a job: {first}", file=sys.stderr)
-        self._print()
+        self.print(sheet=True)
         return True
 
-    def left_behind(self, asked: str | None) -> str | None:
-        """What to say where this process stops and its jobs go on; None if they do not."""
-        if not self._under_way or self._launcher not in SUBMITIT:
+    def unfinished(self, signal: str | None) -> str | None:
+        """Of what has been printed, what to say of runs that are not done, and how the sweep goes on; None: all are.
+
+        Args:
+            signal: that has asked the sweep to stop, if one has.
+        """
+        total = self._counts.total()
+        if self._counts[DONE] == total:
             return None
-        return f"{asked}: waits no longer; jobs that were submitted go on by themselves, in {self._directory}"
+        said = [f"{self._counts[DONE]} of {total} runs done"]
+        said += [f"{self._counts[state]} {state}" for state in _NOT_DONE if self._counts[state] > 0]
+        asked = "" if signal is None else f"{signal}: "
+        if signal is not None and self._launcher in SUBMITIT:
+            asked = f"{signal}: waits no longer; jobs that were submitted go on by themselves. "
+        return f"{asked}{', '.join(said)}{self._how_to_go_on()}"
 
-    def _print(self) -> None:
-        from ddpm_cli.cli.contact_sheet import contact_sheet  # brings torch with it
+    def _how_to_go_on(self) -> str:
+        if self._plan.runs is None:
+            return ""
+        same = [argument for argument in sys.argv[1:] if key_of(argument) not in (DIR, SUBDIR)]
+        return f". To go on, without those that are done: {shlex.join([self._program, *same, *self._plan.places])}"
 
-        print(f"\nsweep in {self._directory}")
-        pictures = []
-        runs = [path for path in self._directory.glob("*") if path.is_dir() and not path.name.startswith(".")]
-        for run in sorted(runs, key=lambda path: (len(path.name), path.name)):
-            file = run / RESULT_FILE
-            if not file.exists():
-                print(f"  {run.name}  FAILED: no result; it was killed, or is still running")
-                self.failed += 1
-                continue
-            result = RunResult.read(file)
-            failed = "" if result.error is None else "STOPPED: " if result.stopped else "FAILED: "
-            print(f"  {run.name}  {' '.join(result.overrides)}  {failed}{result.ending}")
-            self.failed += result.error is not None
-            pictures.append((result.overrides, None if result.picture is None else Path(result.picture)))
-        sheet = contact_sheet(pictures)
-        if sheet is not None:
-            (self._directory / SHEET_FILE).unlink(missing_ok=True)
-            sheet.save(self._directory / SHEET_FILE)
-            print(f"  {self._directory / SHEET_FILE}")
+    def status(self, *, asked_to_stop: bool) -> int:
+        """The exit status, by what has been printed."""
+        if self._counts[DONE] == self._counts.total():
+            return 0
+        only_stopped = self._counts[STOPPED] > 0 and self._counts[FAILURE] + self._counts[NO_RESULT] == 0
+        return RESUME_LATER if asked_to_stop or only_stopped else FAILED
+
+
+def _state(result: RunResult | None) -> tuple[str, str]:
+    """How a run has ended: under which word it is counted, and what the table says of it."""
+    if result is None:
+        return NOT_BEGUN, NOT_BEGUN
+    if result.under_way:
+        return NO_RESULT, "no result; it was killed, or is still running"
+    if result.done:
+        return DONE, result.ending
+    return (STOPPED, f"STOPPED: {result.ending}") if result.stopped else (FAILURE, f"FAILED: {result.ending}")
+
+
+def _picture(run: PlannedRun, result: RunResult) -> Path | None:
+    """The picture of a run that is done, also after the sweep's directory has been moved."""
+    if not result.done or result.picture is None:
+        return None
+    file = Path(result.picture)
+    return file if file.is_file() else run.directory / file.name
+
+
+def _differing(then: list[str], now: list[str]) -> str:
+    """What of a run's overrides is not in the other's, on both sides."""
+    was, would_be = (" ".join(text for text in a if text not in b) for a, b in ((then, now), (now, then)))
+    return f"of {shown(was or ' '.join(then)) or 'no overrides'}, not {shown(would_be or ' '.join(now))}"
+
+
+def _below(home: Path) -> Iterator[Path]:
+    """The directories in a sweep's in which runs of a sweep have begun."""
+    for directory, inner, files in os.walk(home):
+        if RESULT_FILE in files:
+            inner.clear()
+            yield Path(directory)
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
 
 
 # Where a report and its callback meet: Hydra makes callbacks itself, by the name in a YAML file, and hands them nothing
@@ -187,18 +220,10 @@ _report_to_tell: ContextVar[SweepReport] = ContextVar("_report_to_tell")
 
 
 class SweepCallback(Callback):
-    """What Hydra calls when a sweep begins and ends, as configs/train.yaml and configs/sample.yaml ask."""
+    """What Hydra calls when a sweep begins, as configs/train.yaml and configs/sample.yaml ask."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _report_to_tell.get().begin(config)
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        _report_to_tell.get().end()
-
-
-def _one_job_per_gpu(config: DictConfig) -> None:
-    """Let joblib run as many jobs at a time as there are GPUs: more would only wait for one of them."""
-    gpus, launcher = len(visible_gpus()), config.hydra.launcher
-    if gpus > 0 and (launcher.n_jobs < 0 or launcher.n_jobs > gpus):
-        with read_write(config):
-            launcher.n_jobs = gpus
+        try:
+            _report_to_tell.get().begin(config)
+        except (ConfigError, HydraException, OmegaConfBaseException, OSError) as error:
+            raise RefusedSweep(error) from error

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
-from ddpm_cli.cli.sweep import JOBLIB, SLURM, SUBMITIT
+from ddpm_cli.cli.hydra_launchers import JOBLIB, SLURM, SUBMITIT
 from ddpm_cli.io import durable
 from ddpm_cli.runtime import console, openmp
 from ddpm_cli.runtime.exit_codes import Stopped

@@ -76,6 +76,24 @@ def create(output_dir: str | Path, name: str) -> Path:
             return directory
 
 
+def run_and_checkpoint(named: str) -> tuple[Path, Path | None]:
+    """The run directory in what `resume=` or `fork=` names, and the checkpoint in it if one is named.
+
+    Raises:
+        ValueError: if it names neither.
+    """
+    path = Path(named)
+    if not named or not path.is_dir():
+        raise ValueError(f"there is no run directory {named!r}")
+    if path.name == CHECKPOINTS:
+        return path.parent, None
+    if step_of(path) is not None and path.absolute().parent.name == CHECKPOINTS:
+        return path.absolute().parent.parent, path
+    if not (path / CHECKPOINTS).is_dir():
+        raise ValueError(f"{path} holds no checkpoint")
+    return path, None
+
+
 @contextmanager
 def locked_for_training(directory: Path) -> Iterator[None]:
     """Inside, no other process trains in this run directory: two would mix logs and remove each other's checkpoints.

@@ -25,10 +25,22 @@ LONGEST_LINE = 2**16  # bytes of metrics.jsonl
 
 def recorded_to(metrics: Path) -> int:
     """The step of the last whole line of a metrics.jsonl, 0 if there is none: all records have it."""
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError), metrics.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST_LINE))
-        return int(json.loads(file.read().rpartition(b"\n")[0].rpartition(b"\n")[2])["step"])
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        return int(_last_line(metrics)["step"])
     return 0
+
+
+def last_loss(metrics: Path) -> float:
+    """The loss in the last whole line of a metrics.jsonl, NaN if there is none."""
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        return float(_last_line(metrics)["loss/mean"])
+    return math.nan
+
+
+def _last_line(metrics: Path) -> dict:
+    with metrics.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST_LINE))
+        return json.loads(file.read().rpartition(b"\n")[0].rpartition(b"\n")[2])
 
 
 class MetricsLogger:

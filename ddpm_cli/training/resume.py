@@ -60,18 +60,12 @@ def run_and_checkpoint(named: str, key: str) -> tuple[Path, Path | None]:
     Raises:
         ValueError: if it names neither.
     """
-    path = Path(named)
-    if not named or not path.is_dir():
-        raise ValueError(f"there is no run directory {named!r}")
-    if path.name == run_dir.CHECKPOINTS:
-        return path.parent, None
-    if run_dir.step_of(path) is not None and path.absolute().parent.name == run_dir.CHECKPOINTS:
-        return path.absolute().parent.parent, path
-    if not (path / run_dir.CHECKPOINTS).is_dir():
+    try:
+        return run_dir.run_and_checkpoint(named)
+    except ValueError as error:
         from ddpm_cli.checkpoint.find import runs_to_choose_from
 
-        raise ValueError(f"{path} holds no checkpoint{runs_to_choose_from(path, 'ddpm-train', key)}")
-    return path, None
+        raise ValueError(f"{error}{runs_to_choose_from(Path(named), 'ddpm-train', key)}") from error
 
 
 def resume(

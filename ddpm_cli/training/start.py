@@ -56,6 +56,7 @@ class _Meant(NamedTuple):
 
 
 def _start(config: dict, invocation: Invocation, stop: Stop, world: "World", held: ExitStack) -> float:
+    from ddpm_cli.training.metrics import last_loss
     from ddpm_cli.training.run import TrainingRun
 
     origin = None
@@ -68,7 +69,7 @@ def _start(config: dict, invocation: Invocation, stop: Stop, world: "World", hel
     if directory is not None and (names_a_run(invocation) or _has_checkpoint(directory)):
         training, warnings = _resume(directory, checkpoint, config, invocation, world)
         if training is None:
-            return float("nan")
+            return last_loss(directory / run_dir.METRICS_FILE)
     else:
         warnings = []
         training = build_training(TrainOptions(**config), world) if origin is None else fork(origin, world)
@@ -87,6 +88,9 @@ def _meant(config: dict, invocation: Invocation) -> _Meant:
         with naming("resume"):
             assert invocation.resume is not None
             return _Meant(*run_and_checkpoint(invocation.resume, "resume"))
+    in_sweep = invocation.sweep_directory
+    if in_sweep is not None and (in_sweep / run_dir.CHECKPOINTS).is_dir():
+        return _Meant(in_sweep)  # it has been stopped, and the sweep goes on; or a queue starts the job again
     name = config["name"]
     if name is not None:
         with naming("name"):
