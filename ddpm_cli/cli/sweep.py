@@ -1,7 +1,6 @@
 """Sweeps (`-m`): how one begins or goes on, what each run leaves behind, and the table at the end."""
 
 import os
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from ddpm_cli.cli.references import check_references
 from ddpm_cli.cli.run_result import RunResult, result_in
 from ddpm_cli.cli.sweep_plan import DIR, SUBDIR, PlannedRun, SweepPlan, plan_sweep
 from ddpm_cli.config.errors import ConfigError, shown
+from ddpm_cli.io.command_line import command
 from ddpm_cli.io.own_output import RESULT_FILE, SHEET_FILE
 from ddpm_cli.io.text import printable
 from ddpm_cli.runtime.exit_codes import FAILED, RESUME_LATER, RunError
@@ -170,7 +170,7 @@ class SweepReport:
         if self._plan.runs is None:
             return ""
         same = [argument for argument in sys.argv[1:] if key_of(argument) not in (DIR, SUBDIR)]
-        return f". To go on, without those that are done: {shlex.join([self._program, *same, *self._plan.places])}"
+        return f". To go on, without those that are done: {command(self._program, *same, *self._plan.places)}"
 
     def status(self, *, asked_to_stop: bool) -> int:
         """The exit status, by what has been printed."""

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from ddpm_cli.cli.hydra_launchers import JOBLIB, SUBMITIT
 from ddpm_cli.cli.references import check_references
 from ddpm_cli.config.errors import ConfigError
-from ddpm_cli.config.invocation import override
+from ddpm_cli.io.command_line import hydra_quoted, override
 
 DIR, SUBDIR = "hydra.sweep.dir", "hydra.sweep.subdir"
 _BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
@@ -73,9 +73,9 @@ def plan_sweep(config: DictConfig) -> SweepPlan:
     home = next(iter(homes)) if len(homes) == 1 else _in_common(homes)
     with read_write(config):
         config.hydra.sweep.dir = home  # for what Hydra and launchers write
-    places = [override(DIR, Path(home if len(homes) == 1 else above))]
+    places = [override(DIR, home) if len(homes) == 1 else f"{DIR}={hydra_quoted(above)}"]
     if below != _NUMBER:
-        places.append(override(SUBDIR, Path(below)))
+        places.append(f"{SUBDIR}={hydra_quoted(below)}")
     runs = [PlannedRun(job, Path(*place)) for job, place in zip(jobs, placed, strict=True)]
     _check_apart(runs)
     return SweepPlan(Path(home), runs, places)
