@@ -244,7 +244,7 @@ MISTAKES = {
     "classes=[-1]": "classes: the network knows 0 to 9, got -1",
     "classes=[]": "classes: names none",
     "classes=some": "classes: expected a list of whole numbers or one of all",
-    "classes=3": "classes: expected a list of whole numbers or one of all",
+    "classes=3.5": "classes: expected a list of whole numbers or one of all",
     "guidance.scale=2": r"guidance.scale: has no effect without classes=\.\.\.",
     "guidance.scale=-1 classes=all": "guidance: scale must not be negative, got -1",
     "guidance.rescale=0.5 classes=all": "guidance: interval and rescale have no effect with scale 1",
