@@ -28,7 +28,7 @@ MISTAKES = {
     "-m hydra.run.dir=x": "hydra.run.dir: has no effect with -m; hydra.sweep.dir",
     "hydra.run.dir=x resume=empty": "hydra.run.dir: resume= says already which directory",
     "hydra.run.dir=${x}": "hydra.run.dir: Interpolation key 'x' not found",
-    "hydra.run.dir=file": "hydra.run.dir: file/.lock: Not a directory",
+    "hydra.run.dir=file": "hydra.run.dir: file: Not a directory",
     "--info nothing": "argument --info/-i: invalid choice: 'nothing'",
     "model._target_=os.system": "model.image_size: no such option",
     "hydra.output_subdir=x": "hydra.output_subdir: has no effect here",

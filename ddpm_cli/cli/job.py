@@ -76,11 +76,14 @@ class Job:
     def _run(self, cfg: DictConfig) -> Any:
         refuse_copies(self.program)
         hydra_config = HydraConfig.get()
-        overrides = OmegaConf.to_container(hydra_config.overrides.task)  # not yet followed, were there a ${...}
+        overrides, of_hydra = (  # not yet followed, were there a ${...}
+            OmegaConf.to_container(given) for given in (hydra_config.overrides.task, hydra_config.overrides.hydra)
+        )
         assert isinstance(overrides, list)
+        assert isinstance(of_hydra, list)
         if hydra_config.mode is RunMode.MULTIRUN:
             return self._run_of_sweep(cfg, overrides, Path(hydra_config.runtime.output_dir))
-        _refuse_sweep_options(hydra_config.overrides.hydra)
+        _refuse_sweep_options(of_hydra)
         check_references(cfg)
         return self._work(cfg, overrides, sweep_directory=None)
 
