@@ -35,7 +35,8 @@ def test_a_run_says_what_it_is_about_to_do(trained):
 def test_a_run_leaves_what_is_promised(trained):
     directory, _ = trained
     assert sorted(p.name for p in directory.iterdir()) == [
-        ".lock", "checkpoints", "config.yaml", "metrics.jsonl", "previews", "run.json", "tensorboard", "train.log",
+        ".lock", "checkpoints", "config.yaml", "data.png", "metrics.jsonl", "previews", "run.json", "tensorboard",
+        "train.log",
     ]  # fmt: skip
     assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["step_00000002", "step_00000004"]
     assert sorted(p.name for p in (directory / "previews").iterdir()) == ["step_00000002.png", "step_00000004.png"]
