@@ -47,6 +47,7 @@ _RECORDS = {
 }
 CLASSES_SHOWN = 20  # by name
 PICTURED = 64  # images in the picture of the data
+PICTURED_PIXELS = PICTURED * 256 * 256  # of larger images there are fewer in it
 
 
 def check_space(directory: Path, trainer: Trainer) -> None:
@@ -227,7 +228,8 @@ class TrainingRun:
         first = self.trainer.batches.first_images(PICTURED)
         picture = self.directory / run_dir.DATA_FILE
         if not picture.exists():
-            save_png(grid(torch.from_numpy(first)), picture)
+            height, width = first.shape[2:]
+            save_png(grid(torch.from_numpy(first[: max(1, PICTURED_PIXELS // (height * width))])), picture)
         for line in degenerate(self.trainer.batches.images, first, self.options.data):
             log.warning(f"data     {line}")
 
