@@ -293,7 +293,7 @@ def test_other_data_is_refused_by_name(what, tmp_path, request):
     home = shutil.copytree(request.getfixturevalue(fixture), tmp_path / "home")
     run = only(home / "outputs" / "x").relative_to(home)
     exchange(home / "data")
-    done = train(f"resume={run}", "trainer.steps=3", cwd=home)
+    done = train(f"resume={run}", f"data.path={home / 'data'}", "trainer.steps=3", cwd=home)
     assert_one_message(done, "train", f"data: .*{says}.*fork={run} ")
 
 
@@ -317,7 +317,7 @@ def test_a_cache_that_is_damaged_while_training_ends_the_run_by_its_name(of_fold
     for image in range(COUNT):
         flip_byte(path, 128 + image * 3 * SIZE**2)
     run = only(home / "outputs" / "x")
-    where = ["data.path=copy", "data.memory_mb=0", "trainer.steps=9"]
+    where = ["data.path=copy", "data.cache_dir=cache", "data.memory_mb=0", "trainer.steps=9"]
     done = train(f"resume={run}", *where, cwd=home)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

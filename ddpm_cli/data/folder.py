@@ -79,18 +79,16 @@ def folder(
     check_channels(channels)
     check_on_bad(on_bad)
     check_workers(workers)
-    if memory_mb < 0:
-        raise ValueError(f"memory_mb must be 0 or more, got {memory_mb}")
-    if not cache_gb >= 0:
-        raise ValueError(f"cache_gb must be 0 or more, got {cache_gb}")
+    for name, size_of_it in (("memory_mb", memory_mb), ("cache_gb", cache_gb)):
+        if not size_of_it >= 0:
+            raise ValueError(f"{name} must be 0 or more, got {size_of_it}")
     if not path:
         raise ValueError("path is empty; the current folder is '.'")
     how = reading(value_range, alpha)
     root = os.path.abspath(os.path.expanduser(path))
     found = _find_images(root, extensions, follow_links)
-    classes = ()
-    if num_classes is not None and found.images:  # known from the names: before hours of decoding
-        classes = _classes(found, root, num_classes)
+    # Known from the names: before hours of decoding.
+    classes = _classes(found, root, num_classes) if num_classes is not None and found.images else ()
     cache = DecodedCache(cache_directory(cache_dir), root, size, channels, how, int(cache_gb * GIB))
     cached, undecodable = _read_or_decode(cache, found.images, workers, memory_mb * MIB)
     bad = sorted([*found.bad, *undecodable])

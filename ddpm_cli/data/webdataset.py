@@ -84,17 +84,16 @@ def webdataset(
         )
     if num_classes is None:
         left_out[".cls"] += int(np.count_nonzero(labels != NO_LABEL))
-        labels, class_names = None, ()
+        labels = None
     else:
         _check_labels(labels, num_classes, index)
-        class_names = tuple(map(str, range(num_classes)))
     return ImageSet(
         TarReader(index, size, channels, workers=workers, skip_bad=on_bad == "skip", labels=labels, reading=how),
         name,
         flip=flip,
         left_out=kinds_text(+left_out),
         labels=labels,
-        class_names=class_names,
+        class_names=tuple(map(str, range(num_classes or 0))),
         blocks=Blocks(index.starts, window),
         checksums=checksums,
     )

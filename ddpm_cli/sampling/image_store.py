@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_cli.config.compare import differences
+from ddpm_cli.config.compare import all_differences
 from ddpm_cli.config.errors import shown
 from ddpm_cli.io import durable, lock, plain_files
 from ddpm_cli.io.own_output import FINISHED_FILE, SAMPLED
@@ -277,7 +277,7 @@ def _identity_in(file: Path) -> dict | None:
 
 
 def _check_same(what: str, kept: dict, identity: dict, advice: str) -> None:
-    changed = differences(kept, json.loads(json.dumps(identity)))
+    changed = all_differences(kept, json.loads(json.dumps(identity)))
     if changed:
         listed = "".join(f"\n  {line}" for line in changed)
         raise ValueError(f"{what} of another configuration:{listed}\n  {advice}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from ddpm_cli.config.compare import differences
+from ddpm_cli.config.compare import all_differences
 from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.sample_options import SampleOptions
@@ -80,7 +80,7 @@ def _sample(task: _Task, held: ExitStack) -> Path:
     options = task.options
     pretrained, loop = _agreed(world, lambda: _prepare(task, compute, selection))
     decisive = identity(pretrained, loop, options)
-    differing = world.first("; ".join(differences(world.broadcast(decisive), decisive)) or None)
+    differing = world.first("; ".join(all_differences(world.broadcast(decisive), decisive)) or None)
     if differing is not None:
         raise ConfigError(f"not every process would draw what the first does: {differing}")
     channels, height, width = pretrained.image_shape
