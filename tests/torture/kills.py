@@ -1,5 +1,6 @@
 """A run that is killed, or asked to stop, at random moments, again and again until it is done; and two at once."""
 
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -121,7 +122,12 @@ def chains(place: Path, wanted: Callable[[], bool]) -> Iterator[tuple[int, Path]
 
 
 def signalled(process: Process, number: int, seconds: float) -> bool:
-    """Send the process group a signal after so many seconds; False if the process had ended by then."""
+    """Send the process group a signal after so many seconds; False if the process had ended by then.
+
+    Counted from when it answers that signal, which it does first of all, but later on a machine that is busy.
+    """
+    while number != signal.SIGKILL and process.poll() is None and not _answers(process.pid, number):
+        time.sleep(0.001)
     until = time.monotonic() + seconds
     while time.monotonic() < until and process.poll() is None:
         time.sleep(min(0.002, max(0.0, until - time.monotonic())))
@@ -129,6 +135,12 @@ def signalled(process: Process, number: int, seconds: float) -> bool:
         return False
     process.kill(number)
     return True
+
+
+def _answers(pid: int, number: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    (caught,) = re.findall(r"^SigCgt:\s*(\w+)", status, re.MULTILINE) or ["0"]
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def check_finished(process: Process, place: Path, reference: Reference, failures: list[str], what: str) -> None:
