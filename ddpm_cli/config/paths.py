@@ -39,6 +39,8 @@ def seen_from(directory: str | None, config: dict[str, Any], changes: Collection
     data = config.get("data")
     if not isinstance(data, dict) or data.get("_target_") not in shipped_targets()["data"]:
         return config
+    if directory is not None and os.path.realpath(directory) == os.path.realpath(os.curdir):
+        return config  # as they are: what is saved is what a run that was never stopped saves
     found = dict(data)
     for option in _OF_DATA:
         path = data.get(option)

@@ -1,6 +1,7 @@
 """Data that is exchanged under a run: other data is refused by name, and a damaged cache is not trained on."""
 
 import hashlib
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import webdataset as wds
 from PIL import Image
 
 from ddpm_cli.data.folder import folder
+from ddpm_cli.io import run_dir
 from torture.reference import LAST, NAME, Reference
 from torture.trials import RUN, Row, Setting, command, noting, run_directories
 
@@ -72,9 +74,17 @@ def _prepare(place: Path, name: str) -> _Prepared:
     process = command("train", arguments, half)
     assert process.wait() == 0, process.said()
     shutil.rmtree(half / "cache")
+    _forget_where_it_was_begun(run_directories(half, NAME)[0] / run_dir.RUN_FILE)
     shutil.copytree(half, whole)
     assert _resume(whole)[0] == 0, "an undisturbed run cannot be resumed"
     return _Prepared(half, Reference(run_directories(whole, NAME)[0]))
+
+
+def _forget_where_it_was_begun(file: Path) -> None:
+    """Copies of run and data stand for a run whose data was exchanged: their relative paths mean their own data."""
+    identity = json.loads(file.read_text(encoding="utf-8"))
+    del identity["begun_in"]
+    file.write_text(json.dumps(identity), encoding="utf-8")
 
 
 def _make_data(place: Path, name: str, seed: int) -> None:

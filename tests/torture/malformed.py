@@ -295,11 +295,10 @@ CONTRADICTIONS = {
         Mistake(("sampler=ddim", "sampler.variance=fixed_small"), "sampler.variance"),
         _of("sampler.variance=fixed_small", "sampler.variance"),
         Mistake(("mode=inpaint", "sampler.steps=20"), "image"),
-        Mistake(("mode=interpolate", "sampler=ddpm"), "sampler"),
         Mistake(("mode=generate", "seeds=[0,1]"), "seeds"),
         _of("classes=[0]"),
         Mistake(("guidance.scale=1", "guidance.rescale=0.5"), "rescale"),
-        _of("hydra.run.dir=x", "no effect"),
+        Mistake(("hydra.run.dir=x", "out=y"), "out"),
         _of("resume=x"),
     ],
 }

@@ -178,7 +178,7 @@ FINE = {
         *("seed=7", "output_dir=elsewhere", "name=fine", "resume=null", "trust=[]", "model.base_channels=16"),
         *("optimizer=adam", "optimizer.lr=3e-4", "ema=none", "prediction=eps", "weighting=uniform"),
         *("variance=fixed_large", "sampler=ddim", "schedule=cosine", "data=digits", "experiment=quickstart"),
-        *("sampler.steps=20", "sampler.eta=0.5", "data.flip=true", "model.dropout=0.1", "trainer.grad_clip=null"),
+        *("sampler.steps=20", "data.flip=true", "model.dropout=0.1", "trainer.grad_clip=null"),
         *("loss=simple", "timestep_sampler=stratified", "sampler.spacing=trailing", "trainer.label_dropout=null"),
     ],
     "sample": [
