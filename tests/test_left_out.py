@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import TINY_RUN, only, sample, train
-from pictures import smooth
+from pictures import add_to_tar, smooth
 from PIL import Image
 
 from ddpm_cli.config.errors import ConfigError
@@ -124,20 +124,13 @@ def test_links_that_lead_out_are_followed_on_demand(follow, pictures, read, tmp_
 
 
 def test_members_of_tar_files_are_counted(tmp_path, rng):
-    def add(tar: tarfile.TarFile, name: str, content: bytes = b"", **more) -> None:
-        info = tarfile.TarInfo(name)
-        info.size = len(content)
-        for key, value in more.items():
-            setattr(info, key, value)
-        tar.addfile(info, io.BytesIO(content))
-
     png = io.BytesIO()
     smooth(rng, 8, 8).save(png, "PNG")
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for name in ("1.png", "1.jpg", "1.json", "1.cls", "2.tif", "2.cls", "3.PNG", "README", ".x.png"):
-            add(tar, name, b"1" if name.endswith("cls") else png.getvalue())
-        add(tar, "4.png", type=tarfile.SYMTYPE, linkname="1.png")
-        add(tar, "below", type=tarfile.DIRTYPE)
+            add_to_tar(tar, name, b"1" if name.endswith("cls") else png.getvalue())
+        add_to_tar(tar, "4.png", type=tarfile.SYMTYPE, linkname="1.png")
+        add_to_tar(tar, "below", type=tarfile.DIRTYPE)
     options = {"image_size": 8, "workers": 0, "cache_dir": str(tmp_path / "cache"), "extensions": ["png", "jpg"]}
     for _ in range(2):  # the second time out of the cache
         images = webdataset(str(tmp_path), **options)

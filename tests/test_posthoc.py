@@ -25,7 +25,7 @@ from ddpm_cli.ema import posthoc
 from ddpm_cli.ema.ema import EMA
 from ddpm_cli.ema.posthoc import LONGEST, check_length, coefficients, exponent, inner_product, newest_weight
 from ddpm_cli.io import run_dir as run_directory
-from ddpm_cli.training.run import check_space
+from ddpm_cli.training.checks import check_space
 from ddpm_cli.training.train_state import capture
 
 KEPT = (0.05, 0.10)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import webdataset as wds
 from commands import TINY, assert_one_message, only, start, train
-from pictures import smooth
+from pictures import add_to_tar, smooth
 from safetensors.numpy import load_file
 
 from ddpm_cli.data import decoding_memory, index_cache, tar_reader
@@ -72,16 +72,8 @@ def every(images: ImageSet) -> np.ndarray:
 def tar_of(path: Path, *members: tuple[str, bytes]) -> Path:
     with tarfile.open(path, "w") as tar:
         for name, content in members:
-            add(tar, name, content)
+            add_to_tar(tar, name, content)
     return path
-
-
-def add(tar: tarfile.TarFile, name: str, content: bytes = b"", **more) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    for key, value in more.items():
-        setattr(info, key, value)
-    tar.addfile(info, io.BytesIO(content))
 
 
 # What is in them ------------------------------------------------------------------------------------------------------
@@ -148,13 +140,13 @@ def test_what_is_no_plain_file_is_passed_over_and_nothing_is_unpacked(tmp_path, 
     monkeypatch.chdir(tmp_path)
     jpg = picture(rng, "jpg")
     with tarfile.open("x.tar", "w") as tar:
-        add(tar, "0.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd")
-        add(tar, "1.jpg", type=tarfile.LNKTYPE, linkname="3.jpg")
-        add(tar, "2.jpg", type=tarfile.CHRTYPE)
-        add(tar, "2a.jpg", type=tarfile.FIFOTYPE)
-        add(tar, "2b.jpg", type=tarfile.DIRTYPE)
-        add(tar, "../../3.jpg", jpg)
-        add(tar, "/4.jpg", jpg)
+        add_to_tar(tar, "0.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+        add_to_tar(tar, "1.jpg", type=tarfile.LNKTYPE, linkname="3.jpg")
+        add_to_tar(tar, "2.jpg", type=tarfile.CHRTYPE)
+        add_to_tar(tar, "2a.jpg", type=tarfile.FIFOTYPE)
+        add_to_tar(tar, "2b.jpg", type=tarfile.DIRTYPE)
+        add_to_tar(tar, "../../3.jpg", jpg)
+        add_to_tar(tar, "/4.jpg", jpg)
     before = sorted(tmp_path.rglob("*"))
     images = read("x.tar", cache_dir=str(tmp_path / "cache"))
     assert len(images) == 2

@@ -1,6 +1,5 @@
 """A run in its directory: the training loop with its metrics, previews and checkpoints, and the ways it may end."""
 
-import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,87 +12,34 @@ import yaml
 from torch import Tensor
 
 from ddpm_cli import checkpoint
-from ddpm_cli.checkpoint.metadata import parse
 from ddpm_cli.checkpoint.tensor_names import UNLOGGED
-from ddpm_cli.checkpoint.validate import check_config
 from ddpm_cli.config.errors import ConfigError
-from ddpm_cli.config.schema import targets_in
-from ddpm_cli.config.train_options import TrainOptions
-from ddpm_cli.config.unet_levels import levels_text
-from ddpm_cli.data.degenerate import degenerate
 from ddpm_cli.distributed.process_group import LostRankError
 from ddpm_cli.io import durable, run_dir
 from ddpm_cli.io.command_line import command, override
-from ddpm_cli.io.images import grid, save_png, to_uint8
-from ddpm_cli.io.run_identity import Place, identity_of
-from ddpm_cli.io.text import printable, size_text
+from ddpm_cli.io.images import to_uint8
+from ddpm_cli.io.run_identity import Place
+from ddpm_cli.io.text import printable
 from ddpm_cli.runtime.exit_codes import NON_FINITE, RunError, Stopped
 from ddpm_cli.runtime.logs import append, log
 from ddpm_cli.runtime.signals import Stop
 from ddpm_cli.sampling.loop import SamplingLoop
 from ddpm_cli.sampling.modes import Generate, SampleContext
 from ddpm_cli.training import ending
+from ddpm_cli.training.announcement import announce, origin, picture_data
 from ddpm_cli.training.build import Training
+from ddpm_cli.training.checks import describe
 from ddpm_cli.training.cut_back import cut_back
 from ddpm_cli.training.metrics import MetricsLogger
 from ddpm_cli.training.step_stats import Progress
 from ddpm_cli.training.train_state import capture
-from ddpm_cli.training.trainer import NonFiniteError, Trainer
+from ddpm_cli.training.trainer import NonFiniteError
 
 _RECORDS = {
     "metrics": run_dir.METRICS_FILE,
     "tensorboard": run_dir.TENSORBOARD,
     "previews": run_dir.PREVIEWS,
 }
-CLASSES_SHOWN = 20  # by name
-PICTURED = 64  # images in the picture of the data
-PICTURED_PIXELS = PICTURED * 256 * 256  # of larger images there are fewer in it
-
-
-def check_space(directory: Path, trainer: Trainer) -> None:
-    """Refuse to begin where the checkpoints that will be kept, and the one being written, have no room.
-
-    Raises:
-        OSError: saying how much there is and how much it takes.
-    """
-    config = trainer.config
-    size = checkpoint.size(trainer.ema.model.state_dict(), capture(trainer))  # sharded tensors know their full size
-    if trainer.step == 0:  # the optimizer will add two moments to every parameter
-        size += 2 * sum(p.numel() * p.element_size() for p in trainer.ddpm.parameters())
-    remaining = config.steps - trainer.step
-    saves = remaining // config.checkpoint_every + 1 if config.checkpoint_every > 0 else 1
-    kept = config.keep_last + (remaining // config.keep_every if config.keep_every > 0 else 0)
-    snapshot = sum(tensor.numel() * 4 for tensor in trainer.ema.snapshot().values())  # float32, all of them kept
-    needed = size * min(saves, kept + 1) + snapshot * saves
-    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise OSError(f"{existing} has {free / 1e6:,.0f} MB free, the run's checkpoints take {needed / 1e6:,.0f} MB")
-
-
-def check_readable(trainer: Trainer, options: TrainOptions) -> None:
-    """Find now, not after training, that the checkpoints could not be read again.
-
-    Raises:
-        ConfigError: for what `checkpoint.validate.check_config` refuses.
-        CheckpointError: for more text than a description may have.
-    """
-    description = _described(trainer, options)
-    again = parse(description.as_json(), Path("checkpoint.json"))
-    check_config(again.config, trust=frozenset(targets_in(description.config)))
-
-
-def _described(trainer: Trainer, options: TrainOptions) -> checkpoint.Metadata:
-    images = trainer.batches.images
-    return checkpoint.Metadata(
-        step=trainer.step,
-        image_shape=images.shape,
-        images=len(images),
-        config=asdict(options),
-        versions=checkpoint.versions(),
-        classes=tuple(images.class_names),
-        data=images.fingerprint or {},
-    )
 
 
 class TrainingRun:
@@ -137,8 +83,9 @@ class TrainingRun:
                     log.warning(warning)
                 self._begin_records()
                 begun = True
-                self._announce()
-                self._picture_data()
+                resumed = self.saved_step is not None
+                announce(self.trainer, self.options, self.directory, resumed=resumed)
+                picture_data(self.trainer, self.options, self.directory)
             with self._metrics_logger() as metrics:
                 self.stop.defer("saving after this step")
                 self._train(metrics)
@@ -214,7 +161,7 @@ class TrainingRun:
 
     def _begin_records(self) -> None:
         cut_back(self.directory, self.recorded_step, **_RECORDS)  # first: it may refuse them
-        text = "".join(f"# {line}\n" for line in self._origin())
+        text = "".join(f"# {line}\n" for line in origin(self.directory))
         text += yaml.safe_dump(asdict(self.options), sort_keys=False)
         durable.replace(self.directory / run_dir.CONFIG_FILE, text.encode())
         checkpoint.remove_snapshots(self.directory / run_dir.AVERAGES, after=self.first_step)
@@ -222,58 +169,6 @@ class TrainingRun:
         if skipped:
             listed = "".join(f"{line}\n" for line in skipped)
             durable.replace(self.directory / run_dir.SKIPPED_FILE, listed.encode())
-
-    def _picture_data(self) -> None:
-        """Keep the first images as the network sees them, and say what is wrong with them all."""
-        first = self.trainer.batches.first_images(PICTURED)
-        picture = self.directory / run_dir.DATA_FILE
-        if not picture.exists():
-            height, width = first.shape[2:]
-            save_png(grid(torch.from_numpy(first[: max(1, PICTURED_PIXELS // (height * width))])), picture)
-        for line in degenerate(self.trainer.batches.images, first, self.options.data):
-            log.warning(f"data     {line}")
-
-    def _origin(self) -> list[str]:
-        """What this run was forked from, and every option that is another."""
-        identity = identity_of(self.directory)
-        if identity is None or identity.forked_from is None:
-            return []
-        return [
-            f"forked from {printable(identity.forked_from)}",
-            *(f"  {printable(line)}" for line in identity.differs),
-        ]
-
-    def _announce(self) -> None:
-        trainer, images, config = self.trainer, self.trainer.batches.images, self.trainer.config
-        parameters = sum(p.numel() for p in trainer.ddpm.parameters())
-        epochs = config.steps * config.batch_size / len(images)
-        left_out = f"; left out: {images.left_out}" if images.left_out else ""
-        log.info(f"data     {images.name}: {len(images):,} images, {size_text(images.shape)}{left_out}")
-        if images.fingerprint is None:
-            log.warning("data     the set has no checksums of its images: resuming cannot tell them from others")
-        if images.labels is not None:
-            more = ["..."] if len(images.class_names) > CLASSES_SHOWN else []
-            numbered = [f"{number}: {name}" for number, name in enumerate(images.class_names[:CLASSES_SHOWN])]
-            log.info(f"classes  {', '.join([*numbered, *more])}")
-        for remark in images.remarks:
-            log.warning(remark)
-        if images.skipped:
-            log.warning(f"skipped  {len(images.skipped):,} bad images, listed in {run_dir.SKIPPED_FILE}")
-        network = self.options.model["_target_"].rpartition(".")[2]
-        described = [network, f"{parameters:,} parameters", levels_text(self.options.model)]
-        log.info(f"network  {', '.join(filter(None, described))}")
-        together = f", {trainer.world.size} processes" if trainer.world.size > 1 else ""
-        sharded = ", sharded" if config.fsdp else ""
-        compiled = ", compiled" if config.compiles(trainer.compute.device.type) else ""
-        log.info(f"device   {trainer.compute}{together}{sharded}{compiled}")
-        parts = f" in {config.micro_batches} parts" if config.micro_batches > 1 else ""
-        log.info(f"steps    {config.steps:,} of batch {config.batch_size}{parts} ({epochs:,.1f} epochs)")
-        log.info(f"run      {self.directory}")
-        if self.saved_step is not None:
-            log.info(f"resumed  at step {self.first_step:,}")
-        elif self.first_step > 0:
-            for line in self._origin():
-                log.info(line)
 
     def _check_place(self) -> None:
         """Raises RunError if the directory has been moved or removed: nothing is to be scattered over a disk."""
@@ -374,7 +269,7 @@ class TrainingRun:
         if metrics is not None:
             metrics.flush()
         directory = self.directory / run_dir.CHECKPOINTS
-        description = _described(trainer, self.options)
+        description = describe(trainer, self.options)
         if snapshot and trainer.ema.updates > 0:
             averages = self.directory / run_dir.AVERAGES
             checkpoint.save_snapshot(averages, snapshot, description, updates=trainer.ema.updates)

@@ -163,8 +163,8 @@ def _resume(
     directory: Path, checkpoint: Path | None, config: dict, invocation: Invocation, world: "World"
 ) -> "tuple[Training | None, list[str]]":
     """The run in `directory` where a checkpoint left it, None if it has done all its steps; and warnings."""
+    from ddpm_cli.training.checks import check_space
     from ddpm_cli.training.metrics import recorded_to
-    from ddpm_cli.training.run import check_space
 
     training, warnings = resume(directory, checkpoint, config, invocation, world)
     trainer = training.trainer
@@ -203,7 +203,7 @@ def _begin(
     held: ExitStack,
 ) -> Path:
     """The directory of a new run: `directory`, if one has been begun there that has saved nothing, or a new one."""
-    from ddpm_cli.training.run import check_readable, check_space
+    from ddpm_cli.training.checks import check_readable, check_space
 
     options = training.options
     with naming("the configuration"):

@@ -1,6 +1,7 @@
 """What all rows share: the setting of the trials, what a row says, and a command run in a forked process."""
 
 import contextlib
+import importlib
 import mmap
 import os
 import random
@@ -150,16 +151,11 @@ def command(program: str, arguments: list[str], place: Path, **options) -> Proce
 def preload() -> None:
     """Import what the commands import, once, and keep torch to one thread: threads do not survive a fork."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    import sklearn.datasets  # noqa: F401
-    import tensorboard.compat.proto.event_pb2  # noqa: F401
-    import torch
-    import torch._dynamo  # every optimizer does
-    import torch.utils.tensorboard
-
-    import ddpm_cli.sample
-    import ddpm_cli.train  # noqa: F401 - so that a forked command soon answers signals
-
-    torch.set_num_threads(1)
+    for name in ("sklearn.datasets", "tensorboard.compat.proto.event_pb2", "torch._dynamo", "torch.utils.tensorboard"):
+        importlib.import_module(name)
+    for name in ("ddpm_cli.sample", "ddpm_cli.train"):  # so that a forked command soon answers signals
+        importlib.import_module(name)
+    importlib.import_module("torch").set_num_threads(1)
 
 
 # A run of a second: every command line of the table starts from this.

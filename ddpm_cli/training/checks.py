@@ -1,0 +1,60 @@
+"""What is known before a run begins: whether its checkpoints will have room, and can be read again."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from ddpm_cli import checkpoint
+from ddpm_cli.checkpoint.metadata import parse
+from ddpm_cli.checkpoint.validate import check_config
+from ddpm_cli.config.schema import targets_in
+from ddpm_cli.config.train_options import TrainOptions
+from ddpm_cli.training.train_state import capture
+from ddpm_cli.training.trainer import Trainer
+
+
+def check_space(directory: Path, trainer: Trainer) -> None:
+    """Refuse to begin where the checkpoints that will be kept, and the one being written, have no room.
+
+    Raises:
+        OSError: saying how much there is and how much it takes.
+    """
+    config = trainer.config
+    size = checkpoint.size(trainer.ema.model.state_dict(), capture(trainer))  # sharded tensors know their full size
+    if trainer.step == 0:  # the optimizer will add two moments to every parameter
+        size += 2 * sum(p.numel() * p.element_size() for p in trainer.ddpm.parameters())
+    remaining = config.steps - trainer.step
+    saves = remaining // config.checkpoint_every + 1 if config.checkpoint_every > 0 else 1
+    kept = config.keep_last + (remaining // config.keep_every if config.keep_every > 0 else 0)
+    snapshot = sum(tensor.numel() * 4 for tensor in trainer.ema.snapshot().values())  # float32, all of them kept
+    needed = size * min(saves, kept + 1) + snapshot * saves
+    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OSError(f"{existing} has {free / 1e6:,.0f} MB free, the run's checkpoints take {needed / 1e6:,.0f} MB")
+
+
+def check_readable(trainer: Trainer, options: TrainOptions) -> None:
+    """Find now, not after training, that the checkpoints could not be read again.
+
+    Raises:
+        ConfigError: for what `checkpoint.validate.check_config` refuses.
+        CheckpointError: for more text than a description may have.
+    """
+    description = describe(trainer, options)
+    again = parse(description.as_json(), Path("checkpoint.json"))
+    check_config(again.config, trust=frozenset(targets_in(description.config)))
+
+
+def describe(trainer: Trainer, options: TrainOptions) -> checkpoint.Metadata:
+    """What a checkpoint saved now says beside its tensors."""
+    images = trainer.batches.images
+    return checkpoint.Metadata(
+        step=trainer.step,
+        image_shape=images.shape,
+        images=len(images),
+        config=asdict(options),
+        versions=checkpoint.versions(),
+        classes=tuple(images.class_names),
+        data=images.fingerprint or {},
+    )
