@@ -172,7 +172,7 @@ def kinds() -> Iterator[Kind]:
     for name, values, says in DESCRIPTIONS:
         yield Kind(name, _described(values), says)
     for depth in (9, 950, 100_000):  # Python's parser gives up at a thousand; other code may before
-        yield Kind(f"nested {depth} deep", _deep(depth), "its description cannot be|nested too deep|longer than")
+        yield Kind(f"nested {depth} deep", _deep(depth), "its description cannot be|nested too deep|larger|longer")
     yield Kind("a key twice, the hostile one last", _twice(before="prediction"), NOT_LISTED)
     yield Kind("a key twice, the hostile one first", _twice(before="schedule"), NOT_LISTED, ALL)
     yield Kind("a giant in checkpoint.json alone", _in_one_file({"model.base_channels": 512}), MISFIT, "sample")
