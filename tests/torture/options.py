@@ -70,9 +70,8 @@ LISTS = {
         "optimizer.betas",
         "ema.decays",
         "ema.posthoc",
-        "trust",
     ],
-    "sample": ["trust", "guidance.interval", "seeds"],
+    "sample": ["guidance.interval", "seeds"],
 }
 NULLABLE = {
     "train": ["name", "trainer.grad_clip", "trainer.label_dropout", "data.num_classes", "model.num_classes"],
@@ -187,7 +186,7 @@ FINE = {
         *("mode=generate", "threshold=dynamic", "guidance.scale=1.0", "sampler.spacing=trailing", "compile=auto"),
     ],
     "resume": [
-        *("trainer.steps=9", "trainer.log_every=5", "trainer.preview_every=0", "trainer.device=cpu"),
+        *("trainer.checkpoint_every=7", "trainer.log_every=5", "trainer.preview_every=0", "trainer.device=cpu"),
         *("name=other", "output_dir=elsewhere", "++trainer.keep_last=1", "trust=[]"),
     ],
 }
