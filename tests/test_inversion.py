@@ -5,8 +5,9 @@ import torch
 from gaussian import Gaussian
 from torch import Tensor
 
-from ddpm_cli.diffusion.denoiser import Denoised
-from ddpm_cli.diffusion.inversion import invert
+from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
+from ddpm_cli.diffusion.inversion import both_ways, invert, outset
+from ddpm_cli.diffusion.prediction import X0, Epsilon, Velocity, noise_of
 from ddpm_cli.diffusion.samplers import DDIM
 from ddpm_cli.diffusion.schedule import NoiseSchedule, cosine, linear
 from ddpm_cli.diffusion.spacing import SPACINGS
@@ -67,3 +68,82 @@ def test_the_walk_is_ddims_walk_backwards(spacing: str):
 def test_too_many_steps_are_refused():
     with pytest.raises(ValueError, match="schedule's 20 timesteps, got 21"):
         DDIM(steps=21).times(linear(20))
+
+
+# Networks that predict x_0 -------------------------------------------------------------------------------------------
+
+
+def off(schedule: NoiseSchedule, error: Tensor | float) -> Denoiser:
+    """Exact for DATA but for an x_0 that is off by `error` at every t, as that of a network which predicts it."""
+    exact = DATA.denoiser(schedule)
+
+    def denoise(x: Tensor, t: int) -> Denoised:
+        alpha, sigma, _ = schedule.points([t])[0]
+        x_0 = exact(x, t).x_0 + error
+        return Denoised(x_0, noise_of(x_0, x, torch.tensor(alpha), torch.tensor(sigma)))
+
+    return denoise
+
+
+def round_trip(denoise: Denoiser, schedule: NoiseSchedule, x_0: Tensor, **options) -> tuple[Tensor, Tensor]:
+    """The noise, and what comes back."""
+    ddim = DDIM(steps=50)
+    times = ddim.times(schedule)
+    (*up, noise), ask = both_ways(denoise, schedule, times, x_0, **options)
+    assert len(up) == 49
+    *_, back = ddim.solve(ask, schedule, times, noise, torch.empty)
+    return noise, back
+
+
+@pytest.mark.parametrize(
+    "schedule", [linear(), cosine(), linear(zero_terminal_snr=True)], ids=["linear", "cosine", "0"]
+)
+def test_a_network_that_is_off_in_x_0_finds_noise_and_the_way_back(schedule: NoiseSchedule):
+    x_0 = images()
+    error = 0.1 * torch.randn(x_0.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    denoise, ddim = off(schedule, error), DDIM(steps=50)
+    *_, explicit = invert(denoise, schedule, ddim.times(schedule), x_0)
+    *_, lost = ddim.solve(denoise, schedule, ddim.times(schedule), explicit, torch.empty)
+    noise, back = round_trip(denoise, schedule, x_0, prediction=X0())
+    assert 0.8 < noise.std() < 1.25 < 1.8 < explicit.std()
+    assert distance(back, x_0) < 0.02 < 0.3 < distance(lost, x_0)
+
+
+def test_steps_that_ddims_undo_bring_an_image_back_in_few():
+    schedule, x_0 = linear(), images()
+    denoise = DATA.denoiser(schedule)
+    (_, explicit), (noise, implicit) = (
+        round_trip(denoise, schedule, x_0, prediction=prediction) for prediction in (Epsilon(), X0())
+    )
+    assert distance(implicit, x_0) < distance(explicit, x_0) / 3
+    assert noise.std().item() == pytest.approx(1, abs=0.1)
+
+
+def test_the_way_begins_where_sigma_exceeds_the_error_in_x_0():
+    schedule, x_0 = cosine(), torch.zeros(4, 1, 1, 3, dtype=torch.float64)
+    error = torch.tensor([1e-4, 0.05, 0.2, 1e6], dtype=torch.float64).reshape(4, 1, 1, 1)
+    times = list(range(999, -1, -1))
+    begin = outset(lambda x, _: Denoised(error.expand_as(x), x), schedule, times, x_0).tolist()
+    assert begin[0] == 0 < begin[1] < begin[2] < begin[3] == 999
+    for t, e in zip(begin[1:3], (0.05, 0.2), strict=True):
+        over = [sigma / alpha / e for alpha, sigma, _ in schedule.points([t, t - 1])]
+        assert over[0] >= 1.5 > over[1]
+
+
+def test_an_image_finds_the_same_noise_and_way_back_in_every_batch():
+    schedule, x_0 = cosine(), images(4)
+    error = torch.tensor([0.01, 0.05, 0.1, 0.3], dtype=torch.float64).reshape(4, 1, 1, 1)
+    together = round_trip(off(schedule, error), schedule, x_0, prediction=X0())
+    alone = [round_trip(off(schedule, error[i : i + 1]), schedule, x_0[i : i + 1], prediction=X0()) for i in range(4)]
+    for whole, *parts in zip(together, *alone, strict=True):
+        assert torch.equal(whole, torch.cat(parts))
+
+
+@pytest.mark.parametrize("prediction", [Epsilon(), Velocity()])
+def test_a_network_that_predicts_eps_or_v_is_asked_as_ddim_is(prediction: Epsilon | Velocity):
+    schedule, x_0 = cosine(), images(5)
+    denoise, times = off(schedule, 0.1), DDIM(steps=50).times(schedule)
+    *_, inverted = invert(denoise, schedule, times, x_0)
+    noise, back = round_trip(denoise, schedule, x_0, prediction=prediction)
+    assert torch.equal(noise, inverted)
+    assert torch.equal(back, [*DDIM(steps=50).solve(denoise, schedule, times, inverted, torch.empty)][-1])

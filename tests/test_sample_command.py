@@ -244,11 +244,13 @@ def test_a_picture_is_reconstructed(given: Path, labelled: Path, sample_here, tm
 
 
 @pytest.mark.slow
-def test_the_default_prediction_and_schedule_bring_a_picture_back(tmp_path: Path):
-    """eps divided by alpha says nothing of x_0 at the last t of the cosine schedule, where alpha is 5e-5."""
+@pytest.mark.parametrize(("prediction", "steps"), [("eps", 100), ("x0", 400)])
+def test_a_network_of_minutes_brings_a_picture_back(prediction: str, steps: int, tmp_path: Path):
+    """Of eps, x_0 says nothing at the last t of the cosine schedule, where alpha is 5e-5; of x_0, eps at the first."""
     network = ["data.image_size=8", "model.base_channels=16", "model.channel_mults=[1,2]", "model.norm_groups=8"]
-    of_minutes = ["trainer.steps=100", "trainer.batch_size=32", "trainer.warmup_steps=10", "trainer.preview_every=0"]
-    done = train(*network, "model.attention_resolutions=[4]", *of_minutes, "optimizer.lr=2e-3", cwd=tmp_path)
+    of_minutes = [f"trainer.steps={steps}", "trainer.batch_size=32", "trainer.warmup_steps=10"]
+    of_minutes += ["trainer.preview_every=0", "optimizer.lr=2e-3", f"prediction={prediction}"]
+    done = train(*network, "model.attention_resolutions=[4]", *of_minutes, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "outputs" / "digits").iterdir()
     pixels = np.asarray(digits(image_size=8).pixels)[:8, 0]

@@ -72,6 +72,7 @@ def _plan(pretrained: "Pretrained", compute: "Compute", options: SampleOptions) 
         classes=len(_classes(pretrained, options)),
         seed=options.seed,
         device=compute.device,
+        prediction=pretrained.ddpm.prediction,
     )
     with naming(f"mode={option_called(options.mode)}"):
         return mode.plan(context)

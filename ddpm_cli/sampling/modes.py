@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoiser
-from ddpm_cli.diffusion.inversion import invert
+from ddpm_cli.diffusion.inversion import both_ways
+from ddpm_cli.diffusion.prediction import Epsilon, Prediction
 from ddpm_cli.diffusion.repaint import RePaint
 from ddpm_cli.diffusion.samplers import DDIM, Ancestral, Sampler
 from ddpm_cli.diffusion.schedule import NoiseSchedule, expand_t
@@ -37,6 +38,7 @@ class SampleContext(NamedTuple):
     classes: int  # asked for; 0: none
     seed: int
     device: torch.device
+    prediction: Prediction = Epsilon()
 
     def noise(self, indices: range, seed: int | None = None) -> ImageNoise:
         """Source of the noise of these images."""
@@ -215,9 +217,10 @@ class Reconstruct:
 
         def walk(denoise: Denoiser, indices: range) -> Iterator[Tensor]:
             x = _of_rows(given, context, indices)
-            for x in invert(denoise, schedule, times, x):  # noqa: B020 - the last one is where the way back begins
+            up, back = both_ways(denoise, schedule, times, x, prediction=context.prediction)
+            for x in up:  # the last one is where the way back begins
                 yield x
-            yield from sampler.solve(denoise, schedule, times, x, _no_noise)
+            yield from sampler.solve(back, schedule, times, x, _no_noise)
 
         return Plan(len(given), 1, 2 * len(times), walk, given[:, None], by_seed=False)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ddpm_cli.data.datasets import digits
 from ddpm_cli.diffusion import schedule
 from ddpm_cli.diffusion.ddpm import DDPM
-from ddpm_cli.diffusion.inversion import invert
+from ddpm_cli.diffusion.inversion import both_ways
 from ddpm_cli.diffusion.samplers import DDIM, Ancestral, DPMSolverPP2M, DPMSolverPP2MSDE, Sampler
 from ddpm_cli.io.images import from_uint8
 from ddpm_cli.runtime.seeds import ImageNoise
@@ -29,7 +29,7 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 Variant = tuple[str, str]
-Scores = tuple[float, list[int]]  # PSNR of the round trip, speckled samples by sampler
+Scores = tuple[float, float, list[int]]  # PSNR of the round trip, x_T's deviation, speckled by sampler
 
 
 def table(*, jobs: int, steps: int) -> list[str]:
@@ -37,13 +37,15 @@ def table(*, jobs: int, steps: int) -> list[str]:
     context, limit = get_context("spawn"), {"initializer": torch.set_num_threads, "initargs": (1,)}
     with ProcessPoolExecutor(jobs, context, **limit) as pool:
         scores = dict(zip(variants, pool.map(scored, variants, itertools.repeat(marks)), strict=True))
+    columns = ["prediction", "schedule", "round trip, dB", "deviation", *(f"speckled: {name}" for name in SAMPLERS)]
     return [
         f"After {marks[0]} and after {marks[1]} steps of batch 64 on digits of 8 x 8. Round trip: PSNR of {INVERTED} "
-        f"digits after mode=reconstruct, 50 steps each way. Speckled: of {SAMPLES} samples from the same noise, those "
-        "rougher (root mean square of the discrete Laplacian) than 99.9 % of the digits are.",
+        "digits after mode=reconstruct, 50 steps each way. Deviation: the standard deviation of x_T between them; that "
+        f"of noise is 1. Speckled: of {SAMPLES} samples from the same noise, those rougher (root mean square of the "
+        "discrete Laplacian) than 99.9 % of the digits are.",
         "",
-        f"| prediction | schedule | round trip, dB | {' | '.join(f'speckled: {name}' for name in SAMPLERS)} |",
-        f"| --- | --- | --- |{' --- |' * len(SAMPLERS)}",
+        f"| {' | '.join(columns)} |",
+        f"|{' --- |' * len(columns)}",
         *(_row(variant, scores[variant]) for variant in variants),
     ]
 
@@ -52,18 +54,19 @@ def scored(variant: Variant, marks: list[int]) -> list[Scores]:
     predicted, scheduled = variant
     options = {"prediction": PREDICTIONS[predicted](), "schedule": getattr(schedule, scheduled)()}
     return [
-        (round_trip(ddpm), [speckled(ddpm, sampler) for sampler in SAMPLERS.values()])
+        (*round_trip(ddpm), [speckled(ddpm, sampler) for sampler in SAMPLERS.values()])
         for ddpm in trained(marks, **options)
     ]
 
 
-def round_trip(ddpm: DDPM) -> float:
-    """PSNR in dB of digits that were taken to noise and back, as mode=reconstruct does it."""
-    x_0, ddim, denoise = data()[:INVERTED], DDIM(steps=50), ddpm.denoiser()
-    times = ddim.times(ddpm.schedule)
-    *_, inverted = ddpm.reverse_process(invert(denoise, ddpm.schedule, times, x_0))
-    *_, back = ddpm.reverse_process(ddim.solve(denoise, ddpm.schedule, times, inverted, torch.empty))
-    return (10 * torch.log10(4 / (back.clamp(-1, 1) - x_0).square().mean())).item()
+def round_trip(ddpm: DDPM) -> tuple[float, float]:
+    """PSNR in dB of digits that were taken to noise and back as by mode=reconstruct, and that noise's deviation."""
+    x_0, ddim = data()[:INVERTED], DDIM(steps=50)
+    with torch.no_grad(), ddpm.evaluating():
+        times = ddim.times(ddpm.schedule)
+        (*_, noise), ask = both_ways(ddpm.denoiser(), ddpm.schedule, times, x_0, prediction=ddpm.prediction)
+        *_, back = ddim.solve(ask, ddpm.schedule, times, noise, torch.empty)
+    return (10 * torch.log10(4 / (back.clamp(-1, 1) - x_0).square().mean())).item(), noise.std().item()
 
 
 def speckled(ddpm: DDPM, sampler: Sampler) -> int:
@@ -85,6 +88,7 @@ def data() -> Tensor:
 
 
 def _row(variant: Variant, scores: list[Scores]) -> str:
-    trips = ", ".join(f"{trip:.1f}" for trip, _ in scores)
-    counts = zip(*(counts for _, counts in scores), strict=True)
-    return f"| {' | '.join(variant)} | {trips} | {' | '.join(', '.join(map(str, count)) for count in counts)} |"
+    trips = ", ".join(f"{trip:.1f}" for trip, _, _ in scores)
+    deviations = ", ".join(f"{deviation:.2f}" for _, deviation, _ in scores)
+    counts = zip(*(counts for _, _, counts in scores), strict=True)
+    return f"| {' | '.join([*variant, trips, deviations, *(', '.join(map(str, count)) for count in counts)])} |"
