@@ -1,5 +1,9 @@
 """The levels of a U-Net at another image size than its YAML file's: the rule, and that such networks are built."""
 
+import json
+import re
+
+import numpy as np
 import pytest
 import torch
 from commands import assert_one_message, train
@@ -7,8 +11,9 @@ from omegaconf import OmegaConf
 
 from ddpm_cli import UNet
 from ddpm_cli.cli.resolvers import register_resolvers
+from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.config.shipped import configs_directory
-from ddpm_cli.config.unet_levels import levels_text
+from ddpm_cli.config.unet_levels import attention_resolutions, channel_mults, levels_text
 
 SIZES = {
     ("unet_64", 64): ([1, 2, 2, 4], [16, 8]),
@@ -48,15 +53,54 @@ def test_levels_follow_the_image_size_and_make_a_network(model: str, image_size:
         UNet(**found)  # which refuses what does not fit
 
 
-@pytest.mark.parametrize("image_size", [99, 130, 198, "x", None, 0, [64], [64, "x"], (1080, 1920)])
-def test_where_nothing_follows_the_files_own_values_stand(image_size: object):
+@pytest.mark.parametrize("image_size", ["x", None, 0, -64, [64], [64, "x"], [64, 64, 3]])
+def test_where_there_is_no_size_the_files_own_values_stand(image_size: object):
     found = options("unet_64", image_size)
     assert (found["channel_mults"], found["attention_resolutions"]) == ([1, 2, 2, 4], [16, 8])
 
 
-def test_the_message_says_which_sizes_would_do(tmp_path):
-    done = train("experiment=folder_64", "data.path=.", "data.image_size=99", cwd=tmp_path)
-    assert_one_message(done, "train", "model: image_size 99 cannot be halved 3 times, .*; 96 or 104 would do")
+REFUSED = {
+    99: "can be halved 0 times, to 99 x 99 pixels: too few levels; 96 or 100 would do",
+    130: "can be halved 1 times, to 65 x 65 pixels: too few levels; 128 or 132 would do",
+    101: "100 or 104 would do",
+    198: "196 or 200 would do",
+    1000: "992 or 1008 would do",
+    5000: "4992 or 5120 would do",
+    (63, 65): r"\[62,64\] or \[64,68\] would do",
+    (64, 99): r"\[64,96\] or \[64,100\] would do",
+    (480, 854): r"\[480,848\] or \[480,856\] would do",
+    (1080, 1920): r"to 135 x 240 pixels: too few levels; \[1056,1920\] or \[1088,1920\] would do",
+}
+
+
+@pytest.mark.parametrize("image_size", REFUSED, ids=str)
+def test_a_size_that_nothing_follows_for_is_refused_with_the_next_ones(image_size: int | tuple[int, int]):
+    with pytest.raises(ConfigError, match=REFUSED[image_size]):
+        channel_mults(image_size, 8, [1, 2, 2, 4])
+
+
+@pytest.mark.parametrize(("coarsest", "mults", "attended"), [(8, [1, 2, 2, 4], [16, 8]), (7, [1, 2, 2], [14])])
+def test_every_size_has_levels_or_names_two_that_have(coarsest: int, mults: list[int], attended: list[int]):
+    for image_size in [*range(1, 300), (1080, 1920), (2160, 3840), (97, 1024), 719, 4099]:
+        try:
+            sizes = [(image_size, channel_mults(image_size, coarsest, mults))]
+        except ConfigError as error:
+            (found,) = re.findall(r"(\[?[\d,]+\]?) or (\[?[\d,]+\]?) would do", str(error))
+            below, above = map(json.loads, found)
+            assert min(np.ravel(image_size) - np.ravel(below)) >= 0 <= min(np.ravel(above) - np.ravel(image_size))
+            sizes = [(size, channel_mults(size, coarsest, mults)) for size in (below, above)]
+        for size, found in sizes:
+            assert not (np.ravel(size) % 2 ** (len(found) - 1)).any()
+            levels = {min(np.ravel(size)) >> level for level in range(len(found))}
+            assert set(attention_resolutions(size, coarsest, attended)) <= levels
+            assert min(levels) < 64
+
+
+def test_the_message_names_the_key_and_the_sizes(tmp_path):
+    done = train("experiment=folder_64", "data.path=.", "data.image_size=[1080,1920]", cwd=tmp_path)
+    assert_one_message(
+        done, "train", r"data.image_size: \[1080,1920\] can .*; \[1056,1920\] or \[1088,1920\] would do, or "
+    )
 
 
 def test_the_log_says_which_levels_there_are():

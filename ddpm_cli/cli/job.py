@@ -1,8 +1,8 @@
 """One run, as Hydra calls it: in this process, or in a worker process to which a launcher has sent it."""
 
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_cli.cli.arguments import key_of
 from ddpm_cli.cli.gpu_lock import pin
@@ -143,10 +144,11 @@ class Job:
         if fork is not None:
             # Of a new run they are never those of the old one.
             changes = expanded({key: cfg.get(key) for key in ("name", "output_dir")}) | changes
-        if fork is not None or names_a_run:  # that run has a configuration of its own
-            chosen = _chosen(changes, cfg)
-        else:
-            config = _checked(cfg, self.target, spelt)
+        with _as_resolvers_say():
+            if fork is not None or names_a_run:  # that run has a configuration of its own
+                chosen = _chosen(changes, cfg)
+            else:
+                config = _checked(cfg, self.target, spelt)
         openmp.prepare()
         call = Invocation(resume, changes, sweep_directory, fork, chosen, spelt, self.run_directory.path)
         work = partial(self.work, config, call)
@@ -203,3 +205,15 @@ def _checked(cfg: DictConfig, target: str, spelt: dict[str, str]) -> dict:
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     return expanded(check(config, target, groups=runtime.choices, spelt=spelt))
+
+
+@contextmanager
+def _as_resolvers_say() -> Iterator[None]:
+    """Raises what a resolver of ours has refused, which OmegaConf has made an error of its own of, and again."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ConfigError):
+            cause = cause.__cause__ or cause.__context__
+        raise cause or error from None

@@ -7,11 +7,13 @@
     attention   at the same levels, counted from the coarsest, where the shorter side is below 64 pixels
 
 At the size of the file this gives what is written in it. Nothing follows for a size of which odd sides allow less than
-half of the halvings, or leave 64 pixels or more at the coarsest level, where attention sees every pixel at once: the
-file's own values stand, and `UNet` says what would do.
+half of the halvings, or leave 64 pixels or more at the coarsest level, where attention sees every pixel at once: such a
+size is refused with the next ones that would do.
 """
 
 from collections.abc import Sequence
+
+from ddpm_cli.config.errors import ConfigError
 
 MOST_ATTENDED = 64  # pixels of the shorter side from which on attention takes too much
 
@@ -23,17 +25,26 @@ def channel_mults(image_size: object, coarsest: int, mults: Sequence[int]) -> li
         image_size: of one side, or [height, width], in pixels; anything else is left to be refused by who takes it.
         coarsest: the shorter side at the coarsest level of the file.
         mults: of the file.
+
+    Raises:
+        ConfigError: for a size that nothing follows for; names the next ones that something does.
     """
-    levels = _shorter_sides(image_size, coarsest)
+    sides = _sides(image_size)
+    if sides is None:
+        return list(mults)
+    levels = _shorter_sides(sides, coarsest)
+    if not levels:
+        raise ConfigError(_refusal(sides, coarsest))
     more = len(levels) - len(mults)
-    if not levels or more == 0:
+    if more == 0:
         return list(mults)
     return [mults[0]] * more + list(mults) if more > 0 else [mults[0], *mults[1 - more :]]
 
 
 def attention_resolutions(image_size: object, coarsest: int, resolutions: Sequence[int]) -> list[int]:
     """The levels with self-attention, by their shorter side; arguments as of `channel_mults`."""
-    levels = _shorter_sides(image_size, coarsest)
+    sides = _sides(image_size)
+    levels = _shorter_sides(sides, coarsest) if sides is not None else []
     if not levels:
         return list(resolutions)
     places = [(resolution // coarsest).bit_length() - 1 for resolution in resolutions]  # from the coarsest on
@@ -51,18 +62,47 @@ def levels_text(model: dict) -> str:
     return f"levels of {levels} pixels" + (f", attention at {', '.join(map(str, attended))}" if attended else "")
 
 
-def _shorter_sides(image_size: object, coarsest: int) -> list[int]:
+def _shorter_sides(sides: tuple[int, int], coarsest: int) -> list[int]:
     """Of each level; none where nothing follows."""
-    sides = _sides(image_size)
-    if sides is None:
-        return []
+    found = _halved(sides, coarsest)
+    wanted = (found[0] // coarsest).bit_length() - 1  # halvings, were the sides a power of 2
+    return found if found[-1] < MOST_ATTENDED and 2 * (len(found) - 1) >= wanted else []
+
+
+def _halved(sides: tuple[int, int], coarsest: int) -> list[int]:
+    """The shorter side of each level, as deep as it goes."""
     height, width = sides
-    found = [min(height, width)]
+    found = [min(sides)]
     while height % 2 == 0 and width % 2 == 0 and found[-1] // 2 >= coarsest:
         height, width = height // 2, width // 2
         found.append(min(height, width))
-    wanted = (found[0] // coarsest).bit_length() - 1  # halvings, were the sides a power of 2
-    return found if found[-1] < MOST_ATTENDED and 2 * (len(found) - 1) >= wanted else []
+    return found
+
+
+def _refusal(sides: tuple[int, int], coarsest: int) -> str:
+    """What is wrong with a size that nothing follows for, and the next ones below and above that something does."""
+    halvings = len(_halved(sides, coarsest)) - 1
+    coarse = " x ".join(str(side >> halvings) for side in sides)
+    sizes = " or ".join(_text(size) for size in _next(sides, coarsest) if size is not None)
+    return (
+        f"data.image_size: {_text(sides)} can be halved {halvings} times, to {coarse} pixels: too few levels; {sizes} "
+        "would do, or model.channel_mults and model.attention_resolutions of your own"
+    )
+
+
+def _next(sides: tuple[int, int], coarsest: int) -> list[tuple[int, int] | None]:
+    """The nearest smaller and larger size, of multiples of the least power of 2 with which something follows."""
+    found: list[tuple[int, int] | None] = []
+    for more in (0, 1):
+        powers = (2**k for k in range(1, max(sides).bit_length() + 1))
+        rounded = (tuple((side + more * (power - 1)) // power * power for side in sides) for power in powers)
+        found.append(next(((h, w) for h, w in rounded if min(h, w) > 0 and _shorter_sides((h, w), coarsest)), None))
+    return found
+
+
+def _text(sides: tuple[int, int]) -> str:
+    height, width = sides
+    return f"{height}" if height == width else f"[{height},{width}]"
 
 
 def _sides(image_size: object) -> tuple[int, int] | None:
