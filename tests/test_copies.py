@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from commands import assert_one_message, sample, train
+from commands import assert_one_message, run_ranks, sample, train
 
 SRUN = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}
 
@@ -40,6 +40,13 @@ def test_the_first_process_speaks_for_the_others(tmp_path: Path):
     assert_one_message(sample("ckpt=x", cwd=tmp_path, **SRUN), "sample", "4 processes.*draw the same images")
     done = train("-m", "seed=1,2", cwd=tmp_path, **SRUN)
     assert_one_message(done, "train", "-m: srun has started 4 processes.*run the whole sweep; start it once")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("program", ["train", "sample"])
+def test_a_sweep_by_torchrun_is_refused_before_anything_is_written(program: str, tmp_path: Path):
+    done = run_ranks(program, "-m", "ckpt=x" if program == "sample" else "name=x", "seed=1,2", cwd=tmp_path)
+    assert_one_message(done, program, "-m: torchrun has started 2 processes .*, or its runs one by one with it")
     assert list(tmp_path.iterdir()) == []
 
 

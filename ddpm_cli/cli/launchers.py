@@ -33,9 +33,14 @@ def refuse_copies(program: str | None) -> None:
     A WORLD_SIZE that the user has set says that it is meant so.
 
     Args:
-        program: the command's name; None: of a sweep, which has one process.
+        program: the command's name; None: of a sweep, which has one process, torchrun or not.
     """
     launcher = _of_copies()
+    if program is None and launcher is None and (together := _number("WORLD_SIZE") or 1) > 1:
+        raise ConfigError(
+            f"-m: torchrun has started {together} processes (WORLD_SIZE), which train one run together; start a sweep "
+            "without it, or its runs one by one with it"
+        )
     if launcher is None:
         return
     size = _number(launcher.size) or 1

@@ -39,8 +39,6 @@ def start(config: dict, invocation: Invocation, stop: Stop) -> float:
 
     try:
         world = join()
-        if world.size > 1 and invocation.sweep_directory is not None:
-            raise ConfigError("-m: a sweep cannot run in several processes that train together; start its runs singly")
         with ExitStack() as held:
             return _start(config, invocation, stop, world, held)
     except LostRankError as error:  # once training, the run itself says more
