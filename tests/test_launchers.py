@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import stand_in
-from commands import TINY, TINY_RUN, Process, run, sample, start
+from commands import TINY, TINY_RUN, Process, only, run, sample, start
 
 JOBLIB = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep"]
 SUBMITIT = ["-m", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep"]
@@ -192,6 +192,25 @@ def test_a_job_of_submitit_that_is_stopped_goes_on_with_the_sweep(begin, tmp_pat
     assert again.returncode == 0, again.stderr
     assert [("  loss " in line) for line in table(again)] == [True, True]
     assert "resumed  at step" in (runs[1] / "train.log").read_text(encoding="utf-8")
+
+
+@as_stand_in
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_directories_that_refer_to_what_is_swept_are_found_again(launcher: str, begin, tmp_path: Path):
+    """As Hydra's users name them; the sweep goes on with another value, of which alone there is a new run."""
+    named = ["hydra.sweep.dir='a sweep/${now:%Y}'", "hydra.sweep.subdir='${hydra.job.override_dirname}'"]
+    named += ["hydra.job.config.override_dirname.exclude_keys=[trainer.steps]", f"hydra/launcher={launcher}"]
+    for seeds in ("0,1", "0,1,2"):
+        done = finish(begin("-m", *named, "trainer.steps=1", f"seed={seeds}"))
+        assert done.returncode == 0, done.stderr
+        assert [line.split()[0] for line in table(done)] == [f"seed={seed}" for seed in seeds.split(",")]
+        assert [line.endswith(f"  loss {seed}.0000") for seed, line in enumerate(table(done))] == [True] * len(
+            table(done)
+        )
+    home = only(tmp_path / "a sweep")
+    logs = [home / f"seed={seed}" / "train.log" for seed in range(3)]
+    assert [log.read_text(encoding="utf-8") for log in logs] == ["step 1/1\n"] * 3, "each has run once"
 
 
 def test_a_job_that_is_killed_is_reported_with_the_others(begin, tmp_path: Path):

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -181,28 +183,67 @@ def test_a_signal_to_one_rank_stops_both_saved(tmp_path: Path):
     assert f"ddpm-train resume={checkpoint.parents[1].relative_to(tmp_path)}" in error
 
 
-@pytest.mark.slow
-def test_a_signal_to_one_rank_of_torchrun_s_stops_both_saved(tmp_path: Path):
-    options = [*TINY, "trainer.steps=100000", "trainer.checkpoint_every=0", "name=x"]
+def begin_torchrun(*arguments: str, cwd: Path) -> tuple[subprocess.Popen[str], Callable[[], dict[int, int]]]:
+    """torchrun of `ddpm-train`, and what finds its processes, by rank."""
     process = subprocess.Popen(
-        [*TORCHRUN, "-m", "ddpm_cli.train", *options],
-        cwd=tmp_path,
+        [*TORCHRUN, *arguments],
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
+
+    def ranks() -> dict[int, int]:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        return {int(Path(f"/proc/{pid}/environ").read_text().split("\0RANK=")[1][0]): int(pid) for pid in children}
+
+    return process, ranks
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_of_torchrun_s_stops_both_saved(tmp_path: Path):
+    options = [*TINY, "trainer.steps=100000", "trainer.checkpoint_every=0", "name=x"]
+    process, ranks = begin_torchrun("-m", "ddpm_cli.train", *options, cwd=tmp_path)
     assert process.stdout is not None
     assert any("step 4/" in line for line in process.stdout)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    ranks = {int(Path(f"/proc/{pid}/environ").read_text().split("\0RANK=")[1][0]): int(pid) for pid in children}
-    os.kill(ranks[1], signal.SIGTERM)
+    os.kill(ranks()[1], signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert "a signal to another process: stopped at step" in error
     assert "exitcode  : 75" in error.replace("exitcode:", "exitcode  :")
     checkpoint = only(only(tmp_path / "outputs" / "x") / "checkpoints")
     assert f"ddpm-train resume={checkpoint.parents[1].relative_to(tmp_path)}" in error
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_run_again_of_which_it_has_lost_a_rank(tmp_path: Path):
+    """In the directory that hydra.run.dir says, from the newest checkpoint."""
+    options = [
+        *TINY,
+        "trainer.preview_every=0",
+        "trainer.steps=120",
+        "trainer.checkpoint_every=20",
+        "hydra.run.dir=a/b",
+    ]
+    process, ranks = begin_torchrun("--max-restarts=1", "-m", "ddpm_cli.train", *options, cwd=tmp_path)
+    assert process.stdout is not None
+    assert any("step 24/" in line for line in process.stdout)
+    os.kill(ranks()[1], signal.SIGKILL)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert re.search(r"^resumed  at step (2\d|[3-9]\d|1\d\d)$", out, re.MULTILINE)
+    assert (tmp_path / "a" / "b" / "checkpoints" / "step_00000120").is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.slow
+def test_ranks_of_torchrun_agree_on_a_directory_that_the_time_names(tmp_path: Path):
+    options = [*TINY_RUN, "hydra.run.dir='runs/${now:%H-%M-%S-%f}'"]
+    process, _ = begin_torchrun("-m", "ddpm_cli.train", *options, cwd=tmp_path)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert (only(tmp_path / "runs") / "checkpoints" / "step_00000004").is_dir()
 
 
 def test_a_batch_that_does_not_divide_is_refused_in_one_message(tmp_path: Path):

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from ddpm_cli.distributed import fsdp
@@ -169,11 +170,23 @@ def join() -> World:
         return World()
     with _answering():
         if not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+            _connect("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         # Made while all ranks are here: making it at the first barrier would not wait for one that is late.
         group = dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT)
     assert isinstance(group, dist.ProcessGroup)
     return World(dist.get_rank(), size, int(os.environ["LOCAL_RANK"]), group)
+
+
+def _connect(backend: str) -> None:
+    """Make the default process group.
+
+    torchrun keeps the store through which ranks find each other when it starts them again (`--max-restarts`), and torch
+    would look there for the ports of those that are gone.
+    """
+    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    place = f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    store = dist.PrefixStore(place, store)  # pyright: ignore[reportPrivateImportUsage]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
 
 
 @contextmanager
