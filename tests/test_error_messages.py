@@ -54,10 +54,10 @@ MISTAKES = {
     "trainer.steps=${nothing}": "trainer.steps: Interpolation key 'nothing' not found",
     "trainer.steps=${trainer}": "trainer.steps: Interpolation to parent node detected",
     "optimizer.weight_decay=inf": "optimizer.weight_decay: expected a finite number, got Infinity",
+    "data.image_size=15": "data.image_size: 15 can be halved 0 times, .*; 14 or 16 would do",
     # found once torch is there
     "schedule.timesteps=0": "schedule: timesteps must be at least 1, got 0",
     "schedule=linear schedule.beta_end=1.5": r"schedule: beta_end must lie in \(0, 1\), got 1.5",
-    "data.image_size=15": "data.image_size: 15 can be halved 0 times, .*; 14 or 16 would do",
     "model.in_channels=3": r"model: cannot take images of shape \[1, 16, 16\]",
     "sampler.steps=5000": "sampler: steps must be between 1 and the schedule's 1000 timesteps, got 5000",
     "data=folder data.path=nowhere": "data: no such folder of images: .*nowhere",
