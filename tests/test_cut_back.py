@@ -10,8 +10,8 @@ from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAt
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from ddpm_cli.config.errors import ConfigError
+from ddpm_cli.io.event_files import Events
 from ddpm_cli.training.cut_back import cut_back
-from ddpm_cli.training.event_files import Events
 
 NAMES = {"metrics": "metrics.jsonl", "tensorboard": "tensorboard", "previews": "previews"}
 EARLIER = "events.out.tfevents.0000000000.earlier"

@@ -14,9 +14,9 @@ RUN = [*TINY, f"trainer.steps={STEPS}", "trainer.checkpoint_every=0", "trainer.p
 FULL = "OSError(28, 'No space left on device', 'somewhere')"
 FAULTS = {
     "preview": ("ddpm_cli.training.metrics.MetricsLogger.preview", "a[1] == 4", FULL, 4),
-    "metrics.jsonl": ("ddpm_cli.training.event_files.Appended.write", "b'\"step\": 4' in a[1]", FULL, 4),
-    "TensorBoard": ("ddpm_cli.training.event_files.Events.add", "a[2] == 4 and 'ema_decay' in str(a[1])", FULL, 4),
-    "last record": ("ddpm_cli.training.event_files.Appended.write", f"b'\"step\": {STEPS}' in a[1]", FULL, STEPS),
+    "metrics.jsonl": ("ddpm_cli.io.event_files.Appended.write", "b'\"step\": 4' in a[1]", FULL, 4),
+    "TensorBoard": ("ddpm_cli.io.event_files.Events.add", "a[2] == 4 and 'ema_decay' in str(a[1])", FULL, 4),
+    "last record": ("ddpm_cli.io.event_files.Appended.write", f"b'\"step\": {STEPS}' in a[1]", FULL, STEPS),
     "data": ("ddpm_cli.data.loader.BatchLoader.batch", "a[1] == 3", "RuntimeError('broken')", 3),
     "interrupted": ("ddpm_cli.training.trainer.Trainer._backward", "a[0].step == 5", "KeyboardInterrupt", 5),
 }
@@ -90,7 +90,7 @@ def test_what_ends_a_run_in_the_middle_of_a_step_saves_nothing(tmp_path: Path):
 
 
 def test_what_cannot_be_saved_is_said(tmp_path: Path):
-    fault = code("ddpm_cli.training.run.TrainingRun._write", "True", FULL)
+    fault = code("ddpm_cli.training.saving.Checkpoints._write", "True", FULL)
     done = train(*RUN, "trainer.checkpoint_every=2", code=fault, cwd=tmp_path)
     assert done.returncode == 1
     error = "[Errno 28] No space left on device: 'somewhere'"

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpm_cli.sampling import image_store
+from ddpm_cli.sampling import batch_store
 from ddpm_cli.sampling.image_store import FOLDER, ImageStore, begin, locked
 from ddpm_cli.sampling.modes import Plan
 from ddpm_cli.sampling.outputs import write
@@ -66,10 +66,10 @@ def test_what_is_kept_is_flushed_every_so_often_and_at_the_end(tmp_path: Path, a
     with locked(tmp_path):
         begin(tmp_path, IDENTITY, **LAYOUT)
         with ImageStore(tmp_path, **LAYOUT) as store:
-            monkeypatch.setattr(image_store, "FLUSH_SECONDS", 0.0)
+            monkeypatch.setattr(batch_store, "FLUSH_SECONDS", 0.0)
             keep(store, all_of_it, 0)
             assert store.finished == 4
-            monkeypatch.setattr(image_store, "FLUSH_SECONDS", 1e9)
+            monkeypatch.setattr(batch_store, "FLUSH_SECONDS", 1e9)
             keep(store, all_of_it, 1)
             assert store.finished == 4
         with ImageStore(tmp_path, **LAYOUT) as store:

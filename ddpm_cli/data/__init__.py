@@ -2,6 +2,7 @@
 
 image_set.py      what a source gives and training takes: pixels, labels, how they are stored
 loader.py         batch n of the endless stream, prepared ahead of its use
+holdout.py        which images are kept from training
 shuffle.py        the order of images that are stored in blocks
 
 Sources, each a function that a YAML file names and that returns an `ImageSet`; options.py checks what they share:

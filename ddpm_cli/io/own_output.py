@@ -1,6 +1,6 @@
 """What our commands leave on a disk, told by what lies in a directory: nobody means to train on it.
 
-    a run      run.json (of earlier versions: config.yaml and checkpoints/), and beside it previews/, samples/, data.png
+    a run      run.json (of earlier versions: config.yaml and checkpoints/), and beside it previews/, samples/, eval/
     samples    samples.json, or .unfinished/ while they are drawn, and beside it samples.png, images/
     a sweep    contact_sheet.png, and a folder with result.json for each of its runs
 
@@ -24,7 +24,7 @@ SHEET_FILE = "contact_sheet.png"
 RESULT_FILE = "result.json"
 
 _OF_A_RUN = (
-    *(run_dir.PREVIEWS, run_dir.SAMPLES, run_dir.TENSORBOARD, run_dir.CHECKPOINTS, run_dir.AVERAGES),
+    *(run_dir.PREVIEWS, run_dir.SAMPLES, run_dir.EVAL, run_dir.TENSORBOARD, run_dir.CHECKPOINTS, run_dir.AVERAGES),
     run_dir.DATA_FILE,
 )
 

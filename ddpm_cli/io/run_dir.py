@@ -1,16 +1,18 @@
 """The directory of a run: its name, what lies where in it. One per run, never reused by accident."""
 
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from ddpm_cli.io import durable, lock
+from ddpm_cli.io import durable, lock, plain_files
 
 CONFIG_FILE = "config.yaml"  # for reading; what a run resumes from is in its checkpoints
 RUN_FILE = "run.json"  # see `run_identity`
+BEST_FILE = "best.json"  # see `training.best`
 LOG_FILE = "train.log"
 METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped_images.txt"
@@ -21,6 +23,8 @@ PREVIEWS = "previews"
 CHECKPOINTS = "checkpoints"
 AVERAGES = "averages"
 SAMPLES = "samples"
+EVAL = "eval"
+MOST_BEST = 2**12  # bytes of best.json; ours has a hundred
 
 
 def step_name(step: int) -> str:
@@ -76,6 +80,25 @@ def create(output_dir: str | Path, name: str) -> Path:
             return directory
 
 
+def best_checkpoint(file: Path) -> Path:
+    """The checkpoint that a run's best.json names, which may be anybody's: it lies in that run.
+
+    Raises:
+        ValueError: if it names none, or one that is not there.
+    """
+    try:
+        found = json.loads(plain_files.read(file, MOST_BEST))
+        step = found["step"]
+        if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**53:
+            raise ValueError
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file} names no checkpoint") from error
+    checkpoint = file.parent / CHECKPOINTS / step_name(step)
+    if not checkpoint.is_dir():
+        raise ValueError(f"{file} names step {step:,}, of which there is no checkpoint")
+    return checkpoint
+
+
 def run_and_checkpoint(named: str) -> tuple[Path, Path | None]:
     """The run directory in what `resume=` or `fork=` names, and the checkpoint in it if one is named.
 
@@ -83,6 +106,8 @@ def run_and_checkpoint(named: str) -> tuple[Path, Path | None]:
         ValueError: if it names neither.
     """
     path = Path(named)
+    if path.name == BEST_FILE and path.is_file():
+        path = best_checkpoint(path)
     if not named or not path.is_dir():
         raise ValueError(f"there is no run directory {named!r}")
     if path.name == CHECKPOINTS:
@@ -114,7 +139,17 @@ def locked_for_training(directory: Path) -> Iterator[None]:
 
 
 _FOLDERS = (TENSORBOARD, PREVIEWS, CHECKPOINTS, AVERAGES)
-_FILES = (CONFIG_FILE, RUN_FILE, LOG_FILE, METRICS_FILE, SKIPPED_FILE, DATA_FILE, LOCK_FILE, LOCK_FILE + lock.EXISTS)
+_FILES = (
+    CONFIG_FILE,
+    RUN_FILE,
+    BEST_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    SKIPPED_FILE,
+    DATA_FILE,
+    LOCK_FILE,
+    LOCK_FILE + lock.EXISTS,
+)
 _FILES += tuple(f".{name}.tmp" for name in _FILES)  # as they are while they are written
 
 

@@ -1,11 +1,11 @@
-"""From the options of `ddpm-sample` and a model to the loop that draws; every choice is tried before anything is drawn.
+"""From the options of a command and a model to the loop that draws; every choice is tried before anything is drawn.
 
 Heavy modules are imported inside the functions: a mistyped key is answered without torch.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 from ddpm_cli import __version__
 from ddpm_cli.config.build_ddpm import DDPM_GROUPS
 from ddpm_cli.config.errors import ConfigError, naming
+from ddpm_cli.config.eval_options import EvalOptions
 from ddpm_cli.config.instantiate import instantiate
 from ddpm_cli.config.sample_options import OF_MODES, SampleOptions, option_called
+from ddpm_cli.sampling.model import Options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from ddpm_cli.diffusion.denoiser import Denoiser
     from ddpm_cli.runtime.device import Compute
     from ddpm_cli.sampling.loop import SamplingLoop
-    from ddpm_cli.sampling.modes import Plan
+    from ddpm_cli.sampling.modes import Plan, SampleContext
 
 # Options that decide where images go and how they are shown, or are looked at only to find what does decide them.
 _NOT_IN_THE_IMAGES = ("out", "save", "trust", "weights", "ema_length", "ckpt_sha256")
@@ -50,46 +52,73 @@ def build_loop(
     if "seed" in changes and not plan.by_seed:
         raise ConfigError(f"seed: has no effect with mode={option_called(options.mode)}, which draws nothing at random")
     plan = plan._replace(labels=_labels(pretrained, plan, options))
-    batch = min(options.batch_size, plan.images)
-    compiled = batch if _compiled(plan, compute, options) else None
-    return SamplingLoop(pretrained.ddpm, plan, compute, denoiser=_denoiser(pretrained, options), compiled=compiled)
+    denoiser = _denoiser(pretrained, options, labelled=plan.labels is not None)
+    return SamplingLoop(
+        pretrained.ddpm, plan, compute, denoiser=denoiser, compiled=_compiled_batch(plan, compute, options)
+    )
+
+
+def build_new_images(
+    pretrained: "Pretrained", compute: "Compute", options: EvalOptions, *, n: int, labels: Sequence[int] | None
+) -> "SamplingLoop":
+    """The loop that draws `n` new images from noise, each of its own label `[n]` where there are labels.
+
+    Raises:
+        ConfigError: if that cannot be drawn; names the key.
+    """
+    from ddpm_cli.sampling.loop import SamplingLoop
+    from ddpm_cli.sampling.modes import Generate
+
+    plan = Generate().plan(_context(pretrained, compute, options, n=n, classes=0))
+    plan = plan._replace(rows=n, per_row=1, labels=labels)
+    denoiser = _denoiser(pretrained, options, labelled=labels is not None)
+    return SamplingLoop(
+        pretrained.ddpm, plan, compute, denoiser=denoiser, compiled=_compiled_batch(plan, compute, options)
+    )
 
 
 def _plan(pretrained: "Pretrained", compute: "Compute", options: SampleOptions) -> "Plan":
     """What is to be drawn, of which the sampler and the mode have been tried."""
+    context = _context(pretrained, compute, options, n=options.n, classes=len(_classes(pretrained, options)))
+    mode = instantiate(options.mode, "mode")
+    with naming(f"mode={option_called(options.mode)}"):
+        return mode.plan(context)
+
+
+def _context(
+    pretrained: "Pretrained", compute: "Compute", options: Options, *, n: int, classes: int
+) -> "SampleContext":
+    """What a mode works with; the sampler has been tried."""
     from ddpm_cli.sampling.modes import SampleContext
 
     schedule = pretrained.ddpm.schedule
-    sampler = instantiate(_sampler_node(options, pretrained), "sampler")
+    sampler = instantiate(sampler_node(options, pretrained), "sampler")
     with naming("sampler"):
         sampler.times(schedule)
-    mode = instantiate(options.mode, "mode")
-    context = SampleContext(
+    return SampleContext(
         schedule=schedule,
         sampler=sampler,
         image_shape=pretrained.image_shape,
-        n=options.n,
-        classes=len(_classes(pretrained, options)),
+        n=n,
+        classes=classes,
         seed=options.seed,
         device=compute.device,
         prediction=pretrained.ddpm.prediction,
     )
-    with naming(f"mode={option_called(options.mode)}"):
-        return mode.plan(context)
 
 
 def _classes(pretrained: "Pretrained", options: SampleOptions) -> list[int]:
     """The classes that were asked for; none for images without labels."""
     known = pretrained.ddpm.num_classes
     if options.classes is None:
-        if known is not None and _label_dropout(pretrained) == 0:
+        if known is not None and label_dropout(pretrained) == 0:
             raise ConfigError("classes: the network was trained with every label (label_dropout=0); choose classes=all")
         return []
     if options.classes == []:
         raise ConfigError("classes: names none; leave it out, or choose classes=all")
     if known is None:
         raise ConfigError("classes: has no effect, the network was trained without labels (data.num_classes)")
-    if _label_dropout(pretrained) == 1:
+    if label_dropout(pretrained) == 1:
         raise ConfigError("classes: the network was trained with every label left out (label_dropout=1)")
     if options.classes == "all":
         return list(range(known))
@@ -111,13 +140,13 @@ def _labels(pretrained: "Pretrained", plan: "Plan", options: SampleOptions) -> l
     return [classes[row % len(classes)] for row in range(plan.rows)]
 
 
-def _denoiser(pretrained: "Pretrained", options: SampleOptions) -> "Callable[..., Denoiser]":
+def _denoiser(pretrained: "Pretrained", options: Options, *, labelled: bool) -> "Callable[..., Denoiser]":
     """What makes a denoiser of labels, with guidance and threshold as asked for."""
     guidance = instantiate(options.guidance, "guidance")
     if guidance.scale != 1:
-        if not _classes(pretrained, options):
+        if not labelled:
             raise ConfigError("guidance.scale: has no effect without classes=..., of a network trained on labels")
-        if _label_dropout(pretrained) == 0:
+        if label_dropout(pretrained) == 0:
             raise ConfigError(
                 "guidance.scale: the network was trained with every label (label_dropout=0), so it cannot do without"
             )
@@ -128,12 +157,13 @@ def _denoiser(pretrained: "Pretrained", options: SampleOptions) -> "Callable[...
     return partial(pretrained.ddpm.denoiser, guidance=guidance, threshold=threshold)
 
 
-def _label_dropout(pretrained: "Pretrained") -> float | None:
+def label_dropout(pretrained: "Pretrained") -> float | None:
+    """The share of images that a network was trained on without their label; None: it knows no labels."""
     trainer = pretrained.config.get("trainer")
     return trainer.get("label_dropout") if isinstance(trainer, dict) else None
 
 
-def _sampler_node(options: SampleOptions, pretrained: "Pretrained") -> dict:
+def sampler_node(options: Options, pretrained: "Pretrained") -> dict:
     """The sampler's configuration; where it takes a variance, that of the checkpoint unless another was chosen."""
     if "variance" not in options.sampler:
         if options.variance is not None:
@@ -150,7 +180,12 @@ def _sampler_node(options: SampleOptions, pretrained: "Pretrained") -> dict:
     return options.sampler | {"variance": options.variance}
 
 
-def _compiled(plan: "Plan", compute: "Compute", options: SampleOptions) -> bool:
+def _compiled_batch(plan: "Plan", compute: "Compute", options: Options) -> int | None:
+    """For batches of how many images the network is to be compiled; None: for none."""
+    return min(options.batch_size, plan.images) if _compiled(plan, compute, options) else None
+
+
+def _compiled(plan: "Plan", compute: "Compute", options: Options) -> bool:
     if options.compile != "auto":
         return options.compile
     per_step = 1 if options.guidance.get("scale") in (0, 1) else 2
@@ -167,7 +202,7 @@ def identity(pretrained: "Pretrained", loop: "SamplingLoop", options: SampleOpti
         "image": None if plan.shown is None else f"pictures {_digest([plan.shown])}",
         "mask": None if mask is None else f"picture {_digest([], mask)}",
         "version": __version__,
-        "ckpt": f"step {pretrained.step:,}, {_digest_of_model(pretrained)}",
+        "ckpt": f"step {pretrained.step:,}, {digest_of_model(pretrained)}",
         "device": loop.compute.device.type,
         "precision": loop.compute.precision,
         "compile": loop.compiled is not None,
@@ -175,7 +210,7 @@ def identity(pretrained: "Pretrained", loop: "SamplingLoop", options: SampleOpti
     }
 
 
-def _digest_of_model(pretrained: "Pretrained") -> str:
+def digest_of_model(pretrained: "Pretrained") -> str:
     """Of the weights that are drawn with, whichever file or average they come from, and of their diffusion."""
     described = json.dumps({group: pretrained.config[group] for group in DDPM_GROUPS}, sort_keys=True, default=str)
     return _digest(pretrained.ddpm.model.state_dict().values(), described.encode())

@@ -1,24 +1,19 @@
 """Images that are being drawn: on the disk as soon as they are, so that a run of many resumes where it was stopped.
 
-A hidden folder in the output directory holds
+A hidden folder in the output directory holds what `batch_store` says, and
 
-    identity.json   what decides the images: only a run of the same identity resumes here; once all is made of them that
-                    is to be made, it is renamed to samples.json beside that folder, by which the run has finished
     pixels          uint8 [N, H, W, C], image i at its own place
-    done            a byte for each batch, 1 once its images are on the disk
     trajectory_*.npy    the way there of the first images, by batch
-    lock            held by the process that began the run or resumes it
 
-Several processes write to the same files, each its own batches. What is not marked as done is drawn again.
+Once all is made of the images that is to be made, identity.json is renamed to samples.json beside that folder, by which
+the run has finished.
 """
 
 import io
-import json
 import math
 import os
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,21 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_cli.config.compare import all_differences
-from ddpm_cli.config.errors import shown
-from ddpm_cli.io import durable, lock, plain_files
+from ddpm_cli.io import durable, plain_files
 from ddpm_cli.io.own_output import FINISHED_FILE, SAMPLED
 from ddpm_cli.io.own_output import UNFINISHED_FOLDER as FOLDER
+from ddpm_cli.sampling import batch_store
+from ddpm_cli.sampling.batch_store import DONE_FILE, IDENTITY_FILE, BatchStore
 
-IDENTITY_FILE = "identity.json"
 PIXELS_FILE = "pixels"
-DONE_FILE = "done"
 TRAJECTORIES = "trajectory_*.npy"
-LOCK_FILE = "lock"
-
-MOST_IDENTITY = 2**20  # bytes of JSON; ours has 3 kB
-MOST_BATCHES = 2**26
-FLUSH_SECONDS = 1.0  # what a killed process may have to draw again; more often, flushing would take time from drawing
 
 
 @contextmanager
@@ -52,31 +40,8 @@ def locked(directory: Path) -> Iterator[None]:
         BlockingIOError: if another process holds it; says which.
         ValueError: if something in its hidden folder is a link, or no plain file.
     """
-    folder = directory / FOLDER
-    with suppress(FileExistsError):
-        os.mkdir(folder)
-    try:
-        for path in (folder, *folder.iterdir()):
-            if path.is_symlink():
-                raise ValueError(f"{path} is a link; what is being drawn lies in its own directory")
-            if not path.is_dir() and plain_files.size(path) > MOST_BATCHES and path.name == DONE_FILE:
-                raise ValueError(f"{path} is not whole; remove {folder} to begin anew")
-        try:
-            release = lock.acquire(folder / LOCK_FILE)
-        except BlockingIOError as error:
-            raise BlockingIOError(f"{directory}: another process is drawing there: {error}") from error
-        try:
-            yield
-        finally:
-            try:
-                if not (folder / IDENTITY_FILE).exists() or not any(_done(folder)):
-                    with suppress(OSError):  # what is left is cleared by the next
-                        _clear(folder)
-            finally:
-                release()
-    finally:
-        with suppress(OSError):
-            os.rmdir(folder)
+    with batch_store.locked(directory / FOLDER, f"{directory}: another process is drawing there"):
+        yield
 
 
 def begin(
@@ -104,27 +69,15 @@ def begin(
             holds finished pictures of another run, or not the wanted ones.
         OSError: if there is no room for the images.
     """
-    folder = directory / FOLDER
-    sizes = {PIXELS_FILE: math.prod(shape), DONE_FILE: math.ceil(shape[0] / batch_size)}
-    kept = _identity_in(folder / IDENTITY_FILE)
-    if kept is not None and any(_done(folder)):
-        _check_same(
-            f"{directory} holds unfinished images",
-            kept,
-            identity,
-            f"choose another directory, or remove {folder} to begin anew",
-        )
-        for name, size in sizes.items():
-            if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-                raise ValueError(f"{folder / name} is not whole; remove {folder} to begin anew")
-            durable.unshare(folder / name)
+    folder, layout = directory / FOLDER, _layout(shape, batch_size)
+    if batch_store.resumes(folder, identity, what=f"{directory} holds unfinished images", **layout):
         for file in folder.glob(TRAJECTORIES):
             _check_trajectory(file)
         return []
-    _clear(folder)
-    finished = _identity_in(directory / FINISHED_FILE)
+    batch_store.clear(folder)
+    finished = batch_store.identity_in(directory / FINISHED_FILE)
     if finished is not None:
-        _check_same(f"{directory} holds finished images", finished, identity, "choose another directory")
+        batch_store.check_same(f"{directory} holds finished images", finished, identity, "choose another directory")
         missing = [name for name in wanted if not (directory / name).exists()]
         if missing:
             raise ValueError(f"{directory} has finished without {missing[0]}; choose another directory")
@@ -132,16 +85,13 @@ def begin(
     for name in SAMPLED:
         if (directory / name).exists():
             raise ValueError(f"{directory} already holds {name}; choose another directory")
-    durable.check_space(directory, copies * sizes[PIXELS_FILE])
-    if sizes[DONE_FILE] > MOST_BATCHES:
-        raise ValueError(f"at most {MOST_BATCHES:,} batches are drawn there; a larger batch_size makes fewer")
-    for name, size in sizes.items():
-        with durable.errors_naming(folder / name), open(folder / name, "xb") as file:
-            file.truncate(size)
-            durable.flush(file.fileno(), folder / name)
-    durable.replace(folder / IDENTITY_FILE, json.dumps(identity, indent=2).encode())
-    durable.sync(directory)
+    durable.check_space(directory, copies * math.prod(shape))
+    batch_store.create(folder, identity, **layout)
     return []
+
+
+def _layout(shape: Sequence[int], batch_size: int) -> dict:
+    return {"n": shape[0], "batch_size": batch_size, "records": {PIXELS_FILE: math.prod(shape[1:])}}
 
 
 def files(directory: Path) -> list[Path]:
@@ -166,37 +116,23 @@ class ImageStore:
         self.folder = directory / FOLDER
         self.batch_size = batch_size
         self.shape = tuple(shape)
-        self._unmarked: list[int] = []  # batches that have been written, but may not be on the disk
-        self._flushed = time.monotonic()
-        self._pixels = open(self.folder / PIXELS_FILE, "r+b", buffering=0)  # noqa: SIM115 - closed in __exit__
-        self._done = open(self.folder / DONE_FILE, "r+b", buffering=0)  # noqa: SIM115
+        self._batches = BatchStore(self.folder, **_layout(self.shape, batch_size))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            self.flush()
-        except OSError:
-            if error is None:
-                raise
-        finally:
-            self._pixels.close()
-            self._done.close()
+        self._batches.__exit__(kind, error, trace)
 
     @property
     def missing(self) -> list[range]:
         """The batches that are not done, as the indices of their images."""
-        return [self._batch(number) for number, done in enumerate(_done(self.folder)) if not done]
+        return self._batches.missing
 
     @property
     def finished(self) -> int:
         """How many images are done, in all processes."""
-        return sum(len(self._batch(number)) for number, done in enumerate(_done(self.folder)) if done)
-
-    def _batch(self, number: int) -> range:
-        first = number * self.batch_size
-        return range(first, min(first + self.batch_size, self.shape[0]))
+        return self._batches.finished
 
     def keep(self, indices: range, images: Tensor, trajectory: Tensor | None = None) -> None:
         """Write down a batch. It counts as done once flushed, at the latest when this is closed.
@@ -206,37 +142,20 @@ class ImageStore:
             images: uint8 `[B, C, H, W]` on the CPU.
             trajectory: x of the first of them on its way, uint8 `[frames, k, C, H, W]`.
         """
-        with durable.errors_naming(self.folder / PIXELS_FILE):
-            pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-            _write(self._pixels, indices.start * math.prod(self.shape[1:]), pixels.data.cast("B"))
-        if trajectory is not None:
+        if trajectory is not None:  # before the batch can count as done
             content = io.BytesIO()
             np.save(content, trajectory.numpy())
             durable.replace(self._trajectory_file(indices.start), content.getvalue())
-        self._unmarked.append(indices.start // self.batch_size)
-        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
-            self.flush()
+        self._batches.keep(indices, {PIXELS_FILE: images.permute(0, 2, 3, 1).contiguous().numpy().data})
 
     def flush(self) -> None:
         """Mark what has been written as done, once it is on the disk."""
-        if not self._unmarked:
-            return
-        durable.flush(self._pixels.fileno(), self.folder / PIXELS_FILE)
-        with durable.errors_naming(self.folder / DONE_FILE):
-            for number in self._unmarked:
-                _write(self._done, number, memoryview(b"\1"))
-        durable.flush(self._done.fileno(), self.folder / DONE_FILE)
-        self._unmarked.clear()
-        self._flushed = time.monotonic()
+        self._batches.flush()
 
     def images(self, indices: range) -> Tensor:
         """uint8 `[len(indices), C, H, W]`, of a range without gaps."""
-        size = math.prod(self.shape[1:])
         pixels = np.empty((len(indices), *self.shape[1:]), np.uint8)
-        with durable.errors_naming(self.folder / PIXELS_FILE):
-            self._pixels.seek(indices.start * size)
-            read = self._pixels.readinto(pixels.data.cast("B")) if len(indices) > 0 else 0
-        assert read == pixels.nbytes, (read, indices)
+        self._batches.read_into(PIXELS_FILE, indices, pixels.data)
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
     def trajectory_files(self, followed: int) -> list[Path]:
@@ -257,39 +176,6 @@ class ImageStore:
         durable.sync(self.directory)
 
 
-def _write(file: io.FileIO, offset: int, content: memoryview) -> None:
-    file.seek(offset)
-    while len(content) > 0:
-        content = content[file.write(content) :]
-
-
-def _identity_in(file: Path) -> dict | None:
-    try:
-        found = json.loads(plain_files.read(file, MOST_IDENTITY))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
-        reason = shown(str(error))
-        raise ValueError(f"{file} is not ours ({reason}); remove {file.parent} to begin anew") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} is not ours; remove {file.parent} to begin anew")
-    return found
-
-
-def _check_same(what: str, kept: dict, identity: dict, advice: str) -> None:
-    changed = all_differences(kept, json.loads(json.dumps(identity)))
-    if changed:
-        listed = "".join(f"\n  {line}" for line in changed)
-        raise ValueError(f"{what} of another configuration:{listed}\n  {advice}")
-
-
-def _done(folder: Path) -> bytes:
-    try:
-        return plain_files.read(folder / DONE_FILE, MOST_BATCHES)
-    except FileNotFoundError:
-        return b""
-
-
 def _check_trajectory(file: Path) -> None:
     """Raise ValueError unless as many bytes lie in it as its header says, before memory is taken for them."""
     found = plain_files.size(file)
@@ -302,14 +188,3 @@ def _check_trajectory(file: Path) -> None:
         whole = False
     if not whole:
         raise ValueError(f"{file} is not whole; remove {file.parent} to begin anew")
-
-
-def _clear(folder: Path) -> None:
-    """Remove what a run that drew nothing, or has finished, left in its folder."""
-    for path in folder.iterdir():
-        if path.name in (LOCK_FILE, LOCK_FILE + lock.EXISTS):
-            continue
-        if path.is_dir():
-            durable.remove_tree(path)
-        else:
-            path.unlink()

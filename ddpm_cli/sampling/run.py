@@ -3,28 +3,26 @@
 Heavy modules are imported inside the functions: `--help` and a mistyped key are answered without torch.
 """
 
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from ddpm_cli.config.compare import all_differences
 from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.sample_options import SampleOptions
 from ddpm_cli.io import durable, run_dir
-from ddpm_cli.io.command_line import command, override
 from ddpm_cli.io.own_output import GRID_FILE
 from ddpm_cli.io.text import printable, size_text
 from ddpm_cli.runtime import console
-from ddpm_cli.runtime.exit_codes import RunError, Stopped
+from ddpm_cli.runtime.exit_codes import RunError
 from ddpm_cli.runtime.signals import Stop
 from ddpm_cli.sampling.build import build_loop, identity
 from ddpm_cli.sampling.classes import class_numbers, classes_text
+from ddpm_cli.sampling.ending import ending_well, same_command, say_on_stderr
+from ddpm_cli.sampling.model import agreed, choose, compile_now, rebuild, select
 
 if TYPE_CHECKING:
     from ddpm_cli.checkpoint.pretrained import Pretrained, Selection
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
     from ddpm_cli.runtime.device import Compute
     from ddpm_cli.sampling.image_store import ImageStore
     from ddpm_cli.sampling.loop import SamplingLoop
-
-T = TypeVar("T")
 
 
 class _Task(NamedTuple):
@@ -73,12 +69,12 @@ def _sample(task: _Task, held: ExitStack) -> Path:
     from ddpm_cli.sampling.outputs import write
 
     world = task.world
-    held.enter_context(console.telling(_say_on_stderr))
-    compute = _agreed(world, lambda: _compute(task))
-    selection = _select(task)
-    task = _agreed(world, lambda: _with_classes(task, selection))
+    held.enter_context(console.telling(say_on_stderr("sample")))
+    compute = agreed(world, lambda: choose(task.options, world))
+    selection = select(task.options, task.options.ckpt, world)
+    task = agreed(world, lambda: _with_classes(task, selection))
     options = task.options
-    pretrained, loop = _agreed(world, lambda: _prepare(task, compute, selection))
+    pretrained, loop = agreed(world, lambda: _prepare(task, compute, selection))
     decisive = identity(pretrained, loop, options)
     differing = world.first("; ".join(all_differences(world.broadcast(decisive), decisive)) or None)
     if differing is not None:
@@ -97,9 +93,9 @@ def _sample(task: _Task, held: ExitStack) -> Path:
     with naming("out"):
         store = held.enter_context(ImageStore(directory, **batches))
     missing = world.broadcast(store.missing)
-    with _ending_well(task, store, size_text(pretrained.image_shape)):
+    with _ending_well(task, store, pretrained.image_shape):
         if missing and loop.compiled is not None:
-            _compile(loop, options, pretrained.image_shape)
+            compile_now(loop, options, pretrained.image_shape)
         if world.main:
             _announce(task, pretrained, loop, store)
         followed = TRAJECTORY_IMAGES if options.save_trajectory else 0
@@ -117,36 +113,6 @@ def _sample(task: _Task, held: ExitStack) -> Path:
     return directory / GRID_FILE
 
 
-def _say_on_stderr(message: str) -> None:
-    with suppress(OSError):
-        os.write(2, f"ddpm-sample: {message}\n".encode())
-
-
-def _compute(task: _Task) -> "Compute":
-    from ddpm_cli.runtime.device import choose_compute
-
-    options = task.options
-    with naming("device"):
-        return choose_compute(options.device, options.precision, local_rank=task.world.local_rank)
-
-
-def _select(task: _Task) -> "Selection":
-    """The weights that rank 0 has found and verified, for all."""
-    from ddpm_cli.checkpoint.pretrained import select
-
-    options = task.options
-    with naming("ckpt"):
-        return task.world.on_main(
-            lambda: select(
-                options.ckpt,
-                weights=options.weights,
-                ema_length=options.ema_length,
-                trust=options.trust,
-                sha256=options.ckpt_sha256,
-            )
-        )
-
-
 def _with_classes(task: _Task, selection: "Selection") -> _Task:
     names = selection.checkpoint.metadata.classes
     options = replace(task.options, classes=class_numbers(task.options.classes, names))
@@ -154,31 +120,8 @@ def _with_classes(task: _Task, selection: "Selection") -> _Task:
 
 
 def _prepare(task: _Task, compute: "Compute", selection: "Selection") -> "tuple[Pretrained, SamplingLoop]":
-    from ddpm_cli.checkpoint.pretrained import rebuild
-
-    if not task.world.main:
-        durable.wait_for(selection.checkpoint.path)
-        durable.wait_for(*selection.files)
-    with naming("ckpt"):
-        pretrained = rebuild(selection, trust=task.options.trust)
-    compute.place(pretrained.ddpm)
+    pretrained = rebuild(selection, task.options, compute, task.world)
     return pretrained, build_loop(pretrained, compute, task.options, task.invocation.changes)
-
-
-def _agreed(world: "World", call: Callable[[], T]) -> T:
-    """What `call` returns on this rank; what one rank refuses all do, so that rank 0 can say it."""
-    if world.size == 1:
-        return call()
-    try:
-        result, problem = call(), None
-    except ValueError as error:
-        result, problem = None, error
-    said = world.first(None if problem is None else (world.rank, str(problem)))
-    if said is not None:
-        rank, message = said
-        raise ConfigError(message if rank == 0 else f"{message} (process {rank})") from problem
-    assert result is not None
-    return result
 
 
 def _begin(task: _Task, decisive: dict, batches: dict, held: ExitStack) -> tuple[Path, list[Path]]:
@@ -228,22 +171,6 @@ def _wanted(task: _Task) -> Path | None:
     return Path(out)
 
 
-def _compile(loop: "SamplingLoop", options: SampleOptions, image_shape: tuple[int, int, int]) -> None:
-    """Compile the network; where compile=auto finds that this cannot be, it is drawn with as it was written."""
-    from ddpm_cli.runtime.device import out_of_memory
-
-    try:
-        loop.compile(image_shape)
-    except Exception as error:  # whatever a compiler may raise
-        if out_of_memory(error):
-            raise
-        reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[:2])
-        if options.compile != "auto":
-            raise ConfigError(f"compile: the network cannot be compiled here: {reason}") from error
-        print(f"not compiled: {reason}", file=sys.stderr)
-        loop.compiled = 0
-
-
 def _announce(task: _Task, pretrained: "Pretrained", loop: "SamplingLoop", store: "ImageStore") -> None:
     options, world = task.options, task.world
     length = "" if options.ema_length is None else f" of length {options.ema_length:g}"
@@ -261,49 +188,15 @@ def _there(store: "ImageStore") -> str:
     return f"{store.finished:,} of {store.shape[0]:,} images are there"
 
 
-@contextmanager
-def _ending_well(task: _Task, store: "ImageStore", image: str) -> Iterator[None]:
-    """Inside, whatever ends the drawing early says what is there and how to resume."""
-    from ddpm_cli.distributed.process_group import LostRankError
-    from ddpm_cli.runtime.device import out_of_memory
-
-    def kept() -> str:
+def _ending_well(task: _Task, store: "ImageStore", shape: tuple[int, int, int]) -> AbstractContextManager[None]:
+    def keep() -> str:
         with suppress(OSError):
             store.flush()
         return _how_to_resume(task, store)
 
-    try:
-        with _said_by_every_rank(task.world):
-            try:
-                yield
-            except LostRankError as error:
-                raise RunError(f"{error}. {kept()}") from error
-            except OSError as error:
-                where = "" if error.filename is None else f"{error.filename}: "
-                raise RunError(f"{where}{error.strerror or error}. {kept()}") from error
-            except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error):
-                    error.add_note(kept())
-                    raise
-                described = f"{task.options.batch_size} images of {image} at a time"
-                less = "a smaller batch_size takes less"
-                raise RunError(f"out of memory with {described}; {less}. {kept()}") from error
-            except Exception as error:
-                error.add_note(kept())
-                raise
-    except Stopped as stopped:
-        raise Stopped(f"{task.stop.signal}: stopped. {kept()}") from stopped
-
-
-@contextmanager
-def _said_by_every_rank(world: "World") -> Iterator[None]:
-    """Inside, an error that may be of this process alone is said by itself: otherwise only rank 0 speaks."""
-    try:
-        yield
-    except RunError as error:
-        if not world.main:
-            print(f"ddpm-sample: process {world.rank}: {printable(str(error))}", file=sys.stderr)
-        raise
+    working_on = f"{task.options.batch_size} images of {size_text(shape)} at a time"
+    cure = "a smaller batch_size takes less"
+    return ending_well("sample", task.world, task.stop, keep=keep, working_on=working_on, cure=cure)
 
 
 def _how_to_resume(task: _Task, store: "ImageStore") -> str:
@@ -311,11 +204,5 @@ def _how_to_resume(task: _Task, store: "ImageStore") -> str:
         return "Nothing had been drawn yet"
     if task.invocation.sweep_directory is not None:
         return f"{_there(store)}, in {store.directory}"
-    program = "ddpm-sample"
-    if task.world.size > 1:
-        here = os.environ.get("LOCAL_WORLD_SIZE", task.world.size)
-        program = f"torchrun --nproc_per_node={here} -m ddpm_cli.sample"
-    # In hydra.run.dir there may be a reference that would lead to another directory: the time of day, say.
-    arguments = [argument for argument in sys.argv[1:] if argument.lstrip("+").partition("=")[0] != "hydra.run.dir"]
-    out = [] if task.options.out is not None else [override("out", store.directory)]
-    return f"{_there(store)}. To resume: {command(program, *arguments, *out)}"
+    out = None if task.options.out is not None else store.directory
+    return f"{_there(store)}. To resume: {same_command('sample', task.world, out=out)}"

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.io import durable
+from ddpm_cli.io.event_files import EVENTS
 from ddpm_cli.io.run_dir import by_step
-from ddpm_cli.training.event_files import EVENTS
 
 PIECE = 2**16  # bytes held at a time; a line of ours has 1 kB
 _EARLIER = f"{EVENTS}0000000000.earlier"  # sorts before every file that is named by the clock

@@ -4,7 +4,6 @@ Heavy modules are imported inside the functions: a mistyped key is answered with
 """
 
 from collections.abc import Iterable
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -204,37 +203,21 @@ def check_same_data(images: "ImageSet", metadata: "Metadata", directory: Path) -
     Raises:
         ConfigError: if they are others; says what differs.
     """
-    differs = _data_difference(images, metadata)
+    from ddpm_cli.data.same_data import difference
+
+    differs = difference(
+        images,
+        count=metadata.images,
+        classes=metadata.classes,
+        digests=metadata.data,
+        pillow=metadata.versions.get("pillow"),
+    )
     if differs is not None:
         new = word(override("fork", directory))
         raise ConfigError(f"data: {differs}. {new} begins a new run from it on this data")
     if images.fingerprint is not None and not metadata.data:
         return ["data     the checkpoint is of an earlier version: whether these are the same images is not known"]
     return []
-
-
-def _data_difference(images: "ImageSet", metadata: "Metadata") -> str | None:
-    """In what these images differ from those that a checkpoint was trained on; None: in nothing that is known."""
-    if len(images) != metadata.images:
-        return f"the run was trained on {metadata.images} images, there are now {len(images)}"
-    classes = tuple(images.class_names)
-    if classes != metadata.classes:
-        then, now = next((a, b) for a, b in zip_longest(metadata.classes, classes) if a != b)
-        return f"the run was trained on other classes: {then!r} then, {now!r} now"
-    then, now = metadata.data, images.fingerprint
-    if not then or now is None:
-        return None
-    if then.get("images") != now["images"]:
-        if then.get("unordered") == now["unordered"]:
-            return f"{images.name}: these are the images that the run was trained on, but in another order"
-        pillow = f"Pillow {metadata.versions['pillow']}" if "pillow" in metadata.versions else "another Pillow"
-        return (
-            f"{images.name}: these {len(images)} images are not those that the run was trained on: at least one has "
-            f"another content (or was decoded otherwise, then by {pillow})"
-        )
-    if then.get("labels") != now["labels"]:
-        return f"{images.name}: the images have other labels than when the run was trained on them"
-    return None
 
 
 def set_newer_aside(saved: Saved) -> list[str]:

@@ -1,0 +1,246 @@
+"""Batches of equal records that are being made: on the disk as soon as they are, so that a long run can be resumed.
+
+A hidden folder holds
+
+    identity.json   what decides the records: only a run of the same identity resumes here
+    ONE FILE EACH   of the kinds of records: record i of all N at its own place
+    done            a byte for each batch, 1 once its records are on the disk
+    lock            held by the process that began the run or resumes it
+
+Several processes write to the same files, each its own batches. What is not marked as done is made again.
+"""
+
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ddpm_cli.config.compare import all_differences
+from ddpm_cli.config.errors import shown
+from ddpm_cli.io import durable, lock, plain_files
+
+IDENTITY_FILE = "identity.json"
+DONE_FILE = "done"
+LOCK_FILE = "lock"
+
+MOST_IDENTITY = 2**20  # bytes of JSON; ours has 3 kB
+MOST_BATCHES = 2**26
+FLUSH_SECONDS = 1.0  # what a killed process may have to make again; more often, flushing would take time from making
+
+
+@contextmanager
+def locked(folder: Path, busy: str) -> Iterator[None]:
+    """Hold a folder while inside. Afterwards nothing is left of a run that has finished, or made nothing.
+
+    Args:
+        busy: begins the message about another process that holds it.
+
+    Raises:
+        BlockingIOError: if another process holds it; says which.
+        ValueError: if something in it is a link, or no plain file.
+    """
+    with suppress(FileExistsError):
+        os.mkdir(folder)
+    try:
+        for path in (folder, *folder.iterdir()):
+            if path.is_symlink():
+                raise ValueError(f"{path} is a link; what is being drawn lies in its own directory")
+            if not path.is_dir() and plain_files.size(path) > MOST_BATCHES and path.name == DONE_FILE:
+                raise ValueError(f"{path} is not whole; remove {folder} to begin anew")
+        try:
+            release = lock.acquire(folder / LOCK_FILE)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"{busy}: {error}") from error
+        try:
+            yield
+        finally:
+            try:
+                if not (folder / IDENTITY_FILE).exists() or not any(_done(folder)):
+                    with suppress(OSError):  # what is left is cleared by the next
+                        clear(folder)
+            finally:
+                release()
+    finally:
+        with suppress(OSError):
+            os.rmdir(folder)
+
+
+def resumes(folder: Path, identity: dict, *, what: str, n: int, batch_size: int, records: Mapping[str, int]) -> bool:
+    """Whether a run of this identity can be resumed in a folder that is held; False: nothing is there to resume.
+
+    Args:
+        what: the folder is said to hold, in messages.
+        n, batch_size, records: as of `BatchStore`.
+
+    Raises:
+        ValueError: if what was begun there is of another identity, or its files are not whole.
+    """
+    kept = identity_in(folder / IDENTITY_FILE)
+    if kept is None or not any(_done(folder)):
+        return False
+    check_same(what, kept, identity, f"choose another directory, or remove {folder} to begin anew")
+    for name, size in _sizes(n, batch_size, records).items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            raise ValueError(f"{folder / name} is not whole; remove {folder} to begin anew")
+        durable.unshare(folder / name)
+    return True
+
+
+def create(folder: Path, identity: dict, *, n: int, batch_size: int, records: Mapping[str, int]) -> None:
+    """Make room for a new run in a folder that is held and holds nothing of another.
+
+    Raises:
+        ValueError: for more batches than can be.
+        OSError: if the files cannot be made.
+    """
+    sizes = _sizes(n, batch_size, records)
+    if sizes[DONE_FILE] > MOST_BATCHES:
+        raise ValueError(f"at most {MOST_BATCHES:,} batches are drawn there; a larger batch_size makes fewer")
+    for name, size in sizes.items():
+        with durable.errors_naming(folder / name), open(folder / name, "xb") as file:
+            file.truncate(size)
+            durable.flush(file.fileno(), folder / name)
+    durable.replace(folder / IDENTITY_FILE, json.dumps(identity, indent=2).encode())
+    durable.sync(folder.parent)
+
+
+def _sizes(n: int, batch_size: int, records: Mapping[str, int]) -> dict[str, int]:
+    return {name: n * size for name, size in records.items()} | {DONE_FILE: math.ceil(n / batch_size)}
+
+
+class BatchStore:
+    """What of the records in a folder is there, for a process to read and add to.
+
+    Args:
+        folder: where a run has been begun.
+        n: how many records of each kind there will be.
+        batch_size: records of every batch but the last.
+        records: by the name of its file, the bytes of one record of each kind.
+
+    Raises:
+        OSError: if it cannot be read and written.
+    """
+
+    def __init__(self, folder: Path, *, n: int, batch_size: int, records: Mapping[str, int]):
+        self.folder = folder
+        self.n = n
+        self.batch_size = batch_size
+        self.records = dict(records)
+        self._unmarked: list[int] = []  # batches that have been written, but may not be on the disk
+        self._flushed = time.monotonic()
+        self._files = {name: open(folder / name, "r+b", buffering=0) for name in (*records, DONE_FILE)}  # noqa: SIM115
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.flush()
+        except OSError:
+            if error is None:
+                raise
+        finally:
+            for file in self._files.values():
+                file.close()
+
+    @property
+    def missing(self) -> list[range]:
+        """The batches that are not done, as the indices of their records."""
+        return [self._batch(number) for number, done in enumerate(_done(self.folder)) if not done]
+
+    @property
+    def finished(self) -> int:
+        """How many records are done, in all processes."""
+        return sum(len(self._batch(number)) for number, done in enumerate(_done(self.folder)) if done)
+
+    def _batch(self, number: int) -> range:
+        first = number * self.batch_size
+        return range(first, min(first + self.batch_size, self.n))
+
+    def keep(self, indices: range, content: Mapping[str, memoryview]) -> None:
+        """Write down a batch. It counts as done once flushed, at the latest when this is closed.
+
+        Args:
+            indices: of its records.
+            content: of each kind all of them, one after another.
+        """
+        for name, data in content.items():
+            with durable.errors_naming(self.folder / name):
+                _write(self._files[name], indices.start * self.records[name], data.cast("B"))
+        self._unmarked.append(indices.start // self.batch_size)
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Mark what has been written as done, once it is on the disk."""
+        if not self._unmarked:
+            return
+        for name in self.records:
+            durable.flush(self._files[name].fileno(), self.folder / name)
+        done = self._files[DONE_FILE]
+        with durable.errors_naming(self.folder / DONE_FILE):
+            for number in self._unmarked:
+                _write(done, number, memoryview(b"\1"))
+        durable.flush(done.fileno(), self.folder / DONE_FILE)
+        self._unmarked.clear()
+        self._flushed = time.monotonic()
+
+    def read_into(self, name: str, indices: range, buffer: memoryview) -> None:
+        """Fill a buffer with the records of one kind, of a range without gaps."""
+        file, buffer = self._files[name], buffer.cast("B")
+        with durable.errors_naming(self.folder / name):
+            file.seek(indices.start * self.records[name])
+            read = file.readinto(buffer) if len(indices) > 0 else 0
+        assert read == buffer.nbytes, (read, indices)
+
+
+def _write(file: io.FileIO, offset: int, content: memoryview) -> None:
+    file.seek(offset)
+    while len(content) > 0:
+        content = content[file.write(content) :]
+
+
+def identity_in(file: Path) -> dict | None:
+    """What a file holds that a run has left; None if there is none. Raises ValueError if it is not ours."""
+    try:
+        found = json.loads(plain_files.read(file, MOST_IDENTITY))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        reason = shown(str(error))
+        raise ValueError(f"{file} is not ours ({reason}); remove {file.parent} to begin anew") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is not ours; remove {file.parent} to begin anew")
+    return found
+
+
+def check_same(what: str, kept: dict, identity: dict, advice: str) -> None:
+    """Raise ValueError, with a line for each difference, unless two identities are the same."""
+    changed = all_differences(kept, json.loads(json.dumps(identity)))
+    if changed:
+        listed = "".join(f"\n  {line}" for line in changed)
+        raise ValueError(f"{what} of another configuration:{listed}\n  {advice}")
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run that made nothing, or has finished, left in its folder."""
+    for path in folder.iterdir():
+        if path.name in (LOCK_FILE, LOCK_FILE + lock.EXISTS):
+            continue
+        if path.is_dir():
+            durable.remove_tree(path)
+        else:
+            path.unlink()
+
+
+def _done(folder: Path) -> bytes:
+    try:
+        return plain_files.read(folder / DONE_FILE, MOST_BATCHES)
+    except FileNotFoundError:
+        return b""

@@ -1,0 +1,108 @@
+"""The model that a command draws with, on every process: the device, the weights, the network; what one refuses all do.
+
+Heavy modules are imported inside the functions: `--help` and a mistyped key are answered without torch.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from ddpm_cli.config.errors import ConfigError, naming
+from ddpm_cli.config.eval_options import EvalOptions
+from ddpm_cli.config.sample_options import SampleOptions
+from ddpm_cli.io import durable
+
+if TYPE_CHECKING:
+    from ddpm_cli.checkpoint.pretrained import Pretrained, Selection
+    from ddpm_cli.distributed.process_group import World
+    from ddpm_cli.runtime.device import Compute
+    from ddpm_cli.sampling.loop import SamplingLoop
+
+T = TypeVar("T")
+Options = SampleOptions | EvalOptions  # which share the keys that say what to draw with
+
+
+def agreed(world: "World", call: Callable[[], T]) -> T:
+    """What `call` returns on this rank; what one rank refuses all do, so that rank 0 can say it."""
+    if world.size == 1:
+        return call()
+    try:
+        result, problem = call(), None
+    except ValueError as error:
+        result, problem = None, error
+    said = world.first(None if problem is None else (world.rank, str(problem)))
+    if said is not None:
+        rank, message = said
+        raise ConfigError(message if rank == 0 else f"{message} (process {rank})") from problem
+    assert result is not None
+    return result
+
+
+def first_on_main(world: "World", call: Callable[[], T]) -> T:
+    """What `call` returns, on every rank: rank 0 goes first, however long it takes; what it refuses all do."""
+    if world.size == 1:
+        return call()
+    result, problem = None, None
+    if world.main:
+        try:
+            result = call()
+        except ValueError as error:
+            problem = error
+    world.barrier()
+    said = world.broadcast(None if problem is None else str(problem))
+    if said is not None:
+        raise ConfigError(said) from problem
+    return agreed(world, lambda: cast(T, result) if world.main else call())
+
+
+def choose(options: Options, world: "World") -> "Compute":
+    """Where this process computes, and in which precision."""
+    from ddpm_cli.runtime.device import choose_compute
+
+    with naming("device"):
+        return choose_compute(options.device, options.precision, local_rank=world.local_rank)
+
+
+def select(options: Options, path: str, world: "World") -> "Selection":
+    """The weights that rank 0 has found at a path and verified, for all."""
+    from ddpm_cli.checkpoint.pretrained import select
+
+    with naming("ckpt"):
+        return world.on_main(
+            lambda: select(
+                path,
+                weights=options.weights,
+                ema_length=options.ema_length,
+                trust=options.trust,
+                sha256=options.ckpt_sha256,
+            )
+        )
+
+
+def rebuild(selection: "Selection", options: Options, compute: "Compute", world: "World") -> "Pretrained":
+    """The model of the selected weights, on its device."""
+    from ddpm_cli.checkpoint.pretrained import rebuild
+
+    if not world.main:
+        durable.wait_for(selection.checkpoint.path)
+        durable.wait_for(*selection.files)
+    with naming("ckpt"):
+        pretrained = rebuild(selection, trust=options.trust)
+    compute.place(pretrained.ddpm)
+    return pretrained
+
+
+def compile_now(loop: "SamplingLoop", options: Options, image_shape: tuple[int, int, int]) -> None:
+    """Compile the network; where compile=auto finds that this cannot be, it is drawn with as it was written."""
+    from ddpm_cli.runtime.device import out_of_memory
+
+    try:
+        loop.compile(image_shape)
+    except Exception as error:  # whatever a compiler may raise
+        if out_of_memory(error):
+            raise
+        reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[:2])
+        if options.compile != "auto":
+            raise ConfigError(f"compile: the network cannot be compiled here: {reason}") from error
+        print(f"not compiled: {reason}", file=sys.stderr)
+        loop.compiled = 0
