@@ -1,0 +1,1 @@
+"""What images are compared by: each module turns images into vectors in which a distance means something."""

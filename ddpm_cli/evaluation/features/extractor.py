@@ -1,0 +1,103 @@
+"""What every choice of features is, and how a network is asked for those of a batch."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddpm_cli.config.errors import ConfigError
+from ddpm_cli.data.image_set import ImageSet
+
+AT_ONCE = 16  # images that a network sees: always as many, so that what it makes of one does not depend on its batch
+
+
+class Extractor(Protocol):
+    """Turns images into vectors that can be compared.
+
+    `name` is short: figures are called after it, as fd_classifier. `dimensions` is D.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dimensions(self) -> int: ...
+
+    def identity(self) -> dict[str, object]:
+        """Plain JSON of everything that decides the features; final once `prepare` has been called."""
+        ...
+
+    def prepare(self, data: Callable[[], ImageSet] | None, device: torch.device) -> None:
+        """Read or train what is needed, once, before anything else is asked for.
+
+        Args:
+            data: gives the images that the run was trained on, with their labels where these are to be had.
+
+        Raises:
+            ConfigError: if weights are missing or damaged, or the images do not do for training.
+        """
+        ...
+
+    def __call__(self, images: Tensor, /) -> Tensor:
+        """Features float32 `[B, D]` on the device, of uint8 `[B, C, H, W]`, grey or RGB, of any size.
+
+        Each image's features are a function of that image alone.
+
+        Raises:
+            ConfigError: if a feature is not a finite number.
+        """
+        ...
+
+    def class_probabilities(self, features: Tensor, /) -> Tensor | None:
+        """float64 `[B, classes]` on the CPU of features `[B, D]`, for the inception score; None: these have none."""
+        ...
+
+
+@torch.no_grad()
+def extract(network: Callable[[Tensor], Tensor], images: Tensor, device: torch.device) -> Tensor:
+    """float32 `[B, D]`: what `network` makes of uint8 `[B, C, H, W]`, called with AT_ONCE of them at a time.
+
+    It computes in float32, not in the fewer bits that a GPU may take for it, whatever the caller's precision is.
+
+    Raises:
+        ConfigError: if a feature is not a finite number.
+    """
+    check_images(images)
+    features = []
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
+    with torch.autocast(device.type, enabled=False), exact:
+        for part in images.split(AT_ONCE):
+            filled = torch.cat([part, part.new_zeros(AT_ONCE - len(part), *part.shape[1:])])
+            features.append(network(filled.to(device))[: len(part)].float())
+    return check_finite(torch.cat(features))
+
+
+def check_images(images: Tensor) -> None:
+    assert images.dtype == torch.uint8, images.dtype
+    assert images.ndim == 4, images.shape
+    assert images.shape[1] in (1, 3), images.shape
+    assert images.numel() > 0, images.shape
+
+
+def check_finite(features: Tensor) -> Tensor:
+    """The same features. Raises ConfigError if one of them is not a finite number."""
+    bad = int((~torch.isfinite(features)).any(1).sum())
+    if bad > 0:
+        raise ConfigError(
+            f"features: those of {bad} of {len(features)} images are not finite numbers: the weights are damaged"
+        )
+    return features
+
+
+def as_rgb(images: Tensor) -> Tensor:
+    """`[B, 3, H, W]`: grey is repeated."""
+    return images.expand(-1, 3, -1, -1)
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 `[B, C, H, W]` as float32 from 0 to 255 at `size`: antialiased bicubic, the whole picture, not rounded."""
+    images = images.float()
+    if images.shape[2:] == size:
+        return images
+    return F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 255)
