@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -15,12 +16,16 @@ import numpy as np
 import pytest
 import torch
 from commands import TINY_RUN, train
+from threadpoolctl import threadpool_limits
 
+from ddpm_cli import eval as eval_command
 from ddpm_cli import sample as sample_command
 from ddpm_cli.data import decode
 from ddpm_cli.runtime.signals import Stop
 
-torch.set_num_threads(1)  # the networks here are tiny: a second thread costs them more than it gives
+# The networks and matrices here are tiny: a second thread costs them more than it gives, numpy's too.
+torch.set_num_threads(1)
+threadpool_limits(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -79,21 +84,34 @@ def labelled(tmp_path_factory) -> Path:
 @pytest.fixture
 def sample_here(tmp_path: Path, monkeypatch) -> Callable[..., subprocess.CompletedProcess]:
     """`ddpm-sample` without a process of its own, in the test's directory: what it says and how it ends."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess:
-        monkeypatch.setattr(sys, "argv", ["ddpm-sample", *arguments])
-        monkeypatch.setattr(Stop, "listen", lambda self: None)  # signals are for pytest here
-        status, out, err = 0, io.StringIO(), io.StringIO()
-        with mock.patch.dict(os.environ), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            os.environ.pop("HYDRA_FULL_ERROR", None)  # which the command sets
-            try:
-                sample_command.main()
-            except SystemExit as ended:
-                status = ended.code
-        return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
-
     monkeypatch.chdir(tmp_path)
+    return partial(_run_here, monkeypatch, "ddpm-sample", sample_command.main)
+
+
+@pytest.fixture
+def eval_here(monkeypatch) -> Callable[..., subprocess.CompletedProcess]:
+    """`ddpm-eval` likewise, in the directory that is its first argument."""
+
+    def run(place: Path, *arguments: str) -> subprocess.CompletedProcess:
+        monkeypatch.chdir(place)
+        return _run_here(monkeypatch, "ddpm-eval", eval_command.main, *arguments)
+
     return run
+
+
+def _run_here(
+    monkeypatch: pytest.MonkeyPatch, program: str, main: Callable[[], None], *arguments: str
+) -> subprocess.CompletedProcess:
+    monkeypatch.setattr(sys, "argv", [program, *arguments])
+    monkeypatch.setattr(Stop, "listen", lambda self: None)  # signals are for pytest here
+    status, out, err = 0, io.StringIO(), io.StringIO()
+    with mock.patch.dict(os.environ), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        os.environ.pop("HYDRA_FULL_ERROR", None)  # which the command sets
+        try:
+            main()
+        except SystemExit as ended:
+            status = ended.code
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture

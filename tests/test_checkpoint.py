@@ -277,6 +277,7 @@ HARMLESS = {
     "warmup_steps": "is compared with the step",
     "preview_every": "is compared with the step",
     "checkpoint_every": "is compared with the step",
+    "eval_every": "is compared with the step",
     "keep_last": "is compared with how many there are",
     "keep_every": "is compared with the step",
     "interval": "is of the command line: no checkpoint holds guidance",

@@ -130,6 +130,17 @@ def test_labels_are_read_where_they_are_asked_for(published, tmp_path):
 
 
 @pytest.mark.usefixtures("no_network")
+def test_the_test_split_is_read_from_files_of_its_own(published, tmp_path):
+    published.put_all(tmp_path)
+    shown = published.put_test_split(tmp_path)
+    images = published.source(root=str(tmp_path), num_classes=10, split="test")
+    np.testing.assert_array_equal(images.pixels, published.pixels[shown])
+    np.testing.assert_array_equal(images.labels, published.labels[shown])
+    with pytest.raises(ValueError, match="split must be train or test, got 'val'"):
+        published.source(root=str(tmp_path), split="val")
+
+
+@pytest.mark.usefixtures("no_network")
 def test_missing_labels_are_named_with_what_to_do(in_two_files, tmp_path):
     in_two_files.put(tmp_path, in_two_files.content)
     says = f"{tmp_path}/{in_two_files.labels_place} is missing: set data.download=true, or put http"

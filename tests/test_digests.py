@@ -34,6 +34,9 @@ def test_every_option_of_a_run_that_changes_numbers_is_set():
     assert {f"trainer.{key}" for key in trainer if not key.startswith("_")} - set_by_hand == {
         "trainer.compile",  # takes minutes
         "trainer.device",
+        "trainer.eval_every",  # looks on: test_eval_training shows that nothing else is computed with it
+        "trainer.eval_images",
+        "trainer.keep_best",
     }
 
 

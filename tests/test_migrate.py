@@ -18,6 +18,7 @@ from ddpm_cli.checkpoint.migrate import upgrade
 from ddpm_cli.checkpoint.stored_config import decode, encode
 from ddpm_cli.checkpoint.validate import check_config
 from ddpm_cli.config.build_ddpm import build_ddpm
+from ddpm_cli.config.common_options import Common, common_options
 from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.config.instantiate import instantiate
 from ddpm_cli.config.schema import check, is_node, targets_in
@@ -128,11 +129,12 @@ def test_a_kept_one_has_all_options_there_are_and_no_others(kept: str):
         if is_node(node):
             shipped[node["_target_"]] = shipped.get(node["_target_"], set()) | node.keys()
     config = parse(KEPT[kept].read_text(), KEPT[kept]).config
-    recent = {"fsdp", "compile"}  # which may change in a run
+    recent = {"fsdp", "compile", "eval_every", "eval_images", "keep_best"}  # which may change in a run
     for group in GROUPS:
         missing = shipped[config[group]["_target_"]] - config[group].keys()
         assert missing <= (recent if group == "trainer" else set()), group
-        assert config[group].keys() <= shipped[config[group]["_target_"]], group
+        assert config[group].keys() - common_options(group).keys() <= shipped[config[group]["_target_"]], group
+        assert common_options(group).keys() <= config[group].keys()
 
 
 def test_what_has_changed_since_format_1_is_what_was_asked_for():
@@ -152,7 +154,7 @@ def test_what_has_changed_since_format_1_is_what_was_asked_for():
         "ema": {"_target_": "EMA", "decays": [0.995], "posthoc": []},
         "trainer": {key: value for key, value in config["trainer"].items() if key != "checkpoint_activations"}
         | {"_target_": "TrainerConfig", "activation_checkpointing": False, "label_dropout": None},
-        "data": config["data"] | {"_target_": "digits", "num_classes": None},
+        "data": config["data"] | {"_target_": "digits", "num_classes": None, "holdout": 0},
     }
     assert config.keys() <= found.keys()
 
@@ -187,7 +189,8 @@ PARTIAL = ("timesteps", "weighting", "variance", "sampler", "optimizer", "ema")
 def test_what_format_2_had_is_still_there(group: str, target: str, now: str, name: str):
     node = {"_target_": target} | ({"_partial_": True} if group in PARTIAL else {}) | {"some": 1}
     found = upgrade({group: node, "seed": 7}, 2)
-    assert found == {now: {"_target_": name, "some": 1} | migrate._LATER.get(now, {}).get(name, {}), "seed": 7}
+    later = migrate._LATER.get(now, {}).get(name, {}) | migrate._LATER_OF_ALL.get(now, {})
+    assert found == {now: {"_target_": name, "some": 1} | later, "seed": 7}
     assert name_of(decode(found)[now]["_target_"]) == name
     assert decode(found)[now]["_target_"] in shipped_targets()[now]
 
@@ -217,7 +220,7 @@ def test_what_is_added_are_the_values_that_the_options_have_by_default():
         options = inspect.signature(resolve(config[group]["_target_"])).parameters
         added = config[group].keys() - before[group].keys()
         assert added
-        for name in added:
+        for name in added - common_options(group).keys():
             assert options[name].default == config[group][name], f"{group}.{name}"
     assert instantiate(config["ema"], "ema").keywords == {"decays": (0.995,), "posthoc": ()}
     for name, later in migrate._LATER["data"].items():
@@ -225,6 +228,7 @@ def test_what_is_added_are_the_values_that_the_options_have_by_default():
         for option, value in later.items():
             default = options[option].default
             assert (list(default) if isinstance(default, tuple) else default) == value, f"{name}.{option}"
+    assert migrate._LATER_OF_ALL["data"] == Common()._asdict()
 
 
 @BY_KEPT
@@ -248,7 +252,7 @@ def test_classes_of_the_users_own_keep_their_options():
     }
     for written in (1, 2):
         found = decode(upgrade(own, written))
-        assert {group: found[group] for group in own} == own
+        assert {group: found[group] for group in own} == own | {"data": {"_target_": "mine.data", "holdout": 0}}
     assert decode(encode(own)) == own
     assert set(targets_in(own)) == {node["_target_"] for node in own.values()}
 

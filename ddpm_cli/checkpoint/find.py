@@ -6,7 +6,7 @@ from pathlib import Path
 from ddpm_cli.checkpoint.metadata import EMA_FILE, FILES, MANIFEST_FILE, CheckpointError
 from ddpm_cli.checkpoint.verify import Verified, compare, described
 from ddpm_cli.io.command_line import command, override
-from ddpm_cli.io.run_dir import CHECKPOINTS, by_step, step_of
+from ddpm_cli.io.run_dir import BEST_FILE, CHECKPOINTS, best_checkpoint, by_step, step_of
 from ddpm_cli.io.run_identity import runs_below
 
 RUNS_SHOWN = 2  # in a message
@@ -40,7 +40,7 @@ def newest_whole(run_directory: Path) -> tuple[Verified, dict[Path, str]]:
 
 
 def find(path: str | Path) -> Path:
-    """What `ckpt=` means: the newest checkpoint of a run directory, a checkpoint directory, or its EMA file.
+    """What `ckpt=` means: the newest checkpoint of a run directory, its best.json, a checkpoint, or its EMA file.
 
     Returns:
         A checkpoint directory, or a single `.safetensors` file.
@@ -51,6 +51,11 @@ def find(path: str | Path) -> Path:
     path = Path(path)
     if not os.path.lexists(path):
         raise CheckpointError(f"{path} does not exist")
+    if path.name == BEST_FILE and path.is_file():
+        try:
+            return best_checkpoint(path)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
     if path.is_file():
         if path.parent.joinpath(MANIFEST_FILE).is_file() and path.name == EMA_FILE:
             return path.parent

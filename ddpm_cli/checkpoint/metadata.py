@@ -34,7 +34,7 @@ class Metadata:
     Args:
         step: optimizer steps done.
         image_shape: (C, H, W) of its images.
-        images: how many it was trained on.
+        images: how many its data have, with those that were held out.
         config: the run's configuration, with full paths; from a foreign checkpoint not to be trusted before
             `validate.check_node`.
         versions: of what wrote it.

@@ -154,7 +154,12 @@ _LATER: dict[str, dict[str, Node]] = {
 }
 
 
+# The same, of every node of a group, also a user's own.
+_LATER_OF_ALL: dict[str, Node] = {"data": {"holdout": 0}}
+
+
 def _with_later_options(group: str, node: Node) -> Node:
     target = node["_target_"]
-    later = _LATER.get(group, {}).get(target) if isinstance(target, str) else None
-    return node if later is None else later | node
+    later = _LATER.get(group, {}).get(target, {}) if isinstance(target, str) else {}
+    added = _LATER_OF_ALL.get(group, {}) | later
+    return node | {key: value for key, value in added.items() if key not in node}  # in the order of what is there

@@ -37,6 +37,7 @@ _MOST = {
     "accumulate": 2**16,
     "log_every": 2**20,
     "preview_images": 4096,
+    "eval_images": 2**20,
     "workers": 1024,
     "window": 2**20,
     "memory_mb": 2**20,

@@ -72,14 +72,17 @@ def save(directory: Path, *, ema: dict[str, Tensor], training: dict[str, Tensor]
     return final
 
 
-def remove_old(directory: Path, *, keep_last: int, keep_every: int = 0) -> None:
-    """Remove all checkpoints but the newest `keep_last` and every one whose step is a multiple of `keep_every`.
+def remove_old(directory: Path, *, keep_last: int, keep_every: int = 0, best: int | None = None) -> None:
+    """Remove all checkpoints but the newest `keep_last`, every one whose step is a multiple of `keep_every`, and one.
+
+    Args:
+        best: the step of that one; None: there is none.
 
     Raises:
         OSError: if one cannot be removed; none is left in halves under its name.
     """
     for step, old in list(all_of(directory).items())[:-keep_last]:
-        if keep_every == 0 or step % keep_every != 0:
+        if step != best and (keep_every == 0 or step % keep_every != 0):
             hidden = directory / f".{old.name}.removed"
             durable.move(old, hidden)
             _remove(hidden)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_cli.config.errors import ConfigError, shown
+from ddpm_cli.config.outcome import Outcome
 from ddpm_cli.io import durable, plain_files, run_dir
 from ddpm_cli.io.own_output import RESULT_FILE
 from ddpm_cli.runtime.exit_codes import RunError, Stopped
@@ -32,6 +33,7 @@ class RunResult:
     picture: str | None = None  # the file to show in the sweep's contact sheet
     gpu: str | None = None  # the one that the run had to itself, if it had to choose one
     under_way: bool = False  # it has begun, and nothing says yet how it has ended
+    figure: str | None = None  # what `final_loss` is called, if it is no loss
 
     @property
     def done(self) -> bool:
@@ -41,7 +43,7 @@ class RunResult:
     def ending(self) -> str:
         if self.error is not None:
             return self.error
-        return "done" if self.final_loss is None else f"loss {self.final_loss:.4f}"
+        return "done" if self.final_loss is None else f"{self.figure or 'loss'} {self.final_loss:.4f}"
 
     def begin(self, directory: Path) -> None:
         (directory / TRACEBACK_FILE).unlink(missing_ok=True)
@@ -49,12 +51,13 @@ class RunResult:
         self._write(directory)
 
     def end(self, directory: Path, outcome: object) -> None:
-        """Put on record that the run is done; `outcome` is its final loss, or its picture."""
+        """Put on record that the run is done; `outcome` is its final loss, another figure, or its picture."""
         self.under_way, self.error, self.stopped = False, None, False
         if isinstance(outcome, Path):
             self.picture = str(outcome.absolute())
         elif isinstance(outcome, float) and not math.isnan(outcome):
-            self.final_loss = outcome
+            self.final_loss = float(outcome)
+            self.figure = outcome.name if isinstance(outcome, Outcome) else None
         self._write(directory)
 
     def end_early(self, directory: Path, error: BaseException) -> None:
@@ -85,7 +88,7 @@ def result_in(directory: Path) -> RunResult | None:
         result = RunResult(**json.loads(plain_files.read(file, MOST_RESULT)))
     except (ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{file} is no result of a run ({shown(str(error))})") from error
-    texts = (result.error, result.picture, result.gpu)
+    texts = (result.error, result.picture, result.gpu, result.figure)
     loss = result.final_loss
     if (
         not isinstance(result.overrides, list)

@@ -1,4 +1,4 @@
-"""Sweeps (`-m`): how one begins or goes on, what each run leaves behind, and the table at the end."""
+"""Sweeps (`-m`): how one begins or goes on, what each run leaves behind, the table and the comparison at the end."""
 
 import os
 import sys
@@ -42,7 +42,7 @@ class RefusedSweep(BaseException):
 class SweepReport:
     """What one process knows of the sweep that it runs; prints a line per run with its overrides and ending.
 
-    Where the runs have left pictures, they are put together on one sheet.
+    Where the runs have left pictures, they are put together on one sheet; runs that were trained are compared.
 
     Args:
         program: the command's name.
@@ -91,15 +91,15 @@ class SweepReport:
                 )
 
     def print(self, *, sheet: bool) -> None:
-        """Print the table, and where it is asked for and possible, make the sheet of the pictures.
+        """Print the table, make the sheet of the pictures where it is asked for and possible, and compare the runs.
 
         Raises:
-            RunError: if that cannot be written.
+            RunError: if the sheet cannot be written.
         """
         print(f"\nsweep in {self._plan.home}")
-        pictures = []
+        pictures, runs = [], self._runs()
         self._counts.clear()
-        for run in self._runs():
+        for run in runs:
             try:
                 result = result_in(run.directory)
                 state, ending = _state(result)
@@ -110,6 +110,20 @@ class SweepReport:
             pictures.append((run.overrides, None if result is None else _picture(run, result)))
         if sheet and any(picture is not None for _, picture in pictures):
             self._make_sheet(pictures)
+        self._compare([run.directory for run in runs])
+
+    def _compare(self, directories: list[Path]) -> None:
+        """Write the comparison, and say where it is. What is wrong with it is no failure of the sweep."""
+        from ddpm_cli.comparison.of_sweep import compare_sweep  # brings TensorBoard with it
+
+        try:
+            page = compare_sweep(self._plan.home, directories)
+        except Exception as error:
+            first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+            print(f"  compare  not written: {printable(first)}")
+            return
+        if page is not None:
+            print(f"  compare  {printable(str(page))}")
 
     def _runs(self) -> list[PlannedRun]:
         if self._plan.runs is not None:

@@ -9,11 +9,12 @@ from ddpm_cli.config.schema import is_node
 
 # Everything else decides what the run learns, and may not change under its feet.
 CHANGEABLE = (
-    *("name", "output_dir", "sampler"),
+    *("name", "output_dir", "sampler", "objective"),
     *("trainer.steps", "trainer.accumulate", "trainer.device", "trainer.activation_checkpointing"),
     *("trainer.fsdp", "trainer.compile"),
     *("trainer.deterministic", "trainer.log_every", "trainer.preview_every", "trainer.preview_images"),
     *("trainer.checkpoint_every", "trainer.keep_last", "trainer.keep_every"),
+    *("trainer.eval_every", "trainer.eval_images", "trainer.keep_best"),
     *("data.path", "data.root", "data.download", "data.workers", "data.cache_dir", "data.memory_mb", "data.on_bad"),
     *("data.follow_links", "data.cache_gb"),
 )

@@ -10,17 +10,20 @@ from ddpm_cli.config.shipped import shipped_targets
 
 _OF_DATA = ("path", "root", "cache_dir")
 PATHS = (
-    *("output_dir", "resume", "fork", "ckpt", "out", "image", "mask"),
+    *("output_dir", "resume", "fork", "ckpt", "out", "image", "mask", "samples"),
     *(f"data.{option}" for option in _OF_DATA),
+    *("reference.path", "reference.save", "features.weights"),
 )
+_GROUPS = dict.fromkeys(key.partition(".")[0] for key in PATHS if "." in key)
 
 
 def expanded(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration, or options by their dotted keys, with `~` and `~user` in paths replaced; a new dict."""
     found = {key: os.path.expanduser(value) if _is_path(key, value) else value for key, value in config.items()}
-    if isinstance(found.get("data"), dict):
-        options = found["data"].items()
-        found["data"] = {key: os.path.expanduser(v) if _is_path(f"data.{key}", v) else v for key, v in options}
+    for group in _GROUPS:
+        if isinstance(found.get(group), dict):
+            options = found[group].items()
+            found[group] = {key: os.path.expanduser(v) if _is_path(f"{group}.{key}", v) else v for key, v in options}
     return found
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
+from ddpm_cli.config.common_options import DATA_PLACE, common_options
 from ddpm_cli.config.errors import ConfigError, nearest, shown
 from ddpm_cli.config.shipped import shipped_targets
 from ddpm_cli.config.signatures import Parameter, signature
@@ -61,10 +62,11 @@ def check_key(config: dict, key: str, target: str, *, groups: Iterable[str] = ()
         if not is_node(value):
             raise ConfigError(f"{key}: no such option; {path} has none")
         if name not in NODE_KEYS:
-            settable = _settable(str(value["_target_"]), path=path, partial=value.get("_partial_") is True)
+            target = str(value["_target_"])
+            settable = _settable(target, path=path, partial=value.get("_partial_") is True)
             if settable is None:
                 return absent
-            _check_name(name, settable, path=path, groups=groups)
+            _check_name(name, settable, target, path=path, groups=groups)
         value, path = value.get(name, absent), f"{path}.{name}" if path else name
     return value
 
@@ -125,10 +127,10 @@ def _checked_arguments(
     settable = _settable(target, path=path, partial=partial)
     if settable is None:
         return node
-    found = dict(node)
+    found = {key: node[key] for key in NODE_KEYS if key in node} | node  # first, wherever they were composed from
     for key, value in node.items():
         if key not in NODE_KEYS:
-            _check_name(str(key), settable, path=path, groups=groups)
+            _check_name(str(key), settable, target, path=path, groups=groups)
             where, annotation = f"{path}.{key}" if path else str(key), settable[key].annotation
             found[key] = _checked_value(value, annotation, key=str(key), path=where, trusted=trusted, spelt=spelt)
     for name, parameter in settable.items():
@@ -141,13 +143,17 @@ def _settable(target: str, *, path: str, partial: bool) -> dict[str, Parameter] 
     """The options of a target, by name; None if it takes anything."""
     with importing(path):
         parameters = signature(target)
-    return None if parameters is None else {p.name: p for p in parameters if not (partial and p.positional)}
+    if parameters is None:
+        return None
+    return {p.name: p for p in parameters if not (partial and p.positional)} | common_options(path, target)
 
 
-def _check_name(name: str, settable: dict[str, Parameter], *, path: str, groups: Iterable[str]) -> None:
+def _check_name(name: str, settable: dict[str, Parameter], target: str, *, path: str, groups: Iterable[str]) -> None:
     if name not in settable:
         where, near = (f"{path}.{name}", settable) if path else (name, [*settable, *groups])
         takes = f"{path or 'this command'} takes {', '.join(settable) or 'no options'}"
+        if target == DATA_PLACE:
+            takes += ", where the images lie; all else of the run's data is in its checkpoint"
         raise ConfigError(f"{shown(where)}: no such option{nearest(name, near)}; {takes}")
 
 

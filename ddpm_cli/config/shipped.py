@@ -55,3 +55,15 @@ def shipped_targets() -> dict[str, dict[str, bool]]:
         for key, target, partial in targets(file.parent.name, yaml.safe_load(file.read_text(encoding="utf-8"))):
             found[key][target] = partial
     return dict(found)
+
+
+@functools.cache
+def options_by_target(group: str) -> dict[str, list[str]]:
+    """The names of a group's options in our own YAML files, by the `_target_` that they have."""
+    found = defaultdict(list)
+    for file in sorted((configs_directory() / group).glob("*.yaml")) if group.isidentifier() else []:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        node = content.get(group, content)  # a recipe (`@package _global_`) holds its own group beside others
+        if isinstance(node, dict) and isinstance(node.get("_target_"), str):
+            found[node["_target_"]].append(file.stem)
+    return dict(found)

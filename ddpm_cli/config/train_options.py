@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ddpm_cli.config.figures import Name
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
@@ -13,6 +15,7 @@ class TrainOptions:
     resume: str | None
     trust: list[str]
     fork: str | None = None  # not in checkpoints of before there was such a key
+    objective: Name | None = None  # the same
     schedule: dict
     model: dict
     prediction: dict

@@ -1,4 +1,7 @@
-"""Well-known data sets, each the training split as one `ImageSet`; with `num_classes`, which must be 10, with labels.
+"""Well-known data sets, each as one `ImageSet`; with `num_classes`, which must be 10, with labels.
+
+They are the training split, unless `split` says otherwise. No YAML file has that option: nothing is trained on what it
+is tested on, and checkpoints need not say so.
 
 torchvision and scikit-learn are imported where they are used: they take seconds.
 """
@@ -17,7 +20,7 @@ from ddpm_cli.data.archives import Archive, read_unpacking
 from ddpm_cli.data.fingerprint import image_checksums
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.data.labels import check_num_classes
-from ddpm_cli.data.options import check_channels, height_width
+from ddpm_cli.data.options import check_channels, check_split, height_width
 
 RESIZE_BATCH = 1024  # images turned to float at a time: 60,000 of them at 64 px would take 3 GB
 
@@ -55,15 +58,16 @@ def mnist(
     channels: int = 1,
     flip: bool = False,
     num_classes: int | None = None,
+    split: Literal["train", "test"] = "train",
 ) -> ImageSet:
-    """MNIST, 60,000 x 28 x 28, from `root`/MNIST/raw, unpacked or fetched first where needed.
+    """MNIST, 60,000 x 28 x 28 (test: 10,000), from `root`/MNIST/raw, unpacked or fetched first where needed.
 
     Raises FileNotFoundError saying which file should be where, if it is absent or damaged and cannot be fetched.
     """
     return _image_set(
         "mnist",
         TEN_DIGITS,
-        functools.partial(_read_mnist, "MNIST", root, download, labelled=num_classes is not None),
+        functools.partial(_read_mnist, "MNIST", root, download, split, labelled=num_classes is not None),
         image_size=image_size,
         channels=channels,
         flip=flip,
@@ -79,12 +83,13 @@ def fashion_mnist(
     channels: int = 1,
     flip: bool = False,
     num_classes: int | None = None,
+    split: Literal["train", "test"] = "train",
 ) -> ImageSet:
-    """Fashion-MNIST, 60,000 x 28 x 28, from `root`/FashionMNIST/raw; raises as `mnist`."""
+    """Fashion-MNIST, 60,000 x 28 x 28 (test: 10,000), from `root`/FashionMNIST/raw; raises as `mnist`."""
     return _image_set(
         "fashion_mnist",
         TEN_CLOTHES,
-        functools.partial(_read_mnist, "FashionMNIST", root, download, labelled=num_classes is not None),
+        functools.partial(_read_mnist, "FashionMNIST", root, download, split, labelled=num_classes is not None),
         image_size=image_size,
         channels=channels,
         flip=flip,
@@ -100,12 +105,16 @@ def cifar10(
     channels: int = 3,
     flip: bool = True,
     num_classes: int | None = None,
+    split: Literal["train", "test"] = "train",
 ) -> ImageSet:
-    """CIFAR-10, 50,000 x 3 x 32 x 32, from `root`/cifar-10-batches-py or its archive in `root`; raises as `mnist`."""
+    """CIFAR-10, 50,000 x 3 x 32 x 32 (test: 10,000), from `root`/cifar-10-batches-py or its archive in `root`.
+
+    Raises as `mnist`.
+    """
     return _image_set(
         "cifar10",
         TEN_THINGS,
-        functools.partial(_read_cifar10, root, download),
+        functools.partial(_read_cifar10, root, download, split),
         image_size=image_size,
         channels=channels,
         flip=flip,
@@ -144,20 +153,24 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     return pixels, np.asarray(labels).astype(np.int64)
 
 
-def _read_mnist(dataset: str, root: str, download: bool, *, labelled: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """uint8 `[60000, 1, 28, 28]`, and int64 `[60000]` if `labelled`: else their file need not be there."""
-    pixels = _read_idx(dataset, "train-images", root, download)[:, None]
-    return pixels, _read_idx(dataset, "train-labels", root, download) if labelled else None
+def _read_mnist(
+    dataset: str, root: str, download: bool, split: Literal["train", "test"], *, labelled: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """uint8 `[N, 1, 28, 28]`, and int64 `[N]` if `labelled`: else their file need not be there."""
+    check_split(split)
+    prefix = {"train": "train", "test": "t10k"}[split]
+    pixels = _read_idx(dataset, f"{prefix}-images", root, download)[:, None]
+    return pixels, _read_idx(dataset, f"{prefix}-labels", root, download) if labelled else None
 
 
-def _read_idx(dataset: str, kind: Literal["train-images", "train-labels"], root: str, download: bool) -> np.ndarray:
-    """uint8 `[60000, 28, 28]` or int64 `[60000]` from one of an MNIST-like set's four files."""
+def _read_idx(dataset: str, kind: str, root: str, download: bool) -> np.ndarray:
+    """uint8 `[N, 28, 28]` or int64 `[N]` from one of an MNIST-like set's four files."""
     from torchvision import datasets
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
     published = getattr(datasets, dataset)
     file, md5 = next(resource for resource in published.resources if resource[0].startswith(kind))
-    read_file = read_image_file if kind == "train-images" else read_label_file
+    read_file = read_image_file if kind.endswith("images") else read_label_file
     urls = tuple(mirror + file for mirror in published.mirrors)
     archive = Archive(_absolute(root) / dataset / "raw" / file, md5, urls)
 
@@ -167,14 +180,16 @@ def _read_idx(dataset: str, kind: Literal["train-images", "train-labels"], root:
     return read_unpacking(read, archive, [archive.path.with_suffix("")], download)
 
 
-def _read_cifar10(root: str, download: bool) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 `[50000, 3, 32, 32]` and int64 `[50000]`."""
+def _read_cifar10(root: str, download: bool, split: Literal["train", "test"]) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 `[N, 3, 32, 32]` and int64 `[N]`."""
+    check_split(split)
     from torchvision.datasets import CIFAR10
 
     folder = _absolute(root)
 
     def read() -> tuple[np.ndarray, np.ndarray]:
-        images = CIFAR10(folder, train=True, download=False)  # checks the MD5 of every file before it unpickles one
+        # It checks the MD5 of every file before it unpickles one.
+        images = CIFAR10(folder, train=split == "train", download=False)
         return np.ascontiguousarray(images.data.transpose(0, 3, 1, 2)), np.array(images.targets, np.int64)
 
     archive = Archive(folder / CIFAR10.filename, CIFAR10.tgz_md5, (CIFAR10.url,))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageMode, UnidentifiedImageError
 
 from ddpm_cli.data.decoding_memory import MOST, LargeImageError, check_decoding, check_file_size
 from ddpm_cli.data.image_file import BadImage
@@ -111,6 +111,12 @@ def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     with _errors_explained(path), _opened(path, MOST) as file, _image_in(file) as image:
         width, height = image.size
         return (width, height) if _orientation(image) in _ON_ITS_SIDE else (height, width)
+
+
+def is_grey(path: str | os.PathLike[str]) -> bool:
+    """Whether the picture at `path` has no colours, told from its header. Raises as `decode`."""
+    with _errors_explained(path), _opened(path, MOST) as file, _image_in(file) as image:
+        return ImageMode.getmode(image.mode).basemode == "L"
 
 
 def upright_picture(path: str | os.PathLike[str]) -> Image.Image:

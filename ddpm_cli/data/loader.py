@@ -8,12 +8,14 @@ import itertools
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_cli.data.holdout import others
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.data.shuffle import WindowedShuffle
 from ddpm_cli.io.images import from_uint8
@@ -45,10 +47,22 @@ class BatchLoader:
     No image is dropped: a batch may begin in one epoch and end in the next (or several later, when the set is smaller
     than a batch). Of `world_size` processes that train together, each loads its part of every batch.
 
+    Args:
+        held_out: int64, rising: images of the set that are in no batch; None: all are in the stream.
+
     Raises ValueError for a batch_size below 1, or one that `world_size` does not divide.
     """
 
-    def __init__(self, images: ImageSet, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        images: ImageSet,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        held_out: np.ndarray | None = None,
+    ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if batch_size % world_size != 0:
@@ -57,15 +71,30 @@ class BatchLoader:
         self.batch_size = batch_size
         self.seed = seed
         size = batch_size // world_size
+        # The order is one of these, which have numbers of their own there.
+        self._kept = None if held_out is None or len(held_out) == 0 else others(images, held_out)
         self.part = slice(rank * size, (rank + 1) * size)  # of every batch: what is loaded here
         # Two are enough: steps come in order, and a batch seldom straddles more than two epochs.
         self._order = functools.lru_cache(maxsize=2)(self._shuffle)
 
+    @property
+    def count(self) -> int:
+        """How many images an epoch has."""
+        return len(self.images) if self._kept is None else len(self._kept)
+
+    @property
+    def trained(self) -> np.ndarray:
+        """int64 `[count]`, rising: which images of the set are in the stream."""
+        return np.arange(len(self.images)) if self._kept is None else self._kept
+
     def _shuffle(self, epoch: int) -> np.ndarray | WindowedShuffle:
         """The order of an epoch's images: its slices are int64 `[n]`, and may end early where a window ends."""
-        if self.images.blocks is not None:
-            return WindowedShuffle(self.images.blocks, self.seed, "order", epoch)
-        return torch.randperm(len(self.images), generator=generator(self.seed, "order", epoch)).numpy()
+        blocks, kept = self.images.blocks, self._kept
+        if blocks is not None:
+            if kept is not None:
+                blocks = replace(blocks, starts=np.searchsorted(kept, blocks.starts))
+            return WindowedShuffle(blocks, self.seed, "order", epoch)
+        return torch.randperm(self.count, generator=generator(self.seed, "order", epoch)).numpy()
 
     def indices(self, step: int) -> np.ndarray:
         """int64 `[batch_size]`: which images batch `step` (from 0) holds."""
@@ -73,12 +102,13 @@ class BatchLoader:
         parts = []
         missing = self.batch_size
         while missing > 0:
-            epoch, start = divmod(position, len(self.images))
+            epoch, start = divmod(position, self.count)
             part = self._order(epoch)[start : start + missing]
             parts.append(part)
             position += len(part)
             missing -= len(part)
-        return np.concatenate(parts)
+        indices = np.concatenate(parts)
+        return indices if self._kept is None else self._kept[indices]
 
     def flips(self, step: int) -> Tensor:
         """bool `[batch_size]`: which images of batch `step` are mirrored; none unless the set says `flip`."""
@@ -99,7 +129,7 @@ class BatchLoader:
 
     def first_images(self, count: int) -> np.ndarray:
         """uint8 `[n, C, H, W]`: the first `count` images of the stream, mirrored as there; all of a smaller set."""
-        wanted = min(count, len(self.images))
+        wanted = min(count, self.count)
         indices, flips = np.empty(0, np.int64), np.empty(0, bool)
         step = 0
         while len(indices) < wanted:

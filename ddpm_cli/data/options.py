@@ -27,6 +27,12 @@ def check_channels(channels: int) -> None:
         raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels!r}")
 
 
+def check_split(split: str) -> None:
+    """Raise ValueError unless `split` is a part of a well-known set."""
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be train or test, got {split!r}")
+
+
 def check_on_bad(on_bad: str) -> None:
     """Raise ValueError unless `on_bad` says what to do about an image that cannot be decoded."""
     if on_bad not in ("stop", "skip"):

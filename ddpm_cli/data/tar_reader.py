@@ -57,6 +57,7 @@ class TarReader:
         self.labels = labels
         mosts = most_at_a_time(workers), MOST
         self._replacements: dict[int, int] = {}  # of each bad image that was met
+        self._apart: np.ndarray | None = None  # bool [N]: of two kinds, which one an image is of
         some, one = (functools.partial(decode_members, size, channels, most, reading=reading) for most in mosts)
         self._pool = WorkerPool(some, workers)
         # For the images of which several at a time might take more memory than there is.
@@ -88,6 +89,11 @@ class TarReader:
             for position, reason in bad:
                 pixels[position] = self._replacement(int(indices[position]), reason)
             return pixels
+
+    def keep_apart(self, images: np.ndarray) -> None:
+        """From now on none of these images (int64 `[n]`) takes the place of another one, nor another one theirs."""
+        self._apart = np.zeros(len(self), bool)
+        self._apart[images] = True
 
     def _read(self, indices: np.ndarray) -> tuple[np.ndarray, list[tuple[int, str]]]:
         """The images, and for those that cannot be decoded their positions among `indices` and what is wrong."""
@@ -127,10 +133,11 @@ class TarReader:
         raise OSError(f"{what}; nor can any of the next {MOST_IN_A_ROW} images be decoded")
 
     def _following(self, image: int) -> list[int]:
-        """The images that come after one, and after the last the first ones; of its class, if it has one."""
-        if self.labels is None:
+        """The images that come after one, and after the last the first ones; of its class and kind, if it has one."""
+        kinds = [kind for kind in (self.labels, self._apart) if kind is not None]
+        if not kinds:
             return [(image + ahead) % len(self) for ahead in range(1, min(MOST_IN_A_ROW + 1, len(self)))]
-        alike = np.flatnonzero(self.labels == self.labels[image])
+        alike = np.flatnonzero(np.logical_and.reduce([kind == kind[image] for kind in kinds]))
         place = int(np.searchsorted(alike, image))
         return np.roll(alike, -place)[1 : MOST_IN_A_ROW + 1].tolist()
 

@@ -4,6 +4,7 @@ Data are taken for integers 0..255 scaled to [-1, 1], as images are.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,18 @@ from ddpm_cli.diffusion.variance import Variance
 
 _HALF_BIN = 1 / 255  # half the distance between two neighbouring levels
 _FAR = 1e4  # standard deviations: beyond, float32 cannot tell a bin's two edges apart
+
+
+class Bound(NamedTuple):
+    """The variational bound of images in bits per dimension: the sum of its terms and the prior's."""
+
+    terms: Tensor  # [B, T], L_t at t; the decoder's at 0
+    prior: Tensor  # [B]
+
+    @property
+    def total(self) -> Tensor:
+        """`[B]`"""
+        return self.terms.sum(1) + self.prior
 
 
 def term(

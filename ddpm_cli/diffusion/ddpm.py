@@ -1,35 +1,23 @@
 """Denoising diffusion probabilistic models (Ho et al. 2020): the forward process, the loss, the reverse process."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddpm_cli.diffusion import bound, samplers
+from ddpm_cli.diffusion.bound import Bound
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
 from ddpm_cli.diffusion.guidance import UNGUIDED, Guidance, guided
-from ddpm_cli.diffusion.loss import Loss, Simple, Terms
+from ddpm_cli.diffusion.loss import Loss, Simple, Terms, check_loss
 from ddpm_cli.diffusion.prediction import Epsilon, Prediction
 from ddpm_cli.diffusion.samplers import Ancestral, Sampler
 from ddpm_cli.diffusion.schedule import NoiseSchedule, expand_t
 from ddpm_cli.diffusion.threshold import Static, Threshold, Unbounded, bounded, thresholded
 from ddpm_cli.diffusion.variance import FixedSmall, Variance
 from ddpm_cli.diffusion.weighting import Uniform, Weighting
-
-
-class Bound(NamedTuple):
-    """The variational bound of images in bits per dimension: the sum of its terms and the prior's."""
-
-    terms: Tensor  # [B, T], L_t at t; the decoder's at 0
-    prior: Tensor  # [B]
-
-    @property
-    def total(self) -> Tensor:
-        """`[B]`"""
-        return self.terms.sum(1) + self.prior
 
 
 class DDPM(nn.Module):
@@ -67,7 +55,7 @@ class DDPM(nn.Module):
         self.loss = loss
         self.learns_variance = variance.learned
         self.prediction.check(schedule)
-        _check_loss(loss, weighting, learns_variance=self.learns_variance)
+        check_loss(loss, weighting, learns_variance=self.learns_variance)
 
     @property
     def device(self) -> torch.device:
@@ -165,16 +153,29 @@ class DDPM(nn.Module):
         self, x_0: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Bound:
         """The bound on -log p(x_0) of each image, with one draw of x_t for every t and x_0 clipped: T network calls."""
-        terms = []
+
+        def noise() -> Tensor:
+            return torch.randn(x_0.shape, generator=generator, device=x_0.device)
+
+        terms = list(self.bound_terms(x_0, labels, noise=noise))
+        return Bound(torch.stack(terms, dim=1), bound.prior(self.schedule, x_0))
+
+    @torch.no_grad()
+    def bound_terms(
+        self, x_0: Tensor, labels: Tensor | None = None, *, noise: Callable[[], Tensor]
+    ) -> Iterator[Tensor]:
+        """L_t of each image at t = 0, 1, .. T-1, `[B]` bits per dimension each: the terms of `variational_bound`.
+
+        Args:
+            noise: returns fresh standard normal noise of x_0's shape; called once for every t.
+        """
         with self.evaluating():
             for i in range(self.schedule.timesteps):
                 t = torch.full((len(x_0),), i, device=x_0.device)
-                noise = torch.randn(x_0.shape, generator=generator, device=x_0.device)
-                x_t, _ = self.q_sample(x_0, t, noise)
+                x_t, _ = self.q_sample(x_0, t, noise())
                 denoised = self.denoise(x_t, t, labels=labels)
                 said = {"predicted_x_0": denoised.x_0, "variance_output": denoised.variance}
-                terms.append(bound.term(self.schedule, self.variance, x_0, t, **said))
-        return Bound(torch.stack(terms, dim=1), bound.prior(self.schedule, x_0))
+                yield bound.term(self.schedule, self.variance, x_0, t, **said)
 
     def denoise(self, x_t: Tensor, t: Tensor, *, clip_denoised: bool = True, labels: Tensor | None = None) -> Denoised:
         """The x_0 and eps that the network sees in x_t; eps is derived again after x_0 was clipped to [-1, 1].
@@ -298,17 +299,3 @@ class DDPM(nn.Module):
             yield
         finally:
             self.model.train(was_training)
-
-
-def _check_loss(loss: Loss, weighting: Weighting, *, learns_variance: bool) -> None:
-    if learns_variance and not loss.trains_variance:
-        raise ValueError(
-            "loss=simple does not train the variance that variance=learned_range learns; choose loss=hybrid or loss=vlb"
-        )
-    if loss.needs_learned_variance and not learns_variance:
-        raise ValueError(
-            "loss=hybrid trains a learned variance, and this one is fixed; choose variance=learned_range, "
-            "or loss=simple, or loss=vlb"
-        )
-    if not loss.weighted and not isinstance(weighting, Uniform):
-        raise ValueError("weighting has no effect with loss=vlb, which has its own; choose weighting=uniform")

@@ -12,7 +12,7 @@ from ddpm_cli.diffusion import bound
 from ddpm_cli.diffusion.prediction import Prediction
 from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.diffusion.variance import Variance
-from ddpm_cli.diffusion.weighting import Weighting
+from ddpm_cli.diffusion.weighting import Uniform, Weighting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,3 +121,18 @@ class VariationalBound:
 
     def __call__(self, terms: Terms) -> Tensor:
         return terms.bound()
+
+
+def check_loss(loss: Loss, weighting: Weighting, *, learns_variance: bool) -> None:
+    """Raise ValueError for a loss with a weighting, or a variance, that it takes no notice of or cannot do without."""
+    if learns_variance and not loss.trains_variance:
+        raise ValueError(
+            "loss=simple does not train the variance that variance=learned_range learns; choose loss=hybrid or loss=vlb"
+        )
+    if loss.needs_learned_variance and not learns_variance:
+        raise ValueError(
+            "loss=hybrid trains a learned variance, and this one is fixed; choose variance=learned_range, "
+            "or loss=simple, or loss=vlb"
+        )
+    if not loss.weighted and not isinstance(weighting, Uniform):
+        raise ValueError("weighting has no effect with loss=vlb, which has its own; choose weighting=uniform")

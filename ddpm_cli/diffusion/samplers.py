@@ -40,6 +40,10 @@ class Sampler(ABC):
     steps: int | Sequence[int] | None = None
     spacing: Spacing = "linspace"
 
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, int) and self.steps < 1:  # of no schedule; a run without previews has no other check
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
     def times(self, schedule: NoiseSchedule, first: int | None = None) -> list[int]:
         """The timesteps visited, from `first`, where x is (None: T-1), strictly falling.
 
@@ -118,6 +122,7 @@ class DDIM(Sampler):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], got {self.eta:g}")
 

@@ -23,9 +23,11 @@ def announce(trainer: Trainer, options: TrainOptions, directory: Path, *, resume
     """Say what is about to be trained, where, and on what."""
     images, config = trainer.batches.images, trainer.config
     parameters = sum(p.numel() for p in trainer.ddpm.parameters())
-    epochs = config.steps * config.batch_size / len(images)
+    count = trainer.batches.count
+    epochs = config.steps * config.batch_size / count
     left_out = f"; left out: {images.left_out}" if images.left_out else ""
-    log.info(f"data     {images.name}: {len(images):,} images, {size_text(images.shape)}{left_out}")
+    held_out = f"; held out: {len(images) - count:,}" if count < len(images) else ""
+    log.info(f"data     {images.name}: {len(images):,} images, {size_text(images.shape)}{held_out}{left_out}")
     if images.fingerprint is None:
         log.warning("data     the set has no checksums of its images: resuming cannot tell them from others")
     if images.labels is not None:
@@ -45,12 +47,21 @@ def announce(trainer: Trainer, options: TrainOptions, directory: Path, *, resume
     log.info(f"device   {trainer.compute}{together}{sharded}{compiled}")
     parts = f" in {config.micro_batches} parts" if config.micro_batches > 1 else ""
     log.info(f"steps    {config.steps:,} of batch {config.batch_size}{parts} ({epochs:,.1f} epochs)")
+    if config.eval_every > 0:
+        log.info(f"eval     every {config.eval_every:,} steps: {', '.join(_measured(trainer))}")
     log.info(f"run      {directory}")
     if resumed:
         log.info(f"resumed  at step {trainer.step:,}")
     elif trainer.step > 0:
         for line in origin(directory):
             log.info(line)
+
+
+def _measured(trainer: Trainer) -> list[str]:
+    """What an evaluation has to look at."""
+    held_out, samples = len(trainer.batches.images) - trainer.batches.count, trainer.config.eval_images
+    said = [f"the loss on {held_out:,} held-out images"] if held_out > 0 else []
+    return said + ([f"fd and kd of {samples:,} samples"] if samples > 0 else [])
 
 
 def picture_data(trainer: Trainer, options: TrainOptions, directory: Path) -> None:

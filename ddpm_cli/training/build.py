@@ -9,12 +9,15 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from ddpm_cli.config.build_ddpm import build_ddpm
+from ddpm_cli.config.common_options import without_common
 from ddpm_cli.config.errors import ConfigError, naming
+from ddpm_cli.config.figures import check_figures
 from ddpm_cli.config.instantiate import instantiate
 from ddpm_cli.config.train_options import TrainOptions
 from ddpm_cli.io.text import size_text
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor, nn
 
@@ -46,6 +49,7 @@ class Training(NamedTuple):
     trainer: "Trainer"  # at step 0
     sampler: "Sampler"  # of the previews
     options: TrainOptions  # without `auto` where a number has been found for it
+    held_out: "ImageSet | None" = None  # what is kept from training; None: nothing is
 
 
 def build_training(options: TrainOptions, world: "World", *, classes: tuple[str, ...] = ()) -> Training:
@@ -57,18 +61,17 @@ def build_training(options: TrainOptions, world: "World", *, classes: tuple[str,
     Raises:
         ConfigError: if the configuration cannot be run here; names the key.
     """
+    from ddpm_cli.data.holdout import selected
     from ddpm_cli.data.loader import BatchLoader
     from ddpm_cli.runtime.device import choose_compute
     from ddpm_cli.training.trainer import Trainer
 
     parts = instantiate_parts(options)
+    check_figures(asdict(options))
     with naming("trainer"):
         compute = choose_compute(parts.config.device, parts.config.precision, local_rank=world.local_rank)
     check_compatible(parts, compute, world)
-    with naming("data"):
-        # Rank 0 first: the others find what it has decoded or fetched. After the checks above, as this may take hours.
-        images = world.main_first(lambda: instantiate(options.data, "data")).numbered_as(classes)
-    check_images(parts, images, options.model.get("image_size"))
+    images, held_out = _images(parts, options, world, classes)
 
     replica = place(parts, compute, world)
     config = parts.config
@@ -83,7 +86,14 @@ def build_training(options: TrainOptions, world: "World", *, classes: tuple[str,
         ema = parts.ema(parts.ddpm.model, replica)
     trainer = Trainer(
         parts.ddpm,
-        BatchLoader(images, config.batch_size, seed=options.seed, rank=world.rank, world_size=world.size),
+        BatchLoader(
+            images,
+            config.batch_size,
+            seed=options.seed,
+            rank=world.rank,
+            world_size=world.size,
+            held_out=held_out,
+        ),
         optimizer=optimizer,
         ema=ema,
         config=config,
@@ -93,7 +103,26 @@ def build_training(options: TrainOptions, world: "World", *, classes: tuple[str,
         world=world,
         pixels_on_device=_pixels_on_device(images, compute),
     )
-    return Training(trainer, parts.sampler, options)
+    return Training(trainer, parts.sampler, options, selected(images, held_out) if len(held_out) > 0 else None)
+
+
+def _images(
+    parts: Parts, options: TrainOptions, world: "World", classes: tuple[str, ...]
+) -> "tuple[ImageSet, np.ndarray]":
+    """The whole set, which the network has been found to take, and which of its images are held out, int64 `[n]`."""
+    from ddpm_cli.data.holdout import hold_out
+
+    with naming("data"):
+        data, common = without_common(options.data)
+        # Rank 0 first: the others find what it has decoded or fetched. After all other checks, as this may take hours.
+        images = world.main_first(lambda: instantiate(data, "data")).numbered_as(classes)
+    check_images(parts, images, options.model.get("image_size"))
+    with naming("data.holdout"):
+        held_out = hold_out(images, common.holdout, options.seed)
+        if len(held_out) > 0 and len(images) - len(held_out) < parts.config.batch_size:
+            left = f"{len(images) - len(held_out)} of {len(images)} images"
+            raise ValueError(f"leaves {left}, fewer than a batch (trainer.batch_size={parts.config.batch_size})")
+    return images, held_out
 
 
 def instantiate_parts(options: TrainOptions) -> Parts:
@@ -141,7 +170,7 @@ def check_compatible(parts: Parts, compute: "Compute", world: "World") -> None:
     if config.activation_checkpointing and not isinstance(ddpm.model, _CanCheckpoint):
         name = type(ddpm.model).__name__
         raise ConfigError(f"trainer.activation_checkpointing: {name} has no attribute of that name to switch on")
-    if config.preview_every > 0:
+    if config.preview_every > 0 or (config.eval_every > 0 and config.eval_images > 0):
         with naming("sampler"):
             parts.sampler.times(ddpm.schedule)
     with naming("weighting"):

@@ -26,6 +26,7 @@ def check_space(directory: Path, trainer: Trainer) -> None:
     remaining = config.steps - trainer.step
     saves = remaining // config.checkpoint_every + 1 if config.checkpoint_every > 0 else 1
     kept = config.keep_last + (remaining // config.keep_every if config.keep_every > 0 else 0)
+    kept += config.keep_best is not None
     snapshot = sum(tensor.numel() * 4 for tensor in trainer.ema.snapshot().values())  # float32, all of them kept
     needed = size * min(saves, kept + 1) + snapshot * saves
     existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.is_dir())

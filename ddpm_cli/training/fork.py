@@ -83,6 +83,22 @@ def fork(origin: Origin, world: "World") -> "Training":
     return training
 
 
+def on_held_out(origin: Origin, training: "Training") -> list[str]:
+    """What is to be said where the images that are held out now are among those that the origin was trained on."""
+    if training.held_out is None:
+        return []
+    saved, images = origin.saved.metadata, training.trainer.batches.images
+    if saved.data and images.fingerprint is not None and saved.data.get("images") != images.fingerprint["images"]:
+        return []
+    before = saved.config["data"].get("holdout", 0) if saved.config["seed"] == origin.config["seed"] else 0
+    if before >= len(training.held_out):
+        return []
+    return [
+        f"held out {origin.saved.path} was trained on some of the images that are held out now: a loss on these does "
+        "not show what was learned by heart before"
+    ]
+
+
 def _state(origin: Origin, trainer: "Trainer") -> "dict[str, Tensor]":
     """The origin's training state; anew begins what belongs to settings that are others now."""
     from ddpm_cli.checkpoint.tensor_names import OPTIMIZER, SCALER, TIMESTEPS, UNLOGGED

@@ -3,24 +3,27 @@
 import json
 import math
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import summary
 from tqdm import tqdm
 
+from ddpm_cli.evaluation.timestep_bins import mean_by_t
+from ddpm_cli.io.event_files import Appended, Events
 from ddpm_cli.io.images import grid, save_png
 from ddpm_cli.io.run_dir import step_name
 from ddpm_cli.runtime.logs import log
-from ddpm_cli.training.event_files import Appended, Events
+from ddpm_cli.training.measured import ERROR, Evaluation
 from ddpm_cli.training.step_stats import Progress
 
-T_BINS = 10
 LONGEST_LINE = 2**16  # bytes of metrics.jsonl
+LOSS = "loss/mean"
 
 
 def recorded_to(metrics: Path) -> int:
@@ -31,10 +34,22 @@ def recorded_to(metrics: Path) -> int:
 
 
 def last_loss(metrics: Path) -> float:
-    """The loss in the last whole line of a metrics.jsonl, NaN if there is none."""
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        return float(_last_line(metrics)["loss/mean"])
-    return math.nan
+    """The last loss in a metrics.jsonl, NaN if there is none."""
+    losses = [line[LOSS] for line in lines_of(metrics) if isinstance(line.get(LOSS), int | float)]
+    return float(losses[-1]) if losses else math.nan
+
+
+def lines_of(metrics: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics.jsonl, which may be anybody's, up to the first that is none of ours.
+
+    Each has a whole number `step`.
+    """
+    with suppress(OSError, ValueError, RecursionError), metrics.open("rb") as file:
+        for text in iter(lambda: file.readline(LONGEST_LINE), b""):
+            line = json.loads(text)
+            if not text.endswith(b"\n") or not isinstance(line, dict) or not isinstance(line.get("step"), int):
+                return
+            yield line
 
 
 def _last_line(metrics: Path) -> dict:
@@ -93,7 +108,7 @@ class MetricsLogger:
     def progress(self, progress: Progress) -> None:
         """Report the steps since the last report."""
         scalars = {
-            "loss/mean": progress.loss,
+            LOSS: progress.loss,
             "train/grad_norm": progress.grad_norm,
             "train/learning_rate": progress.learning_rate,
             "train/ema_decay": progress.ema_decay,
@@ -106,9 +121,7 @@ class MetricsLogger:
         scalars |= self._loss_by_t(progress)
         for name, value in scalars.items():
             self.events.add(summary.scalar(name, value), progress.step)
-        # JSON has no NaN, which is the gradient norm's mean where every step overflowed.
-        finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self.metrics.write(f"{json.dumps({'step': progress.step} | finite)}\n".encode())
+        self._write_line(progress.step, scalars)
         self.bar.set_postfix_str(f"loss {progress.loss:.4f}, {progress.images_per_second:,.0f} img/s", refresh=False)
         log.info(
             f"step {progress.step}/{self.bar.total}  loss {progress.loss:.4f}  grad norm {progress.grad_norm:.3f}  "
@@ -116,6 +129,24 @@ class MetricsLogger:
             f"data {progress.data_fraction:.1%}",
             extra={"on_bar": True},
         )
+
+    def evaluation(self, found: Evaluation) -> None:
+        """Report what has been measured of the EMA. The line of metrics comes last: it says that all is on record."""
+        for name, value in (found.figures | found.by_t).items():
+            self.events.add(summary.scalar(name, value), found.step)
+        scalars = found.figures | found.errors | found.by_t
+        self._write_line(found.step, scalars)
+        said = []
+        for key, value in found.figures.items():
+            name = key.partition("/")[2]
+            error = found.errors.get(f"{ERROR}/{name}", math.nan)
+            said.append(f"{name} {value:.4g}{'' if math.isnan(error) else f' +- {error:.2g}'}")
+        log.info(f"eval     step {found.step:,}: {', '.join(said)}")
+
+    def _write_line(self, step: int, scalars: dict[str, float]) -> None:
+        # JSON has no NaN, which is the gradient norm's mean where every step overflowed.
+        finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+        self.metrics.write(f"{json.dumps({'step': step} | finite)}\n".encode())
 
     def preview(self, step: int, images: Tensor) -> None:
         """Show uint8 samples `[N, C, H, W]` as a grid, in TensorBoard and as a PNG."""
@@ -126,9 +157,5 @@ class MetricsLogger:
 
     def _loss_by_t(self, progress: Progress) -> dict[str, float]:
         """Mean loss in ten equal bins of t, named by their first timestep; empty bins are left out."""
-        bins = progress.t * T_BINS // self.timesteps
-        return {
-            f"loss_by_t/{-(-self.timesteps * i // T_BINS):04d}": progress.losses[bins == i].mean().item()
-            for i in range(T_BINS)
-            if (bins == i).any()
-        }
+        by_t = mean_by_t(progress.losses, progress.t, self.timesteps)
+        return {f"loss_by_t/{first}": loss for first, loss in by_t.items()}

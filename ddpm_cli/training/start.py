@@ -17,12 +17,13 @@ from ddpm_cli.runtime.exit_codes import RunError
 from ddpm_cli.runtime.logs import logging_to
 from ddpm_cli.runtime.signals import Stop
 from ddpm_cli.training.build import build_training
-from ddpm_cli.training.fork import Origin, fork, read_origin
+from ddpm_cli.training.fork import Origin, fork, on_held_out, read_origin
 from ddpm_cli.training.resume import AUTO, directory_key, names_a_run, resume, run_and_checkpoint
 
 if TYPE_CHECKING:
     from ddpm_cli.distributed.process_group import World
     from ddpm_cli.training.build import Training
+    from ddpm_cli.training.trainer import Trainer
 
 OTHERS_SHOWN = 8  # runs of the same name, in a message
 
@@ -54,7 +55,9 @@ class _Meant(NamedTuple):
 
 
 def _start(config: dict, invocation: Invocation, stop: Stop, world: "World", held: ExitStack) -> float:
-    from ddpm_cli.training.metrics import last_loss
+    from ddpm_cli.training.checks import check_space
+    from ddpm_cli.training.measured import last_evaluation, outcome
+    from ddpm_cli.training.metrics import last_loss, lines_of
     from ddpm_cli.training.run import TrainingRun
 
     origin = None
@@ -65,12 +68,19 @@ def _start(config: dict, invocation: Invocation, stop: Stop, world: "World", hel
     if directory is not None:
         _lock(directory, world, held, "resume")
     if directory is not None and (names_a_run(invocation) or _has_checkpoint(directory)):
-        training, warnings = _resume(directory, checkpoint, config, invocation, world)
-        if training is None:
-            return last_loss(directory / run_dir.METRICS_FILE)
+        training, warnings = resume(directory, checkpoint, config, invocation, world)
+        metrics = directory / run_dir.METRICS_FILE
+        if world.broadcast(_is_done(training.trainer, metrics)):
+            if world.main:
+                _say_done(directory, training.trainer.step, by_name=_by_name(invocation))
+            return outcome(training.options.objective, last_loss(metrics), last_evaluation(lines_of(metrics)))
+        with naming("resume"):
+            check_space(directory, training.trainer)
+            if world.main:
+                _keep_identity(directory, config["name"] if _by_name(invocation) else None)
     else:
-        warnings = []
         training = build_training(TrainOptions(**config), world) if origin is None else fork(origin, world)
+        warnings = [] if origin is None else on_held_out(origin, training)
         directory = _begin(directory, training, origin, invocation, world, held)
     if world.main:
         with naming(directory_key(invocation)):
@@ -157,29 +167,26 @@ def _has_checkpoint(directory: Path) -> bool:
     return len(run_dir.by_step(directory / run_dir.CHECKPOINTS)) > 0
 
 
-def _resume(
-    directory: Path, checkpoint: Path | None, config: dict, invocation: Invocation, world: "World"
-) -> "tuple[Training | None, list[str]]":
-    """The run in `directory` where a checkpoint left it, None if it has done all its steps; and warnings."""
-    from ddpm_cli.training.checks import check_space
-    from ddpm_cli.training.metrics import recorded_to
+def _is_done(trainer: "Trainer", metrics: Path) -> bool:
+    """Whether a run has done its steps, and has put the last one and what was to be measured then on record."""
+    from ddpm_cli.training.measured import last_evaluation
+    from ddpm_cli.training.metrics import lines_of, recorded_to
 
-    training, warnings = resume(directory, checkpoint, config, invocation, world)
-    trainer = training.trainer
-    # Where the last step was saved and could not be put on record, that is left to do.
-    on_record = not trainer.owes_progress or recorded_to(directory / run_dir.METRICS_FILE) >= trainer.step
-    if trainer.step >= trainer.config.steps and world.broadcast(on_record):
-        if world.main:
-            by_name = not names_a_run(invocation) and invocation.directory is None
-            again = "resume=null begins another run of this name, " if by_name else ""
-            print(f"{directory} has done its {trainer.step} steps; {again}trainer.steps=N goes further")
-        return None, warnings
-    with naming("resume"):
-        check_space(directory, trainer)
-        if world.main:
-            by_name = not names_a_run(invocation) and invocation.directory is None
-            _keep_identity(directory, config["name"] if by_name else None)
-    return training, warnings
+    step, config = trainer.step, trainer.config
+    if step < config.steps or (trainer.owes_progress and recorded_to(metrics) < step):
+        return False
+    evaluated = last_evaluation(lines_of(metrics)) if config.due(config.eval_every, step) else {"step": step}
+    return evaluated is not None and evaluated["step"] >= step
+
+
+def _by_name(invocation: Invocation) -> bool:
+    """Whether a run that is resumed was found by its name."""
+    return not names_a_run(invocation) and invocation.directory is None
+
+
+def _say_done(directory: Path, step: int, *, by_name: bool) -> None:
+    again = "resume=null begins another run of this name, " if by_name else ""
+    print(f"{directory} has done its {step} steps; {again}trainer.steps=N goes further")
 
 
 def _keep_identity(directory: Path, name: str | None) -> None:

@@ -1,7 +1,9 @@
 """The options of a training loop, checked before anything is built."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from ddpm_cli.config.figures import Name
 
 _CHOICES = {"precision": ("auto", "fp32", "bf16", "fp16"), "lr_decay": ("constant", "cosine", "linear")}
 
@@ -40,6 +42,9 @@ class TrainerConfig:
     keep_last: int = 3
     keep_every: int = 0
     label_dropout: float | None = None
+    eval_every: int = 0
+    eval_images: int = 0
+    keep_best: Name | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -53,7 +58,7 @@ class TrainerConfig:
         for name in ("steps", "batch_size", "log_every", *previews, "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup_steps", "preview_every", "checkpoint_every", "keep_every"):
+        for name in ("warmup_steps", "preview_every", "checkpoint_every", "keep_every", "eval_every", "eval_images"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.accumulate != "auto" and not (self.accumulate >= 1 and self.batch_size % self.accumulate == 0):
@@ -67,6 +72,10 @@ class TrainerConfig:
                 f"keep_every {self.keep_every} must be a multiple of checkpoint_every {self.checkpoint_every}: "
                 "no other step is saved"
             )
+        if self.eval_images == 1:
+            raise ValueError("eval_images must be at least 2, which have a covariance, or 0, got 1")
+        if self.keep_best is not None and self.keep_best not in get_args(Name):
+            raise ValueError(f"keep_best must be one of {', '.join(get_args(Name))} or null, got {self.keep_best!r}")
         if self.label_dropout is not None and not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout must lie in [0, 1] or be null, got {self.label_dropout:g}")
         if self.grad_clip is not None and not self.grad_clip > 0:
@@ -77,6 +86,10 @@ class TrainerConfig:
         """How many a step is computed in, once that is known."""
         assert self.accumulate != "auto"
         return self.accumulate
+
+    def due(self, every: int, step: int) -> bool:
+        """Whether something is due after `step` steps that is to be done every so many (0: never), and at the end."""
+        return every > 0 and (step % every == 0 or step == self.steps)
 
     def compiles(self, device: str) -> bool:
         """Whether the network is compiled on a device of this type.

@@ -1,0 +1,129 @@
+"""What the top level of configs/eval.yaml holds."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from ddpm_cli.config.errors import ConfigError, nearest
+
+# What there is to measure, and of what: of the samples' features, or of the model itself.
+OF_FEATURES = ("fd", "fd_inf", "kd", "precision_recall", "inception_score", "memorization")
+OF_MODEL = ("bpd", "heldout")
+METRICS = (*OF_FEATURES, *OF_MODEL)
+MOST_IMAGES = 10_000_000  # whose labels and batches are held in memory
+PER_CLASS = ("fd", "kd", "precision_recall")  # of one class's samples and reference alone
+
+_OF_DRAWING = ("sampler", "guidance", "threshold", "variance", "seed", "weights", "ema_length", "compile", "precision")
+_OF_SAMPLES = ("samples", "n", "features", "reference", "keep", "per_class")  # what only metrics of features look at
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPlace:
+    """Where a run's images lie now, if not where its configuration has them.
+
+    Args:
+        path: as `data.path` of training.
+        root: as `data.root` of training.
+        cache_dir: as `data.cache_dir` of training.
+        download: fetch them, where they can be.
+    """
+
+    path: str | None = None
+    root: str | None = None
+    cache_dir: str | None = None
+    download: bool = False
+
+    def given(self) -> dict[str, str | bool]:
+        """What has been said, by the option of `data` that it is."""
+        return {key: value for key, value in vars(self).items() if value not in (None, False)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """The top-level keys of configs/eval.yaml; the groups are nodes as `ddpm_cli.config.schema` describes them."""
+
+    ckpt: str | None
+    samples: str | None
+    checkpoints: Literal["all"] | None
+    metrics: list[str]
+    per_class: bool
+    n: int | None
+    batch_size: int
+    seed: int
+    weights: str
+    ema_length: float | None
+    device: str
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    compile: Literal["auto"] | bool
+    out: str | None
+    keep: bool
+    likelihood_images: int
+    trust: list[str]
+    ckpt_sha256: str | None
+    data: dict
+    sampler: dict
+    variance: dict | None
+    guidance: dict
+    threshold: dict
+    features: dict | None
+    reference: dict
+
+    def __post_init__(self) -> None:
+        for name in ("n", "batch_size", "likelihood_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: must be at least 1, got {value}")
+        if self.n == 1:
+            raise ConfigError("n: one image has no covariance; at least 2")
+        if self.n is not None and self.n > MOST_IMAGES:
+            raise ConfigError(f"n: at most {MOST_IMAGES:,} images, got {self.n:,}")
+        _check_metrics(self.metrics)
+        if self.ckpt is None and self.samples is None:
+            raise ConfigError("ckpt: must be given, as ckpt=RUN; or samples=DIR, to evaluate images that are there")
+        of_model = [name for name in self.metrics if name in OF_MODEL]
+        if self.ckpt is None and of_model:
+            raise ConfigError(f"metrics: {of_model[0]} is of a model, which ckpt=RUN names")
+        if self.checkpoints is not None and (self.samples is not None or self.ckpt_sha256 is not None):
+            other = "samples" if self.samples is not None else "ckpt_sha256"
+            raise ConfigError(f"checkpoints: means several, and {other} but one")
+
+    @property
+    def looks_at_images(self) -> bool:
+        """Whether any metric is of the samples' features."""
+        return any(name in OF_FEATURES for name in self.metrics)
+
+    def check_effect(self, changes: Collection[str]) -> None:
+        """Raise ConfigError for an option of the command line that has none.
+
+        Args:
+            changes: the dotted keys that it sets.
+        """
+        said = {key.partition(".")[0]: key for key in changes}
+        drawn = self.looks_at_images and self.samples is None
+        for name in _OF_DRAWING if not drawn else ():
+            loads = self.ckpt is not None and name in ("weights", "ema_length", "precision", "seed")
+            if name in said and not (loads and any(metric in OF_MODEL for metric in self.metrics)):
+                why = f"samples={self.samples}" if self.samples is not None else f"metrics=[{','.join(self.metrics)}]"
+                raise ConfigError(f"{said[name]}: has no effect with {why}; nothing is drawn")
+        for name in _OF_SAMPLES if not self.looks_at_images else ():
+            if name in said:
+                raise ConfigError(f"{said[name]}: has no effect with metrics=[{','.join(self.metrics)}]")
+        if "likelihood_images" in said and not any(name in OF_MODEL for name in self.metrics):
+            raise ConfigError(f"likelihood_images: has an effect with metrics={list(OF_MODEL)} alone")
+        if self.keep and self.samples is not None:
+            raise ConfigError(f"keep: has no effect with samples={self.samples}, which are there already")
+        if self.per_class and not any(name in PER_CLASS for name in self.metrics):
+            raise ConfigError(f"per_class: has an effect with {', '.join(PER_CLASS)} alone")
+
+
+OPTIONS = "ddpm_cli.config.eval_options.EvalOptions"
+
+
+def _check_metrics(names: list[str]) -> None:
+    if not names:
+        raise ConfigError(f"metrics: names none; there are {', '.join(METRICS)}")
+    for name in names:
+        if name not in METRICS:
+            raise ConfigError(f"metrics: there is no {name!r}{nearest(name, METRICS)}; there are {', '.join(METRICS)}")
+        if names.count(name) > 1:
+            raise ConfigError(f"metrics: names {name} twice")

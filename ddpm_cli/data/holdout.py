@@ -1,0 +1,71 @@
+"""Images that are kept from training, so that a model can be tried on what it has not seen.
+
+Which ones is a function of (seed, number of images): the set as it is read stays whole, with the numbers that its
+images have, and its fingerprint guards all of them.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ddpm_cli.data.image_set import ImageSet, Pixels
+from ddpm_cli.data.tar_reader import TarReader
+from ddpm_cli.runtime.seeds import generator
+
+
+def hold_out(images: ImageSet, count: int, seed: int) -> np.ndarray:
+    """Which `count` images of a set are held out by the runs of this seed: int64 `[count]`, rising.
+
+    Those of a smaller `count` are among those of a larger one. From here on no image of the one kind takes the place of
+    a bad one of the other.
+
+    Raises ValueError unless some are left to train on.
+    """
+    if not 0 <= count < len(images):
+        raise ValueError(f"must be from 0 to {len(images) - 1}, of {len(images)} images, got {count}")
+    order = torch.randperm(len(images), generator=generator(seed, "holdout")).numpy()
+    chosen = np.sort(order[:count])
+    if count > 0 and isinstance(images.pixels, TarReader):
+        images.pixels.keep_apart(chosen)
+    return chosen
+
+
+def others(images: ImageSet, chosen: np.ndarray) -> np.ndarray:
+    """int64 `[N - n]`, rising: the images of a set that are not `chosen` `[n]`."""
+    left = np.ones(len(images), bool)
+    left[chosen] = False
+    return np.flatnonzero(left)
+
+
+def selected(images: ImageSet, indices: np.ndarray) -> ImageSet:
+    """The images of these int64 `[n]` indices alone, read from where they are."""
+    return replace(
+        images,
+        pixels=_Selected(images.pixels, indices),
+        labels=None if images.labels is None else images.labels[indices],
+        checksums=None if images.checksums is None else images.checksums[indices],
+        blocks=None,
+    )
+
+
+class _Selected:
+    """Some of the images of a set, as `Pixels`."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, pixels: Pixels, indices: np.ndarray):
+        self.pixels = pixels
+        self.indices = indices
+        self.shape = (len(indices), *pixels.shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        """What an array of these images takes."""
+        return self.pixels.nbytes // len(self.pixels) * len(self)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, indices: np.ndarray, /) -> np.ndarray:
+        return self.pixels[self.indices[indices]]

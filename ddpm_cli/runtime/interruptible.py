@@ -1,0 +1,26 @@
+"""Work that may be left between its parts: a generator that yields there, and returns what comes of it."""
+
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def carried_out(
+    work: Generator[None, None, T], *, unless: Callable[[], bool], advance: Callable[[], object] = lambda: None
+) -> T | None:
+    """What `work` returns; None if `unless` says after one of its parts that it is to be left.
+
+    Args:
+        advance: is called after each part.
+    """
+    with closing(work):
+        while True:
+            try:
+                next(work)
+            except StopIteration as done:
+                return done.value
+            advance()
+            if unless():
+                return None

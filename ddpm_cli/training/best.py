@@ -1,0 +1,52 @@
+"""The checkpoint that has done best by a figure of the evaluations: kept for good, and named in RUN/best.json.
+
+That file follows the records: metrics.jsonl says what every checkpoint has done, and is cut back with the run. So the
+best one is found again whenever the run is resumed, also where it was killed before the file was written.
+"""
+
+import json
+import math
+from collections.abc import Container
+from pathlib import Path
+from typing import NamedTuple
+
+from ddpm_cli.config.figures import Name
+from ddpm_cli.io import durable, run_dir
+from ddpm_cli.training.measured import figure
+from ddpm_cli.training.metrics import lines_of
+
+
+class Best(NamedTuple):
+    """What the best checkpoint has done, and at which step."""
+
+    figure: Name
+    value: float
+    step: int
+
+    def beaten_by(self, value: float) -> bool:
+        return value < self.value
+
+
+def best_on_record(metrics: Path, name: Name, saved: Container[int]) -> Best | None:
+    """The best of the checkpoints that there are, by what a metrics.jsonl says of them; the first of equals.
+
+    Args:
+        saved: the steps of these checkpoints.
+    """
+    best = None
+    for line in lines_of(metrics):
+        value, step = figure(line, name), line["step"]
+        if math.isfinite(value) and step in saved and (best is None or best.beaten_by(value)):
+            best = Best(name, value, step)
+    return best
+
+
+def write_best(run_directory: Path, best: Best | None) -> None:
+    """Have best.json name it, durably; None: there is to be none."""
+    file = run_directory / run_dir.BEST_FILE
+    if best is not None:
+        said = best._asdict() | {"checkpoint": run_dir.step_name(best.step)}
+        durable.replace(file, f"{json.dumps(said, indent=2)}\n".encode())
+    elif file.exists():
+        file.unlink()
+        durable.sync(run_directory)

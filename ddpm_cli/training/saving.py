@@ -1,0 +1,149 @@
+"""What a run has saved, how it saves, and what is said of going on from there."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddpm_cli import checkpoint
+from ddpm_cli.checkpoint.tensor_names import UNLOGGED
+from ddpm_cli.config.train_options import TrainOptions
+from ddpm_cli.io import run_dir
+from ddpm_cli.io.command_line import command, override
+from ddpm_cli.io.run_identity import Place
+from ddpm_cli.runtime.exit_codes import RunError
+from ddpm_cli.runtime.logs import log
+from ddpm_cli.training import ending
+from ddpm_cli.training.best import Best
+from ddpm_cli.training.checks import describe
+from ddpm_cli.training.metrics import MetricsLogger
+from ddpm_cli.training.train_state import capture
+from ddpm_cli.training.trainer import NonFiniteError, Trainer
+
+
+class Checkpoints:
+    """Those of a run, and the directory in which they lie. Every rank has them; rank 0 writes.
+
+    Attributes:
+        directory: of the run; changes if somebody moves it.
+        step: of the newest; None: there is none.
+    """
+
+    def __init__(self, trainer: Trainer, options: TrainOptions, directory: Path):
+        self.trainer = trainer
+        self.options = options
+        self.directory = directory
+        self._place = Place(directory) if trainer.world.main else None
+        # What was resumed from; a later one is known once it has been saved. A fork begins with another run's.
+        self.step = trainer.step if run_dir.by_step(directory / run_dir.CHECKPOINTS) else None
+
+    @property
+    def newest(self) -> Path:
+        """The directory of the newest."""
+        assert self.step is not None
+        return self.directory / run_dir.CHECKPOINTS / run_dir.step_name(self.step)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the run is still where it is thought to be; on ranks that write nothing it always is."""
+        return self._place is None or not self._place.left()
+
+    def check_place(self) -> None:
+        """Raises RunError if the directory has been moved or removed: nothing is to be scattered over a disk."""
+        if self._place is None or not self._place.left():
+            return
+        here, there = self.directory, self._place.moved_to()
+        if there is None:
+            raise RunError(f"{here} has been removed while it was trained, and all that was saved with it")
+        self.directory, self._place.directory = there, there  # where it is saved before the run ends
+        raise RunError(f"{here} has been moved to {there} while it was trained")
+
+    def save(self, metrics: MetricsLogger | None) -> None:
+        """Save a checkpoint, to which sharded ranks bring their parts; returns when it is safe.
+
+        Args:
+            metrics: are on the disk before; None: there are none.
+
+        Raises:
+            NonFiniteError: if something in it is not finite: nothing was saved.
+            OSError: on rank 0, if it cannot be written.
+            RunError: as `check_place`.
+        """
+        self.check_place()
+        trainer, world = self.trainer, self.trainer.world
+        ema = world.gather_full_tensors(trainer.ema.model.state_dict().items())
+        training = world.gather_full_tensors(capture(trainer).items())
+        snapshot = world.gather_full_tensors(trainer.ema.snapshot().items())
+        if world.main:
+            self._write(metrics, ema, training, snapshot)
+        self.step = trainer.step
+
+    def _write(
+        self,
+        metrics: MetricsLogger | None,
+        ema: dict[str, Tensor],
+        training: dict[str, Tensor],
+        snapshot: dict[str, Tensor],
+    ) -> None:
+        trainer = self.trainer
+        for name, tensor in (*ema.items(), *training.items()):
+            if tensor.is_floating_point() and not name.startswith(UNLOGGED) and not torch.isfinite(tensor).all():
+                raise NonFiniteError(f"{name} is not finite after step {trainer.step - 1}: nothing was saved")
+        if metrics is not None:
+            metrics.flush()
+        directory = self.directory / run_dir.CHECKPOINTS
+        description = describe(trainer, self.options)
+        if snapshot and trainer.ema.updates > 0:
+            averages = self.directory / run_dir.AVERAGES
+            checkpoint.save_snapshot(averages, snapshot, description, updates=trainer.ema.updates)
+        checkpoint.save(directory, ema=ema, training=training, description=description)
+
+    def remove_old(self, best: Best | None) -> None:
+        """Remove those that are not to be kept; nothing on ranks that write nothing."""
+        if not self.trainer.world.main:
+            return
+        config, directory = self.trainer.config, self.directory / run_dir.CHECKPOINTS
+        try:
+            keep = {"keep_last": config.keep_last, "keep_every": config.keep_every}
+            checkpoint.remove_old(directory, **keep, best=None if best is None else best.step)
+        except OSError as error:  # the new one is safe, which is what counts
+            log.warning(f"step {self.trainer.step}: an old checkpoint cannot be removed: {error}")
+
+    # Of a run that ends early ----------------------------------------------------------------------------------------
+
+    def save_what_is_there(self) -> str:
+        """Save, without the records and without other processes, and say so; empty if there is nothing to save."""
+        trainer, world = self.trainer, self.trainer.world
+        if not world.main or trainer.step in (0, self.step):
+            return ""
+        if not trainer.whole:
+            return "Not saved in the middle of a step. "
+        try:
+            if world.size > 1 and (trainer.config.fsdp or trainer.first_fault >= 0):
+                return "Not saved, which would take the other processes. "
+            self.save(None)
+        except Exception as error:
+            return f"Not saved: {ending.first_line(error)}. "
+        return f"Saved at step {trainer.step:,}. "
+
+    def save_for_replay(self) -> str:
+        """Save the state that a step started from, so that resuming replays exactly this step; and say so."""
+        if self.step != self.trainer.step:
+            try:
+                self.save(None)
+            except (OSError, NonFiniteError) as error:
+                return f"Its state could not be saved ({error})"
+        return "Nothing of it reached the weights, and resuming replays exactly this step"
+
+    def how_to_resume(self) -> str:
+        """A sentence with the command."""
+        if self.step is None:
+            return f"No checkpoint had been saved in {self.directory}"
+        return f"From step {self.step:,} on: {command('ddpm-train', override('resume', self.directory))}"
+
+    def how_to_go_another_way(self) -> str:
+        """What is added to it where the same step would come out the same for ever."""
+        if self.step is None:
+            return ""
+        another = command("ddpm-train", override("fork", self.newest))
+        return f"; with other settings: {another} KEY=VALUE, say a smaller optimizer.lr"
