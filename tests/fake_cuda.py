@@ -36,6 +36,9 @@ _aten = torch.ops.aten
 _COPIES = {_aten._to_copy.default, _aten.copy_.default}
 _INDEXES = {_aten.index.Tensor, _aten.index_put_.default}  # which may be of the CPU; they are then brought over
 _ANSWERS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}  # what depends on numbers
+_COMPUTED_BY: dict[Any, Callable[..., Any]] = {
+    _aten.cudnn_batch_norm.default: lambda *args: (*_aten.native_batch_norm.default(*args), torch.empty(0)),
+}
 _PLACES = (str(Path(ddpm_cli.__file__).parent), str(Path(__file__).parent))  # whose functions are said to wait
 
 
@@ -98,7 +101,8 @@ class FakeCuda(TorchDispatchMode):
                 _check_devices(func, args, [tensor for tensor in tensors if not isinstance(tensor, OnCuda)])
             if to_cpu or _waits(func, args, kwargs, here=len(there) < len(tensors)):
                 self.note(str(func))
-            result = func(*_each(_numbers, args), **{key: _each(_numbers, value) for key, value in kwargs.items()})
+            compute: Any = _COMPUTED_BY.get(func, func)  # on a CPU
+            result = compute(*_each(_numbers, args), **{key: _each(_numbers, value) for key, value in kwargs.items()})
             if torch.Tag.inplace_view in func.tags:
                 func(*args, **kwargs)  # the wrapper's shape, too
             if to_cpu:
@@ -243,6 +247,7 @@ def fake_cuda(*, free_bytes: int = 2**33) -> Iterator[FakeCuda]:
             (Tensor, "pin_memory", lambda self: self),
             (torch.cuda, "synchronize", lambda device=None: cuda.note("synchronize")),
             (torch.cuda, "mem_get_info", lambda device: (free_bytes, free_bytes)),
+            (torch.cuda, "get_device_name", lambda device=None: "a GPU that is not there"),
             (torch.cuda, "is_bf16_supported", lambda: True),
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
             # `Module.to` makes parameters anew, where it would give old ones the data of new tensors: these have none.

@@ -88,6 +88,18 @@ class Published:
         if self.labels_place:
             self.put_labels(root, self.labels_content)
 
+    def put_test_split(self, root: Path) -> slice:
+        """The files of a test split, of some of the same images; returns of which. CIFAR-10 has it in its archive."""
+        if not self.labels_place:
+            return slice(0, 2)
+        shown, resources = slice(4, 10), []
+        for kind, values in (("images-idx3", self.pixels[shown, 0]), ("labels-idx1", self.labels[shown])):
+            file, content = f"t10k-{kind}-ubyte.gz", idx_file(values)
+            _write(root / Path(self.place).parent / file, content)
+            resources.append((file, md5(content)))
+        self.monkeypatch.setattr(self.kind, "resources", [*self.kind.resources[:2], *resources])
+        return shown
+
     def serve_at(self, address: str):
         if hasattr(self.kind, "mirrors"):
             self.monkeypatch.setattr(self.kind, "mirrors", [f"{address}/gone/", f"{address}/"])

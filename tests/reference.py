@@ -10,10 +10,11 @@ from ddpm_cli.config.shipped import configs_directory, groups
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "reference.md"
 BEGINNING = """# Reference
 
-Every option of `ddpm-train` and `ddpm-sample` as the YAML files in [configs/](../configs) have it, out of which
-`scripts/reference` makes this page. Options of a group are chosen with `GROUP=OPTION`, values are set with `KEY=VALUE`.
+Every option of `ddpm-train`, `ddpm-sample` and `ddpm-eval` as the YAML files in [configs/](../configs) have it, out of
+which `scripts/reference` makes this page. Options of a group are chosen with `GROUP=OPTION`, values are set with
+`KEY=VALUE`.
 """
-COMMANDS = ("train", "sample")
+COMMANDS = ("train", "sample", "eval")
 # What a U-Net's file has where its levels follow the image size; the list is what they are at the size of the file.
 _FOLLOWS_THE_SIZE = re.compile(r"\$\{\w+:\$\{\.image_size\},\d+,(\[.*\])\}")
 

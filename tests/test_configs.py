@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 
 from ddpm_cli.cli.resolvers import register_resolvers
 from ddpm_cli.config.build_ddpm import DDPM_GROUPS, build_ddpm
+from ddpm_cli.config.common_options import common_options, without_common
+from ddpm_cli.config.eval_options import EvalOptions
 from ddpm_cli.config.instantiate import instantiate
 from ddpm_cli.config.sample_options import SampleOptions
 from ddpm_cli.config.schema import check
@@ -20,7 +22,8 @@ from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.schedule import cosine, linear
 
 FILES = sorted(configs_directory().glob("*/*.yaml"))
-OF_SAMPLING = ("guidance", "mode", "threshold")  # groups that only ddpm-sample has
+OF_SAMPLING = ("guidance", "mode", "threshold")  # groups that ddpm-train has not
+OF_EVALUATION = ("features", "reference")  # groups that only ddpm-eval has
 GROUPS = sorted({file.parent.name for file in FILES})
 
 
@@ -38,6 +41,12 @@ def test_every_option_composes_checks_and_builds(file: Path, tmp_path: Path):
     if group in OF_SAMPLING:
         config = compose("sample", "ckpt=x", f"{group}={option}")
         check(config, "ddpm_cli.config.sample_options.SampleOptions")
+        instantiate(config[group], group)
+        return
+    if group in OF_EVALUATION:
+        also = ["reference.path=x"] if option == "images" else []
+        config = compose("eval", f"{group}={option}", *also)
+        check(config, "ddpm_cli.config.eval_options.EvalOptions")
         instantiate(config[group], group)
         return
     also = {
@@ -69,7 +78,7 @@ def test_every_option_composes_checks_and_builds(file: Path, tmp_path: Path):
     assert instantiate(config["weighting"], "weighting")(*torch.zeros(2, 3)).shape == (3,)
     assert instantiate(config["timestep_sampler"], "timestep_sampler")(50).draw(4, torch.Generator()).t.shape == (4,)
     if option == "digits":
-        assert instantiate(config["data"], "data").shape == (1, 16, 16)
+        assert instantiate(without_common(config["data"])[0], "data").shape == (1, 16, 16)
 
 
 @pytest.mark.parametrize("data", ["digits", "mnist", "cifar10", "folder", "webdataset"])
@@ -80,8 +89,8 @@ def test_an_ema_that_was_chosen_is_the_ema_that_runs(data: str):
 
 def test_the_tests_above_saw_every_group():
     assert GROUPS == [
-        "data", "ema", "experiment", "guidance", "loss", "mode", "model", "optimizer", "prediction", "sampler",
-        "schedule", "threshold", "timestep_sampler", "trainer", "variance", "weighting",
+        "data", "ema", "experiment", "features", "guidance", "loss", "mode", "model", "optimizer", "prediction",
+        "reference", "sampler", "schedule", "threshold", "timestep_sampler", "trainer", "variance", "weighting",
     ]  # fmt: skip
 
 
@@ -139,7 +148,7 @@ def test_the_command_line_wins_over_recipes_and_experiments():
 
 
 def test_every_key_of_the_commands_is_an_option_and_the_other_way_round():
-    for name, options in (("train", TrainOptions), ("sample", SampleOptions)):
+    for name, options in (("train", TrainOptions), ("sample", SampleOptions), ("eval", EvalOptions)):
         keys = set(compose(name, *(["ckpt=x"] if name == "sample" else [])))
         assert keys == set(options.__dataclass_fields__)
 
@@ -151,4 +160,7 @@ def test_options_spell_out_every_argument(file: Path):
     node = content.get(file.parent.name, content)
     parameters = signature(node["_target_"]) or []
     settable = {p.name for p in parameters if not (node.get("_partial_") and p.positional)}
+    assert not settable & common_options(file.parent.name).keys(), "what the program takes for itself"
+    if file.parent.name == "data":
+        settable -= {"split"}  # of well-known sets: for evaluation, which sets it itself
     assert settable == set(node) - {"_target_", "_partial_"}

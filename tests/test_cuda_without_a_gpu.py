@@ -152,7 +152,7 @@ VALUES: list[Overrides] = [
 ]
 # Values of `trainer` that say when something is done, or how often, or that are not for one GPU without a compiler.
 NOT_IN_A_STEP = {"steps", "batch_size", "log_every", "preview_every", "preview_images", "checkpoint_every", "keep_last"}
-NOT_IN_A_STEP |= {"keep_every", "fsdp", "device", "deterministic"}
+NOT_IN_A_STEP |= {"keep_every", "fsdp", "device", "deterministic", "eval_every", "eval_images", "keep_best"}
 
 # Where the host looks at the device in every step, as `Trainer.defers_finite_check` says that it must.
 FINITE = {"Trainer._update", "Trainer._take_step"}

@@ -122,9 +122,9 @@ def test_a_mistake_gets_one_message_and_starts_nothing(mistake: str, tmp_path: P
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
-@pytest.mark.parametrize("program", ["train", "sample"])
+@pytest.mark.parametrize("program", ["train", "sample", "eval"])
 def test_asking_for_a_gpu_where_there_is_none_says_so(program: str, tmp_path: Path, trained):
-    key = {"train": ["trainer.device=cuda"], "sample": [f"ckpt={trained[0]}", "device=cuda"]}[program]
+    key = ["trainer.device=cuda"] if program == "train" else [f"ckpt={trained[0]}", "device=cuda"]
     says = "device cuda was asked for, but there is no usable CUDA device here; use auto or cpu"
     assert_one_message(run(program, *key, cwd=tmp_path), program, says)
 

@@ -55,7 +55,7 @@ def test_comments_are_read_wherever_they_stand(tmp_path: Path):
     ]
 
 
-@pytest.mark.parametrize("program", ["train", "sample"])
+@pytest.mark.parametrize("program", ["train", "sample", "eval"])
 def test_the_help_texts_are_whole_aligned_and_narrow(program: str):
     command = read_comments(configs_directory() / f"{program}.yaml")
     values = [option for option in command.options if option.key not in groups(program)]
@@ -64,7 +64,7 @@ def test_the_help_texts_are_whole_aligned_and_narrow(program: str):
     for text, shown in ((help_on_groups(program), chosen), (help_on_values(program), values)):
         lines = text.replace("$$", "$").splitlines()
         assert max(map(len, lines)) <= HELP_COLUMNS
-        rows = [match for line in lines if (match := re.fullmatch(r"  (\w+)=\S+ +(\S.*)", line))]
+        rows = [match for line in lines if (match := re.fullmatch(r"  ([\w.]+)=\S+ +(\S.*)", line))]
         assert [row[1] for row in rows] == [option.key for option in shown]
         assert len({row.start(2) for row in rows}) == 1, "one column"
         words = " ".join(text.split())

@@ -94,7 +94,7 @@ def test_a_resumed_run_ends_where_one_that_was_never_stopped_ends(home: Path, tr
         assert_one_message(changed, "train", f"{change.partition('=')[0]}: cannot change when resuming: the run has ")
 
 
-@pytest.mark.parametrize("program", ["train", "sample"])
+@pytest.mark.parametrize("program", ["train", "sample", "eval"])
 def test_help_explains_itself(program: str, tmp_path: Path):
     done = run(program, "--help", cwd=tmp_path)
     assert done.returncode == 0

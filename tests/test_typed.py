@@ -70,16 +70,17 @@ def test_commands_that_a_run_prints_run_when_they_are_pasted(shell: list[str], t
     """A run in a directory whose name holds what shells and Hydra take for something else."""
     shutil.copytree(trained[0], tmp_path / AWKWARD)
     (tmp_path / "bin").mkdir()
-    for program in ("train", "sample"):
+    for program in ("train", "sample", "eval"):
         file = tmp_path / "bin" / f"ddpm-{program}"
         file.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ddpm_cli.{program} "$@" --cfg job --package "$KEY"\n')
         file.chmod(0o755)
     resumed = train(override("resume", AWKWARD), "trainer.steps=5", "trainer.preview_every=0", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     (sampling,) = re.findall(r"^sample   (ddpm-sample .*)$", resumed.stdout, re.MULTILINE)
+    (evaluating,) = re.findall(r"^evaluate (ddpm-eval .*)$", resumed.stdout, re.MULTILINE)
     below = sample("ckpt=.", cwd=tmp_path)
     (found,) = re.findall(r"^  (ddpm-sample .*)$", below.stderr, re.MULTILINE)
-    for line, key in ((sampling, "ckpt"), (found, "ckpt")):
+    for line, key in ((sampling, "ckpt"), (evaluating, "ckpt"), (found, "ckpt")):
         environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "KEY": key}
         done = subprocess.run([*shell, line], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.stdout.removesuffix("\n") == AWKWARD, done.stderr
