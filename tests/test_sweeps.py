@@ -18,7 +18,8 @@ def test_a_sweep_runs_every_combination_in_a_directory_of_its_own(home: Path):
         assert "step 4/4" in (directory / "train.log").read_text()
         assert (directory / "checkpoints" / "step_00000004" / "ema.safetensors").is_file()
     assert not list(sweep.glob("*.png")), "runs that train have no picture to compare"
-    table = done.stdout[done.stdout.index("sweep in") :].splitlines()[1:]
+    *table, compared = done.stdout[done.stdout.index("sweep in") :].splitlines()[1:]
+    assert compared == f"  compare  {(sweep / 'compare.html').relative_to(home)}"
     assert len(table) == 4
     for line, schedule, lr in zip(
         table, ("linear", "linear", "cosine", "cosine"), ("0.0001", "0.0002") * 2, strict=True

@@ -1,0 +1,22 @@
+"""What a sweep leaves when it ends: its comparison, and its sessions in TensorBoard."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddpm_cli.comparison.hparams import write_hparams
+from ddpm_cli.comparison.table import compare
+from ddpm_cli.comparison.write import write
+
+
+def compare_sweep(home: Path, directories: Sequence[Path]) -> Path | None:
+    """Write the comparison of a sweep's runs into its directory; None if no two of them have anything to compare.
+
+    Raises:
+        ValueError: for something in its way that is not ours.
+        OSError: if something cannot be read or written.
+    """
+    comparison = compare([directory for directory in directories if directory.is_dir()])
+    if sum(run.has_something for run in comparison.runs) < 2:
+        return None
+    write_hparams(comparison.runs)
+    return write(comparison, home)
