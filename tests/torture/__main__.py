@@ -19,6 +19,7 @@ from typing import Any
 ROWS = {
     "kills": ["sigkill_at_random_moments", "sigterm_at_random_moments", "two_trainers"],
     "surroundings": ["sighup_at_random_moments", "console_lost_at_random_moments", "ends_disturbed"],
+    "evaluations": ["evaluations_killed_at_random_moments"],
     "saves": ["sigkill_at_every_call", "power_loss", "errors_at_every_call", "no_room"],
     "places": ["lacking_disks"],
     "damage": ["damaged_files", "flips_elsewhere"],

@@ -23,8 +23,9 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.strategies import SearchStrategy
 
 from ddpm_cli.config.shipped import configs_directory
-from torture.malformed import RUN, Line, Mistake, among_fine_options, mistakes
-from torture.options import FINE
+from torture.malformed import Line, among_fine_options, mistakes
+from torture.mistake import RUN, Mistake
+from torture.options import FINE, PROGRAMS
 from torture.trials import RUN as SMALL
 from torture.trials import Process, Row, Setting, command
 
@@ -32,7 +33,7 @@ MOST_LINES = 4
 SECONDS = 30  # more is a run that has begun
 AT_A_TIME = 2
 MOST_ROUNDS = 10  # of drawing again what has been drawn twice
-SAMPLE = 0.25  # of the lines are for ddpm-sample
+SHARES = {"sample": 0.25, "eval": 0.15}  # of the lines are for these programs, the rest for ddpm-train
 
 
 def malformed_command_lines(setting: Setting) -> Row:
@@ -44,7 +45,8 @@ def malformed_command_lines(setting: Setting) -> Row:
     for place in places:
         shutil.copytree(run, place / RUN)
     count = setting.count(2000)
-    shares = {"train": count - round(count * SAMPLE), "sample": round(count * SAMPLE)}
+    shares = {program: round(count * share) for program, share in SHARES.items()}
+    shares = {"train": count - sum(shares.values())} | shares
     made = [line for program, share in shares.items() for line in _draw(program, share, setting.seed)]
     failures = [f"{_shell(line)}: {complaint}" for line, complaint in _tried(made, places) if complaint is not None]
     failures += [f"{place / RUN} was changed" for place in places if _files(place / RUN) != _files(run)]
@@ -59,7 +61,7 @@ def malformed_command_lines(setting: Setting) -> Row:
 def _warm_up() -> None:
     """Do once, before any fork, what every forked process would do again: half of a trial's time."""
     with hydra.initialize_config_dir(str(configs_directory()), version_base="1.3"):
-        for name in ("train", "sample"):
+        for name in PROGRAMS:
             hydra.compose(name)  # builds the tables of Hydra's parser
     gc.collect()
     gc.freeze()  # the garbage collector need not look at all of torch each time
@@ -67,11 +69,13 @@ def _warm_up() -> None:
 
 def _finished_run(place: Path) -> Path:
     """A run for the lines that need one; it also shows that what is called fine there is."""
-    train = command("train", [*SMALL, *FINE["train"], "trainer.steps=2", "sampler.steps=3"], place)
+    steps = ["trainer.steps=2", "schedule.timesteps=30", "sampler.steps=3"]
+    train = command("train", [*SMALL, *FINE["train"], *steps], place)
     assert train.wait() == 0, train.said()
     (run,) = (place / "elsewhere" / "fine").glob("*_*")
-    sample = command("sample", [*FINE["sample"], f"ckpt='{run}'"], place)
-    assert sample.wait() == 0, sample.said()
+    for program in SHARES:
+        process = command(program, [*FINE[program], f"ckpt='{run}'"], place)
+        assert process.wait() == 0, process.said()
     return run
 
 
@@ -136,7 +140,9 @@ def _judge(line: Line, process: Process, place: Path) -> tuple[Line, str | None]
     except TimeoutError:
         complaint = f"did not end in {SECONDS} s"
     if complaint is not None:
-        shutil.rmtree(place)
+        for left in (place, place.with_suffix(".cache")):
+            shutil.rmtree(left, ignore_errors=True)
+        place.mkdir()
     process.log.unlink()
     return line, complaint
 

@@ -14,28 +14,18 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy, just, sampled_from
 
 from torture import options
+from torture.contradictions import CONTRADICTIONS, OF_DRAWING
+from torture.mistake import RUN, Mistake, key_of, mistake_of
 from torture.options import FINE, GROUPS
 
 LONG = 3000  # characters: as many as Hydra's parser, which is written in Python, reads in a fraction of a second
-RUN = "../run"  # a finished run with schedule.timesteps=20, as seen from where the line is tried
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """Arguments that make a command line malformed, whatever fine ones stand beside them."""
-
-    arguments: tuple[str, ...]
-    mentions: str  # is in the message
-    among: str | None = None  # whose fine options; None: the command's
-    without: tuple[str, ...] = ()  # keys that would mend it, or be a second mistake
-    together: bool = False  # the arguments stay side by side, and come last
 
 
 @dataclass(frozen=True)
 class Line:
     """A malformed command line."""
 
-    program: str  # train or sample
+    program: str  # train, sample or eval
     kind: str
     arguments: list[str]
     mentions: str
@@ -43,10 +33,10 @@ class Line:
 
 def among_fine_options(program: str, kind: str, mistake: Mistake, source: random.Random) -> Line:
     """The mistake among fine options, all in any order."""
-    taken = [*map(_key, mistake.arguments), *mistake.without]
-    fine = [o for o in FINE[mistake.among or program] if not any(_related(_key(o), key) for key in taken)]
+    taken = [*map(key_of, mistake.arguments), *mistake.without]
+    fine = [o for o in FINE[mistake.among or program] if not any(_related(key_of(o), key) for key in taken)]
     arguments = source.sample(fine, source.randint(0, min(5, len(fine))))
-    if program == "sample" and "ckpt" not in taken:
+    if program != "train" and "ckpt" not in taken:
         arguments.append(f"ckpt={RUN}")
     arguments += mistake.arguments
     if not mistake.together:
@@ -55,8 +45,8 @@ def among_fine_options(program: str, kind: str, mistake: Mistake, source: random
 
 
 def mistakes(program: str) -> dict[str, SearchStrategy[Mistake]]:
-    """What can be wrong in a command line of `ddpm-train` or `ddpm-sample`, by kind."""
-    both = {
+    """What can be wrong in a command line of a program, by kind."""
+    of_all = {
         "a misspelt key": _misspelt_key(program),
         "a misspelt option": _misspelt_option(program),
         "an unknown key": _unknown(program),
@@ -71,21 +61,12 @@ def mistakes(program: str) -> dict[str, SearchStrategy[Mistake]]:
         "a wrong flag": _wrong_flag(),
     }
     of_train = {"a sign too many": _already_there(), "a wrong change of a run": _wrong_change(), "a sweep": _sweep()}
-    return both | (of_train if program == "train" else {})
-
-
-def _key(argument: str) -> str:
-    return argument.lstrip("+~").partition("=")[0]
+    return of_all | (of_train if program == "train" else {})
 
 
 def _related(one: str, other: str) -> bool:
     """Whether one key is the other or holds it."""
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
-
-
-def _of(argument: str, mentions: str | None = None) -> Mistake:
-    """One malformed argument, the last part of whose key the message mentions."""
-    return Mistake((argument,), _key(argument).rpartition(".")[2] if mentions is None else mentions)
 
 
 # Values --------------------------------------------------------------------------------------------------------------
@@ -117,7 +98,7 @@ LONG_TEXT = (TEXT | JUNK | WORDS).filter(bool).map(lambda text: (text * LONG)[:L
 
 def _setting(keys: list[str], *values: SearchStrategy[str]) -> SearchStrategy[Mistake]:
     prefixes = sampled_from(["", "++"])
-    return st.builds(lambda p, k, v: _of(f"{p}{k}={v}"), prefixes, sampled_from(keys or [""]), st.one_of(values))
+    return st.builds(lambda p, k, v: mistake_of(f"{p}{k}={v}"), prefixes, sampled_from(keys or [""]), st.one_of(values))
 
 
 def _one_edit(word: str) -> SearchStrategy[str]:
@@ -144,8 +125,8 @@ def _misspelt_key(draw: st.DrawFn, program: str) -> Mistake:
     value = draw(sampled_from(["3", "abc", "null", "[1,2]", "linear", "''"]))
     key = ".".join(parts)
     # A short word, or one of two that are nearly the same, may well be taken for another.
-    clear = len(meant) > 4 and not meant.startswith(("beta", "keep_"))
-    return _of(
+    clear = len(meant) > 4 and not meant.startswith(("beta", "keep_", "sample"))
+    return mistake_of(
         f"~{key}" if prefix == "~" else f"{prefix}{key}={value}", f"did you mean '{meant}'" if clear else parts[place]
     )
 
@@ -154,7 +135,7 @@ def _misspelt_option(program: str) -> SearchStrategy[Mistake]:
     def of(group: str, option: str) -> SearchStrategy[Mistake]:
         clear = len(option) > 4 and not option.startswith(("unet", "adam"))
         wrong = _one_edit(option).filter(lambda word: word not in GROUPS[program][group])
-        return wrong.map(lambda word: _of(f"{group}={word}", f"did you mean '{option}'" if clear else None))
+        return wrong.map(lambda word: mistake_of(f"{group}={word}", f"did you mean '{option}'" if clear else None))
 
     return st.one_of(of(group, option) for group, known in GROUPS[program].items() for option in known)
 
@@ -166,17 +147,19 @@ def _unknown(program: str) -> SearchStrategy[Mistake]:
     forced = sampled_from(["", "+", "++"])
     several = st.lists(WORDS, min_size=1, max_size=3).map(lambda words: f"[{','.join(words)}]")
     return st.one_of(
-        st.builds(lambda p, a, b: _of(f"{p}{a}={b}"), forced | just("~"), WORDS, WORDS),
-        st.builds(lambda p, g, a, b: _of(f"{p}{g}.{a}={b}"), forced, groups, WORDS, WORDS),
-        st.builds(lambda g, a, b: _of(f"{g}.{a}.{b}={b}", a), groups, WORDS, WORDS),
-        st.builds(lambda p, g, a, b: _of(f"{p}{g}/{a}={b}"), added, groups, WORDS, WORDS),
-        st.builds(lambda p, g, a, b: _of(f"{p}{g}@{a}={b}", g), added, groups, WORDS, WORDS),
-        st.builds(lambda g, a: _of(f"{g}={a}"), groups, WORDS | WORDS.map(str.upper) | WHOLE | NULL | several),
-        st.builds(lambda a, b: _of(f"hydra/{a}={b}"), WORDS, WORDS),
-        st.builds(lambda a, b: _of(f"hydra.{a}={b}"), WORDS, WORDS),
-        st.builds(lambda k, a: _of(f"{k}.{a}=1", k.rpartition(".")[2]), sampled_from(options.keys(program)), WORDS),
-        st.builds(lambda g, a: _of(f"{g}._target_=no_such_{a}.{a}"), groups, WORDS),
-        st.builds(lambda g, a: _of(f"{g}._target_={a}"), groups, WHOLE | BOOLEANS | EMPTY | LISTS),
+        st.builds(lambda p, a, b: mistake_of(f"{p}{a}={b}"), forced | just("~"), WORDS, WORDS),
+        st.builds(lambda p, g, a, b: mistake_of(f"{p}{g}.{a}={b}"), forced, groups, WORDS, WORDS),
+        st.builds(lambda g, a, b: mistake_of(f"{g}.{a}.{b}={b}", a), groups, WORDS, WORDS),
+        st.builds(lambda p, g, a, b: mistake_of(f"{p}{g}/{a}={b}"), added, groups, WORDS, WORDS),
+        st.builds(lambda p, g, a, b: mistake_of(f"{p}{g}@{a}={b}", g), added, groups, WORDS, WORDS),
+        st.builds(lambda g, a: mistake_of(f"{g}={a}"), groups, WORDS | WORDS.map(str.upper) | WHOLE | NULL | several),
+        st.builds(lambda a, b: mistake_of(f"hydra/{a}={b}"), WORDS, WORDS),
+        st.builds(lambda a, b: mistake_of(f"hydra.{a}={b}"), WORDS, WORDS),
+        st.builds(
+            lambda k, a: mistake_of(f"{k}.{a}=1", k.rpartition(".")[2]), sampled_from(options.keys(program)), WORDS
+        ),
+        st.builds(lambda g, a: mistake_of(f"{g}._target_=no_such_{a}.{a}"), groups, WORDS),
+        st.builds(lambda g, a: mistake_of(f"{g}._target_={a}"), groups, WHOLE | BOOLEANS | EMPTY | LISTS),
     )
 
 
@@ -199,7 +182,13 @@ def _wrong_type(program: str) -> SearchStrategy[Mistake]:
 def _out_of_range(program: str) -> SearchStrategy[Mistake]:
     values = {key: st.integers(max_value=least - 1).map(str) for key, least in options.LEAST[program].items()}
     values |= {key: sampled_from([*some, "-1"]) | NEGATIVE for key, some in options.NUMBERS[program].items()}
-    impossible = [_of(f"{key}={value}", "") for key, some in options.IMPOSSIBLE[program].items() for value in some]
+    # A run without previews does not ask whether its schedule has as many steps.
+    without = {"sampler.steps": ("trainer.preview_every",)}
+    impossible = [
+        Mistake((f"{key}={value}",), "", without=without.get(key, ()))
+        for key, some in options.IMPOSSIBLE[program].items()
+        for value in some
+    ]
     return st.one_of(sampled_from(impossible), *(_setting([key], of) for key, of in values.items()))
 
 
@@ -210,13 +199,13 @@ def _broken_grammar(program: str) -> SearchStrategy[Mistake]:
         lambda text: re.fullmatch(r"[ \t]*[+-]?[0-9_]+[ \t]*", text) is None
     )
     no_override = (TEXT | BYTES | JUNK | LONG_TEXT).filter(
-        lambda text: not text.startswith("-") and re.split("[.@:/ \t]", _key(text).strip(" \t"))[0] not in _REAL
+        lambda text: not text.startswith("-") and re.split("[.@:/ \t]", key_of(text).strip(" \t"))[0] not in _REAL
     )
     keys = sampled_from(list(options.LEAST[program]))
     return st.one_of(
-        st.builds(lambda key, value: _of(f"{key}={value}", ""), keys, no_number),
-        no_override.map(lambda text: _of(text, "")),
-        st.builds(lambda key, broken: _of(broken.format(key), ""), keys, sampled_from(_BROKEN_KEYS)),
+        st.builds(lambda key, value: mistake_of(f"{key}={value}", ""), keys, no_number),
+        no_override.map(lambda text: mistake_of(text, "")),
+        st.builds(lambda key, broken: mistake_of(broken.format(key), ""), keys, sampled_from(_BROKEN_KEYS)),
     )
 
 
@@ -234,7 +223,7 @@ def _broken_reference(program: str) -> SearchStrategy[Mistake]:
     """`${...}` that leads nowhere or in a circle, `???` for what must be given."""
     where = ["${no_such}", "${no.such}", "${oc.env:DDPM_NOT_SET}", "${no_such:1}", "???", "${KEY}", "${oc.decode:'['}"]
     keys = sampled_from([key for key in options.keys(program) if key not in options.LISTS[program]])
-    return st.builds(lambda key, to: _of(f"{key}={to.replace('KEY', key)}"), keys, sampled_from(where))
+    return st.builds(lambda key, to: mistake_of(f"{key}={to.replace('KEY', key)}"), keys, sampled_from(where))
 
 
 def _more_than_one_value(program: str) -> SearchStrategy[Mistake]:
@@ -244,10 +233,15 @@ def _more_than_one_value(program: str) -> SearchStrategy[Mistake]:
 
 
 def _missing(program: str) -> SearchStrategy[Mistake]:
-    deleted = sampled_from([_of(f"~{key}") for key in options.REQUIRED[program]])
-    if program == "sample":
-        return deleted | sampled_from([Mistake((), "ckpt", without=("ckpt",)), _of("ckpt="), _of("ckpt=null")])
-    unsaid = [_of("data=folder", "data.path"), Mistake(("experiment=folder_64",), "data.path", without=("data",))]
+    deleted = sampled_from([mistake_of(f"~{key}") for key in options.REQUIRED[program]])
+    if program != "train":
+        return deleted | sampled_from(
+            [Mistake((), "ckpt", without=("ckpt",)), mistake_of("ckpt="), mistake_of("ckpt=null")]
+        )
+    unsaid = [
+        mistake_of("data=folder", "data.path"),
+        Mistake(("experiment=folder_64",), "data.path", without=("data",)),
+    ]
     return deleted | sampled_from(unsaid)
 
 
@@ -256,52 +250,10 @@ def _already_there() -> SearchStrategy[Mistake]:
     keys = sampled_from([*options.LEAST["train"], *options.SWITCHES["train"]])
     groups = sampled_from([(g, o) for g, known in GROUPS["train"].items() if g != "experiment" for o in known])
     return st.one_of(
-        keys.map(lambda key: _of(f"+{key}=1")),
-        groups.map(lambda choice: _of(f"+{choice[0]}={choice[1]}")),
-        st.builds(lambda key, value: _of(f"~{key}={value}"), keys, WORDS),
+        keys.map(lambda key: mistake_of(f"+{key}=1")),
+        groups.map(lambda choice: mistake_of(f"+{choice[0]}={choice[1]}")),
+        st.builds(lambda key, value: mistake_of(f"~{key}={value}"), keys, WORDS),
     )
-
-
-CONTRADICTIONS = {
-    "train": [
-        Mistake(("trainer.keep_every=3", "trainer.checkpoint_every=2"), "keep_every"),
-        Mistake(("trainer.keep_every=3", "trainer.checkpoint_every=0"), "keep_every"),
-        Mistake(("trainer.accumulate=3", "trainer.batch_size=8"), "accumulate"),
-        Mistake(("schedule.beta_min=0.5", "schedule.beta_max=0.4"), "beta_max"),
-        Mistake(("schedule=linear", "schedule.s=0.1"), "schedule.s"),
-        Mistake(("schedule=cosine", "schedule.beta_end=0.1"), "schedule.beta_end"),
-        Mistake(("optimizer=adam", "optimizer.weight_decay=0.1"), "weight_decay"),
-        Mistake(("sampler=ddpm", "sampler.eta=0.5"), "sampler.eta"),
-        Mistake(("schedule=custom",), "betas", without=("schedule",)),
-        Mistake(("loss=hybrid", "variance=fixed_small"), "learned_range"),
-        Mistake(("loss=vlb", "weighting=min_snr", "variance=learned_range"), "weighting"),
-        Mistake(("loss=simple", "loss.bound_weight=0.1"), "bound_weight"),
-        Mistake(("timestep_sampler=uniform", "timestep_sampler.history=5"), "history"),
-        Mistake(("schedule.zero_terminal_snr=true", "prediction=eps"), "prediction"),
-        Mistake(("schedule.timesteps=10", "sampler.steps=11"), "steps"),
-        Mistake(("data.channels=3", "model.in_channels=1"), "channels"),
-        Mistake(("data.image_size=16", "model.image_size=32"), "image_size"),
-        Mistake(("model.base_channels=12", "model.norm_groups=8"), "norm_groups"),
-        Mistake(("model.num_heads=5",), "num_heads"),
-        Mistake(("resume=auto",), "name", without=("name", "experiment")),
-        Mistake(("data=digits", "data.path=x"), "data.path"),
-        Mistake(("data=folder", "data.path=.", "data.download=true"), "data.download"),
-        Mistake(("data=folder", "data.path=.", "data.on_bad=ignore"), "on_bad"),
-        *(_of(f"{key}=x", "no effect") for key in ("hydra.output_subdir", "+hydra.output_subdir", "hydra.job.chdir")),
-        *(_of(f"{key}=x", "only in a sweep") for key in ("hydra.sweep.dir", "hydra.sweep.subdir")),
-    ],
-    "sample": [
-        Mistake(("sampler=ddim", "variance=fixed_small"), "variance"),
-        Mistake(("sampler=ddim", "sampler.variance=fixed_small"), "sampler.variance"),
-        _of("sampler.variance=fixed_small", "sampler.variance"),
-        Mistake(("mode=inpaint", "sampler.steps=20"), "image"),
-        Mistake(("mode=generate", "seeds=[0,1]"), "seeds"),
-        _of("classes=[0]"),
-        Mistake(("guidance.scale=1", "guidance.rescale=0.5"), "rescale"),
-        Mistake(("hydra.run.dir=x", "out=y"), "out"),
-        _of("resume=x"),
-    ],
-}
 
 
 def _wrong_path(program: str) -> SearchStrategy[Mistake]:
@@ -312,21 +264,33 @@ def _wrong_path(program: str) -> SearchStrategy[Mistake]:
         WORDS,
     )
     unwritable = sampled_from(["/dev/null", "/proc/x", "a" * 300])
-    if program == "sample":
+    if program != "train":
         unlike = sampled_from(["abc", "'0'", "a" * 64])
         return st.one_of(
-            nowhere.map(lambda path: _of(f"ckpt={path}")),
-            unlike.map(lambda value: _of(f"ckpt_sha256={value}", "SHA-256")),
-            unwritable.map(lambda path: _of(f"out={path}")),
+            nowhere.map(lambda path: mistake_of(f"ckpt={path}")),
+            unlike.map(lambda value: mistake_of(f"ckpt_sha256={value}", "SHA-256")),
+            unwritable.map(lambda path: mistake_of(f"out={path}")),
+            *(_wrong_image_paths(nowhere, unwritable) if program == "eval" else []),
         )
     folder = ("data=folder", "model=unet_16", "data.image_size=16")
     return st.one_of(
-        nowhere.map(lambda path: _of(f"resume={path}")),
+        nowhere.map(lambda path: mistake_of(f"resume={path}")),
         nowhere.map(lambda path: Mistake((*folder, f"data.path={path}"), "data")),
         nowhere.map(lambda path: Mistake(("data=mnist", f"data.root={path}"), "data", without=("model",))),
-        unwritable.map(lambda path: _of(f"output_dir={path}")),
-        just(_of(f"name={'a' * 300}")),
+        unwritable.map(lambda path: mistake_of(f"output_dir={path}")),
+        just(mistake_of(f"name={'a' * 300}")),
     )
+
+
+def _wrong_image_paths(nowhere: SearchStrategy[str], unwritable: SearchStrategy[str]) -> list[SearchStrategy[Mistake]]:
+    """Of images that are evaluated, of what they are compared with, and of weights that look at them."""
+    return [
+        nowhere.map(lambda path: Mistake((f"samples={path}",), "samples", without=OF_DRAWING)),
+        nowhere.map(lambda path: Mistake(("reference=images", f"reference.path={path}"), "reference.path")),
+        nowhere.map(lambda path: Mistake(("features=classifier", f"features.weights={path}"), "features.weights")),
+        unwritable.map(lambda path: mistake_of(f"reference.save={path}")),
+        unwritable.map(lambda path: mistake_of(f"reference.save={path}/x.npz")),
+    ]
 
 
 def _wrong_change() -> SearchStrategy[Mistake]:
@@ -336,9 +300,12 @@ def _wrong_change() -> SearchStrategy[Mistake]:
         *("schedule=linear", "data=mnist", "data.image_size=32", "ema.decays=[0.5]", "trainer.precision=bf16"),
         *("trainer.steps=abc", "trainer.steps=0", "trainer.steps=null", "trainer.stepz=9", "++trainer.stepz=9"),
         *("trainer.keep_last=0", "trainer.device=tpu", "trainer.log_every=[1]"),
+        *("data.holdout=8", "trainer.eval_every=3", "trainer.eval_images=1", "trainer.keep_best=fd", "objective=kd"),
         *("~trainer.steps", "sede=3", "trainer.steps=${nothing}", "trainer.steps=5,6", "trainer.steps=["),
     ]
-    return sampled_from(changes).map(lambda change: Mistake((f"resume={RUN}", change), _of(change).mentions, "resume"))
+    return sampled_from(changes).map(
+        lambda change: Mistake((f"resume={RUN}", change), mistake_of(change).mentions, "resume")
+    )
 
 
 def _wrong_flag() -> SearchStrategy[Mistake]:

@@ -24,6 +24,9 @@ LEAST = {
         "trainer.preview_every": 0,
         "trainer.checkpoint_every": 0,
         "trainer.keep_every": 0,
+        "trainer.eval_every": 0,
+        "trainer.eval_images": 0,
+        "data.holdout": 0,
         "schedule.timesteps": 1,
         "sampler.steps": 1,
         "model.in_channels": 1,
@@ -33,8 +36,13 @@ LEAST = {
         "model.norm_groups": 1,
     },
     "sample": {"n": 1, "batch_size": 1, "sampler.steps": 1},
+    "eval": {"n": 2, "batch_size": 1, "likelihood_images": 1, "sampler.steps": 1},
 }
-ANY_WHOLE = {"train": ["seed", "data.channels", "data.num_classes", "model.num_classes"], "sample": ["seed"]}
+ANY_WHOLE = {
+    "train": ["seed", "data.channels", "data.num_classes", "model.num_classes"],
+    "sample": ["seed"],
+    "eval": ["seed"],
+}
 # Numbers, none of them negative, by others that are too large or too small.
 NUMBERS = {
     "train": {
@@ -50,6 +58,7 @@ NUMBERS = {
         "trainer.label_dropout": ["1.5", "0.1"],  # without labels
     },
     "sample": {"ema_length": ["0.3", "1"], "guidance.scale": ["2"], "guidance.rescale": ["0.5", "1.5"]},
+    "eval": {"ema_length": ["0.3", "1"], "guidance.scale": ["2"], "guidance.rescale": ["0.5", "1.5"]},
 }
 SWITCHES = {
     "train": [
@@ -57,12 +66,21 @@ SWITCHES = {
         "model.learn_variance",
     ],
     "sample": ["save_trajectory", "compile"],
+    "eval": ["per_class", "keep", "compile", "data.download"],
 }
 CHOICES = {
-    "train": ["trainer.precision", "trainer.lr_decay", "sampler.spacing"],
+    "train": ["trainer.precision", "trainer.lr_decay", "sampler.spacing", "trainer.keep_best", "objective"],
     "sample": ["weights", "precision", "save", "sampler.spacing"],
+    "eval": ["weights", "precision", "checkpoints", "sampler.spacing", "reference.split"],
 }
-TEXTS = {"train": ["output_dir", "name", "trainer.device"], "sample": ["ckpt", "device", "out", "ckpt_sha256"]}
+TEXTS = {
+    "train": ["output_dir", "name", "trainer.device"],
+    "sample": ["ckpt", "device", "out", "ckpt_sha256"],
+    "eval": [
+        *("ckpt", "samples", "device", "out", "ckpt_sha256", "data.path", "data.root", "data.cache_dir"),
+        "reference.save",
+    ],
+}
 LISTS = {
     "train": [
         "model.channel_mults",
@@ -72,10 +90,18 @@ LISTS = {
         "ema.posthoc",
     ],
     "sample": ["guidance.interval", "seeds"],
+    "eval": ["metrics", "guidance.interval"],
 }
 NULLABLE = {
-    "train": ["name", "trainer.grad_clip", "trainer.label_dropout", "data.num_classes", "model.num_classes"],
+    "train": [
+        *("name", "trainer.grad_clip", "trainer.label_dropout", "data.num_classes", "model.num_classes"),
+        *("trainer.keep_best", "objective"),
+    ],
     "sample": ["out", "ckpt_sha256", "sampler.steps", "ema_length", "guidance.interval", "seeds"],
+    "eval": [
+        *("samples", "checkpoints", "n", "out", "ckpt_sha256", "ema_length", "guidance.interval"),
+        *("data.path", "data.root", "data.cache_dir", "reference.save"),
+    ],
 }
 
 # Values that cannot be, for reasons of their own.
@@ -105,13 +131,33 @@ IMPOSSIBLE = {
         "optimizer.betas": ["[]", "[0.9]", "[1.0,0.999]", "[0.9,1]", "[-0.1,0.9]", "[nan,0.9]", "[0.9,0.9,0.9]"],
         "sampler.steps": ["1001", "2000", "1000000000000000000000"],
         "trainer.device": ["cuda:99", "cuda:-1", "tpu", "''", "meta", "'cuda:'", "cpu:x", "'a\nb'"],
+        "trainer.eval_images": ["1"],
+        "trainer.eval_every": ["3"],  # with nothing to measure
+        "trainer.keep_best": ["heldout", "fd", "kd"],  # without eval_every
+        "objective": ["heldout", "fd", "kd"],  # the same
+        "data.holdout": ["1797", "5000", "1000000000000000000000"],  # of 1797
         "name": ["''", "a/b", "..", ".a", "-a", "a:b", "'a b'", "'a\nb'", "'ä'", "'~'", "'\udcff'"],
         "trust": ["[1]", "[null]", "[[a]]"],
     },
     "sample": {
-        "sampler.steps": ["21", "1000", "1000000000000000000000"],  # the run has 20
+        "sampler.steps": ["31", "1000", "1000000000000000000000"],  # the run has 30
         "device": ["cuda:99", "cuda:-1", "tpu", "''", "meta", "'cuda:'", "cpu:x", "'a\nb'"],
         "trust": ["[1]", "[null]"],
+    },
+    "eval": {
+        "sampler.steps": ["31", "1000", "1000000000000000000000"],
+        "device": ["cuda:99", "cuda:-1", "tpu", "''", "meta", "'cuda:'", "cpu:x", "'a\nb'"],
+        "trust": ["[1]", "[null]"],
+        "n": ["1", "100000000000", "1000000000000000000000"],  # more than any disk holds the features of
+        "metrics": ["[]", "[fdd]", "[fd,fd]", "[heldout]", "[fd,heldout]", "[inception_score]", "[null]", "[[fd]]"],
+        "per_class": ["true"],  # of a run without labels
+        "likelihood_images": ["5"],  # without bpd and heldout
+        "data.path": ["x"],  # of digits
+        "data.root": ["x"],
+        "data.cache_dir": ["x"],
+        "data.download": ["true"],
+        "reference.split": ["test", "holdout"],  # the same
+        "reference.save": ["x", "x.txt", "nowhere/x.npz", "..", "''"],
     },
 }
 
@@ -132,7 +178,7 @@ def _parts(node: object) -> Iterator[str]:
                 yield from _parts(value)
 
 
-PROGRAMS = ("train", "sample")
+PROGRAMS = ("train", "sample", "eval")
 GROUPS = {
     program: {group: sorted(file.stem for file in (_CONFIGS / group).glob("*.yaml")) for group in _defaults(program)}
     for program in PROGRAMS
@@ -166,6 +212,10 @@ REQUIRED = {  # and not null by default
         "threshold",
         "mode",
     ],
+    "eval": [
+        *("metrics", "per_class", "batch_size", "seed", "weights", "device", "precision", "compile", "keep"),
+        *("likelihood_images", "trust", "data", "sampler", "guidance", "threshold", "reference"),
+    ],
 }
 # Parts of keys of options that are not chosen: no misspellings, though wrong where they are not chosen.
 ELSEWHERE = {part for file in _CONFIGS.rglob("*.yaml") for part in _parts(yaml.safe_load(file.read_text("utf-8")))}
@@ -184,6 +234,12 @@ FINE = {
         *("n=3", "batch_size=2", "seed=7", "device=cpu", "precision=fp32", "out=elsewhere", "save=images"),
         *("save_trajectory=true", "trust=[]", "sampler.steps=3", "ckpt_sha256=null", "weights=model"),
         *("mode=generate", "threshold=dynamic", "guidance.scale=1.0", "sampler.spacing=trailing", "compile=auto"),
+    ],
+    "eval": [
+        *("n=6", "batch_size=4", "seed=7", "device=cpu", "precision=fp32", "out=elsewhere", "keep=true"),
+        *("trust=[]", "sampler.steps=3", "ckpt_sha256=null", "weights=model", "metrics=[fd,kd]", "samples=null"),
+        *("features=pixels", "reference=data", "reference.split=train", "threshold=dynamic", "guidance.scale=1.0"),
+        *("sampler.spacing=trailing", "compile=auto", "per_class=false", "data.path=null", "checkpoints=null"),
     ],
     "resume": [
         *("trainer.checkpoint_every=7", "trainer.log_every=5", "trainer.preview_every=0", "trainer.device=cpu"),

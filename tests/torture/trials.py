@@ -135,15 +135,11 @@ def fork(
 
 
 def command(program: str, arguments: list[str], place: Path, **options) -> Process:
-    """`ddpm-train` or `ddpm-sample` (`program`: train, sample) with `arguments`, forked; `options` as for `fork`."""
+    """A program of ours (train, sample or eval) with `arguments`, forked; `options` as for `fork`."""
 
     def job() -> None:
         sys.argv = [f"ddpm-{program}", *arguments]
-        if program == "train":
-            from ddpm_cli.train import main
-        else:
-            from ddpm_cli.sample import main
-        main()
+        importlib.import_module(f"ddpm_cli.{program}").main()
 
     return fork(job, place, **options)
 
@@ -153,7 +149,8 @@ def preload() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in ("sklearn.datasets", "tensorboard.compat.proto.event_pb2", "torch._dynamo", "torch.utils.tensorboard"):
         importlib.import_module(name)
-    for name in ("ddpm_cli.sample", "ddpm_cli.train"):  # so that a forked command soon answers signals
+    # So that a forked command soon answers signals.
+    for name in ("ddpm_cli.sample", "ddpm_cli.train", "ddpm_cli.eval", "ddpm_cli.evaluation.one"):
         importlib.import_module(name)
     importlib.import_module("torch").set_num_threads(1)
 
