@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from bench import __main__ as bench
-from bench import network, peers, processes, tables
+from bench import distances, network, peers, processes, rows, tables
 from bench.cases import CASES, Place
 from bench.clock import Contestant, entries, race
 
-ROWS = ("arithmetic", "network", "training", "forward", "shares", "sampling")
+ROWS = ("arithmetic", "network", "training", "forward", "shares", "sampling", "evaluation")
 PEERS = ["diffusers", "denoising-diffusion-pytorch"]
 
 
@@ -50,7 +50,17 @@ def test_everybody_has_figures_in_every_row(figures: dict):
     shares = [entry["who"] for entry in found if entry["row"] == "share of a step"]
     assert shares == ["ours, not the network", "ours, waiting for data"]
     assert [entry["who"] for entry in figures["once"]] == ["matrix product", "convolution"]
-    assert not figures["whole"]
+    assert figures["whole"] == []  # as it was quick
+
+
+@pytest.mark.slow
+def test_shares_of_an_evaluation_are_of_one_whole(figures: dict):
+    whole, *parts = figures["evaluation"]
+    assert (whole["who"], whole["drawn"]["images"], whole["drawn"]["calls"]) == ("all but sampling", 64, 20)
+    assert {entry["who"] for entry in parts} == {"features", "reference", "figures"}
+    assert sum(entry["median"] for entry in parts) == pytest.approx(whole["median"])
+    assert 0 < whole["median"] < 100
+    assert "64 images of 20 calls" in figures["printed"]
 
 
 @pytest.mark.slow
@@ -126,10 +136,46 @@ def test_who_fails_leaves_the_race_to_the_others():
     assert peer["ratio"]["low"] == pytest.approx(min(expected))
 
 
+def test_frechet_distances_are_timed_beside_the_peers(monkeypatch):
+    for name, small in (("DIMENSIONS", 32), ("ENOUGH", 80), ("FEW", 20)):
+        monkeypatch.setattr(distances, name, small)
+    found = distances.entries(rounds=3)
+    assert [(entry["who"], entry["rounds"]) for entry in found] == [
+        ("ours", 3),
+        ("ours, of 20 images", 3),
+        ("torch-fidelity", 1),
+    ]
+    assert "ratio" in found[2]
+    assert {entry["row"] for entry in found} == {"Frechet distance of 32 dimensions"}
+
+
 def test_a_missing_peer_is_left_out_and_said(monkeypatch):
     monkeypatch.setattr(peers, "version", lambda package: None if package == "accelerate" else "1")
     assert peers.there() == []
     assert peers.missing("diffusers") == ["accelerate"]
+
+
+def test_a_table_is_written_when_all_of_it_has_been_measured(tmp_path: Path, monkeypatch):
+    document = tmp_path / "performance.md"
+    document.write_text(tables.DOCUMENT.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(tables, "DOCUMENT", document)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    entry = {"row": "of a row", "who": "ours", "unit": "s", "median": 1.5, "low": 1, "high": 2}
+    measured = {"evaluation": lambda place, effort: [entry], "frechet": lambda place, effort: [entry]}
+    monkeypatch.setattr(rows, "OF_EVALUATION", measured)
+    before = document.read_text(encoding="utf-8")
+    for told, written in ((["evaluation"], 0), (["evaluation", "frechet"], 2)):
+        only = [word for row in told for word in ("--only", row)]
+        monkeypatch.setattr(sys, "argv", ["scripts/bench", "--device=cpu", "--config=tiny", *only])
+        with warnings.catch_warnings():
+            bench.main()
+        text = document.read_text(encoding="utf-8")
+        assert text.count("| of a row | ours | 1.5 s (1 to 2) |") == written
+    head, _, tail = before.partition(
+        "<!-- scripts/bench --device cpu --only evaluation --only frechet writes from here"
+    )
+    assert text.startswith(head)
+    assert text.endswith(tail.partition("<!-- to here")[2])
 
 
 @pytest.mark.slow
@@ -140,6 +186,6 @@ def test_tables_have_their_places_in_the_document(figures: dict, tmp_path: Path,
     tiny = figures["configs"]["tiny"]
     for device in ("cpu", "cuda"):
         configs = dict.fromkeys(("digits", "cifar10", "folder_64"), tiny)
-        tables.keep(figures | {"device": device, "configs": configs})
+        tables.keep(figures | {"device": device, "configs": configs}, ["once", "evaluation", "configs"])
     assert document.read_text(encoding="utf-8").count("| training | denoising-diffusion-pytorch |") == 6
     assert "not measured yet" not in document.read_text(encoding="utf-8")

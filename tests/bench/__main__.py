@@ -19,7 +19,8 @@ def main() -> None:
     if arguments.from_file is not None:
         from bench import tables
 
-        tables.keep(json.loads(Path(arguments.from_file).read_text(encoding="utf-8")))
+        figures = json.loads(Path(arguments.from_file).read_text(encoding="utf-8"))
+        tables.keep(figures, tables.with_entries(figures))
         return
     _quiet(arguments.device)
     figures = measure(arguments)
@@ -27,7 +28,7 @@ def main() -> None:
     if figures["whole"] and not arguments.only_print:
         from bench import tables
 
-        tables.keep(figures)
+        tables.keep(figures, figures["whole"])
 
 
 def _arguments() -> argparse.Namespace:
@@ -40,7 +41,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--compile", action="append", choices=["true", "false", "graphs"], help="ours, on CUDA; all three by default"
     )
-    parser.add_argument("--only", action="append", metavar="ROW", help="arithmetic, start-up, network, training, ...")
+    parser.add_argument(
+        "--only", action="append", metavar="ROW", help="arithmetic, start-up, evaluation, training, ..."
+    )
     parser.add_argument("--quick", action="store_true", help="fewer rounds: minutes, and rougher figures")
     parser.add_argument("--minutes", type=float, help="begin no further row after so many")
     parser.add_argument("--out", metavar="FILE", help="write everything that was measured there, as JSON")
@@ -64,7 +67,7 @@ def measure(arguments: argparse.Namespace) -> dict:
 
     from bench import machine, peers
     from bench.cases import CASES, Place
-    from bench.rows import FULL, OF_A_CASE, ON_CUDA, ONCE, QUICK
+    from bench.rows import FULL, OF_A_CASE, OF_EVALUATION, ON_CUDA, ONCE, QUICK
     from ddpm_cli.runtime.device import choose_compute
 
     try:
@@ -76,9 +79,11 @@ def measure(arguments: argparse.Namespace) -> dict:
     effort = (QUICK if arguments.quick else FULL)[device]
     names = arguments.config or (["cifar10", "digits"] if device == "cuda" else ["digits", "cifar10"])
     of_a_case = OF_A_CASE | (ON_CUDA if device == "cuda" else {})
-    unknown = set(arguments.only or ()) - {*ONCE, *of_a_case}
+    groups = {"once": ONCE, "configs": of_a_case, "evaluation": OF_EVALUATION}
+    there = [name for group in groups.values() for name in group]
+    unknown = set(arguments.only or ()).difference(there)
     if unknown:
-        raise SystemExit(f"scripts/bench: no row {', '.join(unknown)}; there are {', '.join([*ONCE, *of_a_case])}")
+        raise SystemExit(f"scripts/bench: no row {', '.join(unknown)}; there are {', '.join(there)}")
     if arguments.compile and device == "cpu":
         raise SystemExit("scripts/bench: --compile is for CUDA; on a CPU nothing is compiled")
     rows = Rows(arguments.only, arguments.minutes)
@@ -91,6 +96,7 @@ def measure(arguments: argparse.Namespace) -> dict:
         "precision": precision,
         "machine": machine.describe(device),
         "once": [],
+        "evaluation": [],
         "configs": {},
         "left_out": rows.left_out,
         "cuda_memory": torch.cuda.mem_get_info()[1] if device == "cuda" else None,
@@ -106,12 +112,16 @@ def measure(arguments: argparse.Namespace) -> dict:
                 "sizes": dict(place.config["model"]),
                 "entries": found,
             }
-            for measured, into in (*(((ONCE, figures["once"]),) if i == 0 else ()), (of_a_case, found)):
+            for group, measured in groups.items():
+                if i > 0 and group != "configs":
+                    continue
+                into = found if group == "configs" else figures[group]
                 for entries in rows.measure(measured, place, effort):
                     into += entries
                     _write(figures, arguments.out)  # what there is, should a later row take the process along
-    asked_for_less = arguments.only or arguments.quick or arguments.compile
-    figures["whole"] = not (asked_for_less or rows.too_late)
+    less = arguments.quick or arguments.compile or rows.too_late
+    asked = there if arguments.only is None else arguments.only
+    figures["whole"] = [] if less else [group for group, measured in groups.items() if set(measured) <= set(asked)]
     _write(figures, arguments.out)
     return figures
 
@@ -165,8 +175,11 @@ class Rows:
 def _print(figures: dict) -> None:
     from bench import tables
 
-    print("", *tables.machine_lines(figures), sep="\n")
-    for name in figures["configs"]:
+    said = tables.with_entries(figures)
+    for group in ("once", "evaluation"):
+        if group in said:
+            print("", *tables.machine_lines(figures, group), sep="\n")
+    for name in figures["configs"] if "configs" in said else ():
         print(f"\n{name}", *tables.lines(figures, name), sep="\n")
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from bench.clock import Contestant, Turn
 from bench.peers import version
 
-PACKAGES = ("torch", "diffusers", "accelerate", "denoising-diffusion-pytorch")
+PACKAGES = ("torch", "diffusers", "accelerate", "denoising-diffusion-pytorch", "torch-fidelity")
 MATRIX = {"cpu": 2048, "cuda": 8192}
 CONVOLUTION = {"cpu": (8, 128, 32), "cuda": (256, 256, 32)}  # images, channels in and out, side in pixels
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -23,11 +23,11 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path.rstrip(os.pathsep)}
 
 
-def _start(*arguments: str, cwd: Path) -> subprocess.Popen:
+def _start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", *arguments],
         cwd=cwd,
-        env=_environment(),
+        env=_environment() | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -35,8 +35,9 @@ def _start(*arguments: str, cwd: Path) -> subprocess.Popen:
     )
 
 
-def _run(*arguments: str, cwd: Path) -> str:
-    process = _start(*arguments, cwd=cwd)
+def run(*arguments: str, cwd: Path, **environment: str) -> str:
+    """What a module says that is run with these arguments. Raises RuntimeError if it fails."""
+    process = _start(*arguments, cwd=cwd, **environment)
     try:
         out, err = process.communicate(timeout=PATIENCE)
     finally:
@@ -60,7 +61,7 @@ def start_up(device: str, directory: Path, rounds: int) -> list[dict]:
 
     def help_of(module: str) -> float:
         began = time.perf_counter()
-        _run(module, "--help", cwd=directory)
+        run(module, "--help", cwd=directory)
         return time.perf_counter() - began
 
     commands = {"ddpm-train --help": "ddpm_cli.train", "ddpm-sample --help": "ddpm_cli.sample"}
@@ -119,7 +120,7 @@ def first_steps(place: Place, rounds: int) -> list[dict]:
 
 
 def _alone(place: Place, who: str) -> dict:
-    said = _run(
+    said = run(
         "bench.alone",
         *("--config", place.case.name, "--device", place.device, "--precision", place.precision),
         *("--directory", str(place.directory), "--who", who, "--started", repr(time.time())),
@@ -128,21 +129,26 @@ def _alone(place: Place, who: str) -> dict:
     return json.loads(said.strip().splitlines()[-1])
 
 
+def untrained_run(place: Place, name: str) -> Path:
+    """The directory of a run of one step. Raises as `run`."""
+    output = place.directory / "runs"
+    told = ("trainer.steps=1", "trainer.preview_every=0", f"output_dir={output}", f"name={name}", "resume=null")
+    run("ddpm_cli.train", *place.overrides(*told), cwd=place.directory)
+    (checkpoints,) = output.glob(f"{name}/*/checkpoints")
+    return checkpoints.parent
+
+
 def many_images(place: Place, count: int, calls: int) -> list[dict]:
     """Images per second of a whole ddpm-sample command that writes them to disk, from its start to its end."""
-    output = place.directory / "runs"
-    told = ("trainer.steps=1", "trainer.preview_every=0", f"output_dir={output}", "name=many", "resume=null")
     try:
-        _run("ddpm_cli.train", *place.overrides(*told), cwd=place.directory)
+        directory = untrained_run(place, "many")
     except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
         return [{"row": "many images", "who": "ddpm-train", "unit": "images/s", "failure": str(error)}]
-    (checkpoints,) = output.glob("many/*/checkpoints")
-    run = checkpoints.parent
 
     def draw(compiled: str) -> float:
         began = time.perf_counter()
-        _run(
-            "ddpm_cli.sample", f"ckpt={run}", f"n={count}", f"batch_size={place.case.sampled[place.device]}",
+        run(
+            "ddpm_cli.sample", f"ckpt={directory}", f"n={count}", f"batch_size={place.case.sampled[place.device]}",
             *("save=npz", "sampler=ddim", f"sampler.steps={calls}", f"device={place.device}", f"compile={compiled}"),
             cwd=place.directory,
         )  # fmt: skip

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench import busy, machine, network, ours, peers, processes
+from bench import busy, distances, evaluations, machine, network, ours, peers, processes
 from bench.cases import Place
 from bench.clock import clean_up, entries, race, spread
 
@@ -17,17 +17,18 @@ class Effort:
     calls: int  # of the network, for a sample
     steps: int  # of which the shares are taken
     many: int  # images of one command
+    evaluated: int  # images of another
     busy_seconds: float  # of a turn beside another process
     settings: int  # of OpenMP that are tried there
 
 
 FULL = {
-    "cpu": Effort(rounds=7, processes=3, calls=5, steps=20, many=256, busy_seconds=6, settings=6),
-    "cuda": Effort(rounds=7, processes=3, calls=50, steps=100, many=5000, busy_seconds=0, settings=0),
+    "cpu": Effort(rounds=7, processes=3, calls=5, steps=20, many=256, evaluated=500, busy_seconds=6, settings=6),
+    "cuda": Effort(rounds=7, processes=3, calls=50, steps=100, many=5000, evaluated=5000, busy_seconds=0, settings=0),
 }
 QUICK = {
-    "cpu": Effort(rounds=2, processes=1, calls=2, steps=4, many=64, busy_seconds=1, settings=2),
-    "cuda": Effort(rounds=3, processes=1, calls=10, steps=20, many=1000, busy_seconds=0, settings=0),
+    "cpu": Effort(rounds=2, processes=1, calls=2, steps=4, many=64, evaluated=64, busy_seconds=1, settings=2),
+    "cuda": Effort(rounds=3, processes=1, calls=10, steps=20, many=1000, evaluated=1000, busy_seconds=0, settings=0),
 }
 
 
@@ -94,9 +95,22 @@ def beside_another(place: Place, effort: Effort) -> list[dict]:
     return busy.beside_another(place, effort.rounds, effort.busy_seconds, effort.settings)
 
 
+def evaluation(place: Place, effort: Effort) -> list[dict]:
+    """Of digits, whatever the first configuration is."""
+    return evaluations.entries(place, effort.evaluated, effort.processes)
+
+
+def frechet(place: Place, effort: Effort) -> list[dict]:
+    """On the CPU, whatever the device is."""
+    del place
+    return distances.entries(effort.rounds)
+
+
 Row = Callable[[Place, Effort], list[dict]]
 # What is said of a machine, once.
 ONCE: dict[str, Row] = {"arithmetic": rates, "start-up": start_up, "busy": beside_another}
+# Likewise, in a table of its own.
+OF_EVALUATION: dict[str, Row] = {"evaluation": evaluation, "frechet": frechet}
 # In the order of what matters most where there is not time for all of them.
 OF_A_CASE: dict[str, Row] = {
     "network": sizes,

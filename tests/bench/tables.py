@@ -1,10 +1,11 @@
 """Figures as tables, and those in their places in docs/performance.md."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+EVALUATION = "--only evaluation --only frechet"
 HEADER = ["| what | who | median (lowest to highest) | ours / this one | beside |", "| --- | --- | --- | --- | --- |"]
 
 
@@ -18,12 +19,12 @@ def lines(figures: dict, config: str) -> list[str]:
     ]
 
 
-def machine_lines(figures: dict) -> list[str]:
-    """The Markdown of what belongs to no configuration."""
+def machine_lines(figures: dict, group: str) -> list[str]:
+    """The Markdown of what belongs to no configuration: `once`, or `evaluation`."""
     return [
         *_heading(figures, figures["precision"]),
         *HEADER,
-        *(_line(entry, figures, {}) for entry in figures["once"]),
+        *(_line(entry, figures, {}) for entry in figures[group]),
     ]
 
 
@@ -67,6 +68,9 @@ def _beside(entry: dict, figures: dict, found: dict) -> str:
         said.append(f"{entry['share_of_alone']:.0%} of its speed alone")
     if "peak_bytes" in entry:
         said.append(f"{entry['peak_bytes'] / 2**20:,.0f} MiB at most")
+    if "drawn" in entry:
+        drawn = entry["drawn"]
+        said.append(f"{drawn['images']:,} images of {drawn['calls']} calls, {_short(drawn['per_second'])} a second")
     if entry["row"] == "training" and entry.get("first_seconds") is not None:
         said.append(f"{_short(entry['first_seconds'])} s to build it and train the first step")
     achieved = _achieved(entry, found)
@@ -95,11 +99,22 @@ def _short(number: float) -> str:
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
-def keep(figures: dict) -> None:
-    """Put every table in its place between two comments of docs/performance.md."""
+def with_entries(figures: dict) -> list[str]:
+    """The groups of which all tables have something to say."""
+    said = {"once": [figures["once"]], "evaluation": [figures["evaluation"]]}
+    said["configs"] = [found["entries"] for found in figures["configs"].values()]
+    return [group for group, tables in said.items() if all(tables)]
+
+
+def keep(figures: dict, groups: Collection[str]) -> None:
+    """Put the tables of these groups in their places, between two comments of docs/performance.md."""
     device = figures["device"]
-    tables = {f"--device {device} --config {name}": lines(figures, name) for name in figures["configs"]}
-    tables[f"--device {device}"] = machine_lines(figures)
+    tables = {}
+    if "configs" in groups:
+        tables = {f"--device {device} --config {name}": lines(figures, name) for name in figures["configs"]}
+    for group, call in (("once", f"--device {device}"), ("evaluation", f"--device {device} {EVALUATION}")):
+        if group in groups:
+            tables[call] = machine_lines(figures, group)
     text = DOCUMENT.read_text(encoding="utf-8")
     for call, table in tables.items():
         begin, end = f"<!-- scripts/bench {call} writes from here -->", f"<!-- to here: {call} -->"
