@@ -25,12 +25,15 @@ ROOMS = {
     "data": {"io", "runtime"},
     "checkpoint": {"config", "diffusion", "ema", "io"},
     "sampling": {"checkpoint", "config", "data", "diffusion", "distributed", "io", "runtime"},
+    "evaluation": {"checkpoint", "config", "data", "diffusion", "distributed", "io", "runtime", "sampling"},
     "training": {
-        *("checkpoint", "config", "data", "diffusion", "distributed", "ema", "io", "models", "runtime", "sampling"),
+        *("checkpoint", "config", "data", "diffusion", "distributed", "ema", "evaluation", "io", "models", "runtime"),
+        "sampling",
     },
-    "cli": {"config", "io", "runtime"},
+    "comparison": {"config", "io"},
+    "cli": {"comparison", "config", "io", "runtime"},
 }
-COMMANDS = {"train", "sample"}
+COMMANDS = {"train", "sample", "eval", "compare"}
 ONLY_IN_BUILD_DDPM = {"config": "diffusion"}  # configurations meet the mathematics in one file
 
 
@@ -125,7 +128,11 @@ def test_the_public_names_cost_nothing_until_they_are_used():
 
 
 @pytest.mark.parametrize(
-    "module", ["ddpm_cli.train", "ddpm_cli.sample", "ddpm_cli.config.schema", "ddpm_cli.data.decode"]
+    "module",
+    [
+        *("ddpm_cli.train", "ddpm_cli.sample", "ddpm_cli.eval", "ddpm_cli.compare"),
+        *("ddpm_cli.config.schema", "ddpm_cli.data.decode"),
+    ],
 )
 def test_no_torch_before_there_is_work(module: str):
     """--help, --cfg job, a mistyped key, and the processes that decode images pay no seconds for importing torch."""

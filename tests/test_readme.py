@@ -11,7 +11,7 @@ from ddpm_cli.config.shipped import configs_directory
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = sorted(set(re.findall(r"^    (ddpm-(?:train|sample)(?: [^#\n]+?)?)(?:\s+#.*)?$", README, re.MULTILINE)))
+COMMANDS = sorted(set(re.findall(r"^    (ddpm-(?:train|sample|eval)(?: [^#\n]+?)?)(?:\s+#.*)?$", README, re.MULTILINE)))
 
 
 def test_the_notebook_example_runs_as_it_stands_but_shorter():
