@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ddpm_cli import checkpoint
 from torture.kills import RESUME_LATER, chains, check_finished, signalled
 from torture.reference import NAME, Reference, events, make_reference
 from torture.trials import RUN, Process, Row, Setting, command, noting, run_directories
@@ -20,7 +21,7 @@ EVALUATE = [
     *("n=600", "batch_size=15", "sampler.steps=6", "features=pixels", "metrics=[fd,kd,precision_recall,bpd,heldout]"),
     *("likelihood_images=16", "keep=true", "out=out"),
 ]
-HIDDEN_FLUSH_SECONDS = 0.02  # instead of 1.0: the whole evaluation takes about as long
+FLUSH_SECONDS = 0.02  # instead of 1.0: the whole evaluation takes about as long
 
 
 @dataclass
@@ -71,7 +72,7 @@ def evaluations_killed_at_random_moments(setting: Setting) -> Row:
     sent = evaluating.sent + training.sent
     figure = (
         f"{sent}/{evaluating.wanted + training.wanted}, {evaluating.stopped + training.stopped} of them SIGTERM (exit "
-        f"{RESUME_LATER}); ddpm-eval found images of its own {resumed} times; {evaluations} evaluations and {runs} "
+        f"{RESUME_LATER}); ddpm-eval resumed with images {resumed} times; {evaluations} evaluations and {runs} "
         "runs that evaluate, each bit-equal in figures, samples, best.json, state"
     )
     return Row("SIGKILL and SIGTERM while evaluating, chained until it completes", figure, failures)
@@ -89,25 +90,23 @@ def _trainings(place: Path, reference: Reference, signals: Signals) -> int:
                     continue
             check_finished(process, where, reference, signals.failures, what)
             with noting(signals.failures, what):
-                if _kept(run_directories(where, NAME)[-1]) != _kept(reference.directory):
-                    signals.failures.append(f"{what}: another best.json, or other checkpoints")
+                if _best(run_directories(where, NAME)[-1]) != _best(reference.directory):
+                    signals.failures.append(f"{what}: another best.json, or another checkpoint")
             break
     return runs
 
 
-def _kept(directory: Path) -> tuple[dict, dict[str, bytes]]:
-    """What best.json says, and every checkpoint's EMA."""
-    emas = {
-        path.parent.name: path.read_bytes() for path in sorted(directory.glob("checkpoints/step_*/ema.safetensors"))
-    }
-    return json.loads((directory / "best.json").read_text()), emas
+def _best(directory: Path) -> tuple[dict, bytes]:
+    """What best.json says, and the EMA in the checkpoint that it names. (SIGTERM saves steps that others do not.)"""
+    said = json.loads((directory / "best.json").read_text())
+    return said, (directory / "checkpoints" / said["checkpoint"] / checkpoint.EMA_FILE).read_bytes()
 
 
 def _evaluation(run: Path, place: Path) -> Process:
     def flush_often() -> None:
         from ddpm_cli.sampling import batch_store
 
-        batch_store.FLUSH_SECONDS = HIDDEN_FLUSH_SECONDS
+        batch_store.FLUSH_SECONDS = FLUSH_SECONDS
 
     cache = str(place.with_suffix(".cache"))  # the reference's features are made, and may be cut short, in each chain
     return command("eval", [f"ckpt={run}", *EVALUATE], place, prepare=flush_often, XDG_CACHE_HOME=cache)
