@@ -27,7 +27,8 @@ def result(directory: Path) -> dict:
 
 
 def table(done: subprocess.CompletedProcess) -> list[str]:
-    return done.stdout[done.stdout.index("sweep in") :].splitlines()[1:]
+    lines = done.stdout[done.stdout.index("sweep in") :].splitlines()[1:]
+    return [line for line in lines if not line.startswith("  compare  ")]
 
 
 def wait_for(what: Callable[[], object], process: Process) -> None:

@@ -145,7 +145,7 @@ def test_all_draw_from_the_checkpoint_that_the_first_has_read(labelled: Path, tm
 
 def test_a_sweep_is_refused(labelled: Path, tmp_path: Path):
     main, other = two_ranks(f"ckpt={labelled}", "-m", "sampler=ddim,ddpm", "out=out", cwd=tmp_path)
-    says = "-m: a sweep cannot run in several processes that sample together; start its runs singly"
+    says = "-m: torchrun has started 2 processes (WORLD_SIZE), which work on one run together; start a sweep without it"
     assert says in finished(main).stderr
     finished(other)
     assert not (tmp_path / "out").exists()

@@ -38,8 +38,8 @@ def refuse_copies(program: str | None) -> None:
     launcher = _of_copies()
     if program is None and launcher is None and (together := _number("WORLD_SIZE") or 1) > 1:
         raise ConfigError(
-            f"-m: torchrun has started {together} processes (WORLD_SIZE), which train one run together; start a sweep "
-            "without it, or its runs one by one with it"
+            f"-m: torchrun has started {together} processes (WORLD_SIZE), which work on one run together; start a "
+            "sweep without it, or its runs one by one with it"
         )
     if launcher is None:
         return

@@ -38,8 +38,6 @@ def start(config: dict, invocation: Invocation, stop: Stop) -> Outcome:
 
     try:
         world = join()
-        if world.size > 1 and invocation.sweep_directory is not None:
-            raise ConfigError("-m: a sweep cannot run in several processes that sample together; start its runs singly")
         with ExitStack() as held:
             return _evaluate(Task(EvalOptions(**config), invocation, world, stop), held)
     except LostRankError as error:  # once drawing, what is there is said too
