@@ -68,6 +68,7 @@ MISTAKES = {
     "trainer.device=tpu": "trainer: device must be auto, cpu, cuda, cuda:N or mps, got 'tpu'",
     "resume=nowhere": "resume: there is no run directory 'nowhere'",
     "resume=empty": "resume: empty holds no checkpoint",
+    f"resume={'a' * 300}": "resume: a+: File name too long",
     "resume=''": "resume: there is no run directory ''",
     "resume=auto": "resume=auto: finds a run by its name; add name=NAME",
     "name='a=b'": "name: may hold letters",

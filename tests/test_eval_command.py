@@ -219,6 +219,7 @@ def test_the_model_itself_is_asked_about_images_it_has_not_seen(tmp_path: Path):
 MISTAKES = {
     "": "ckpt: must be given, as ckpt=RUN; or samples=DIR",
     "ckpt=nowhere": "ckpt: nowhere does not exist",
+    f"ckpt={'a' * 300}": "ckpt: a+ does not exist",
     "ckpt=RUN metrics=[fd,kdd]": r"metrics: there is no 'kdd' \(did you mean 'kd'\?\)",
     "ckpt=RUN metrics=[fd,fd]": "metrics: names fd twice",
     "ckpt=RUN metrics=[]": "metrics: names none",

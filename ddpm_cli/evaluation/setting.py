@@ -4,6 +4,7 @@ Heavy modules are imported inside the functions: a mistyped key is answered with
 """
 
 import functools
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -164,7 +165,7 @@ def _count(options: EvalOptions, given: "ImageFiles | None", reference: "Referen
 def _run_of(ckpt: Path) -> Path | None:
     """The directory of the run that a path lies in."""
     as_given, whole = (
-        [path for path in (start, *start.parents) if (path / run_dir.CHECKPOINTS).is_dir()]
+        [path for path in (start, *start.parents) if os.path.isdir(path / run_dir.CHECKPOINTS)]
         for start in (ckpt, ckpt.absolute())
     )
     return next(iter([*as_given, *whole]), None)

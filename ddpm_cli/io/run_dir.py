@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,7 +109,7 @@ def run_and_checkpoint(named: str) -> tuple[Path, Path | None]:
     path = Path(named)
     if path.name == BEST_FILE and path.is_file():
         path = best_checkpoint(path)
-    if not named or not path.is_dir():
+    if not named or not os.path.isdir(path):  # False too for what can be no path, as a name of 300 letters
         raise ValueError(f"there is no run directory {named!r}")
     if path.name == CHECKPOINTS:
         return path.parent, None
