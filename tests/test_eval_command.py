@@ -301,6 +301,27 @@ def test_data_that_are_gone_or_others_are_told(first, tmp_path: Path, eval_here)
     assert_one_message(other, "eval", "data: .*are not those that the run was trained on.*reference=images")
 
 
+HASTY = """
+from ddpm_cli.evaluation.features import classifier_network
+classifier_network.FEWEST = classifier_network.MOST = 256
+from ddpm_cli.eval import main
+main()
+"""
+
+
+def test_a_classifier_that_is_trained_is_told_of_once(trained, tmp_path: Path):
+    options = [f"ckpt={trained[0]}", "n=8", "sampler.steps=2", "metrics=[fd]"]
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = evaluate(*options, cwd=tmp_path, code=HASTY, **cache)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^features a classifier of digits, trained in \d+ s: \d.*% of 179 held out", done.stdout), (
+        done.stdout
+    )
+    again = evaluate(*options, "seed=1", cwd=tmp_path, code=HASTY, **cache)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "a classifier of" not in again.stdout
+
+
 @pytest.mark.slow
 def test_a_longer_training_scores_better_by_what_is_taken_when_nothing_is_said(tmp_path: Path):
     lengths = ["trainer.steps=240", "trainer.checkpoint_every=80", "trainer.preview_every=0"]

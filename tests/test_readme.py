@@ -1,4 +1,4 @@
-"""The README's code runs, and its commands compose."""
+"""The README's code runs, and its commands compose, as those of docs/evaluation.md do."""
 
 import re
 import shlex
@@ -9,9 +9,11 @@ import pytest
 
 from ddpm_cli.config.shipped import configs_directory
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parent.parent
+README, EVALUATION = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/evaluation.md"))
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = sorted(set(re.findall(r"^    (ddpm-(?:train|sample|eval)(?: [^#\n]+?)?)(?:\s+#.*)?$", README, re.MULTILINE)))
+COMMAND = re.compile(r"^    (ddpm-(?:train|sample|eval)(?: [^#\n]+?)?)(?:\s+#.*)?$", re.MULTILINE)
+COMMANDS = sorted({command for text in (README, EVALUATION) for command in COMMAND.findall(text)})
 
 
 def test_the_notebook_example_runs_as_it_stands_but_shorter():

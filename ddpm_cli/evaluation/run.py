@@ -19,6 +19,7 @@ from ddpm_cli.io import durable, run_dir
 from ddpm_cli.io.text import printable
 from ddpm_cli.runtime import console
 from ddpm_cli.runtime.exit_codes import RunError
+from ddpm_cli.runtime.logs import said_on_terminal
 from ddpm_cli.runtime.signals import Stop
 from ddpm_cli.sampling.ending import say_on_stderr
 
@@ -50,6 +51,8 @@ def _evaluate(task: Task, held: ExitStack) -> Outcome:
 
     options, world = task.options, task.world
     held.enter_context(console.telling(say_on_stderr("eval")))
+    if world.main:
+        held.enter_context(said_on_terminal())
     setting = prepare(options, task.invocation.changes, world)
     directory = world.on_main(lambda: _directory(task, setting, held))
     records: list[Record] = []

@@ -87,6 +87,20 @@ def logging_to(file: Path) -> Iterator[None]:
             in_file.close()
 
 
+@contextmanager
+def said_on_terminal() -> Iterator[None]:
+    """Print what `log` says while inside, where there is no log file; warnings go to stderr, as they do outside."""
+    terminal, level = _Terminal(), log.level
+    terminal.addFilter(lambda record: record.levelno < logging.WARNING)
+    log.setLevel(logging.INFO)
+    log.addHandler(terminal)
+    try:
+        yield
+    finally:
+        log.removeHandler(terminal)
+        log.setLevel(level)
+
+
 def append(file: Path, message: str) -> None:
     """Add a line to a log file by one system call: in a signal's handler, or while something is being logged.
 
