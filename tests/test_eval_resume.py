@@ -17,8 +17,23 @@ from commands import Process, assert_one_message, run, run_ranks, start
 MANY = ["n=400", "batch_size=10", "sampler.steps=4", "features=pixels", "metrics=[kd]", "out=out"]
 
 
+# Each batch is on the disk at once, and there is time to do something before the next: 40 of them take a second.
+SLOWLY = """
+import time
+from ddpm_cli.sampling import batch_store
+batch_store.FLUSH_SECONDS = 0
+keep = batch_store.BatchStore.keep
+def keep_and_wait(*arguments):
+    keep(*arguments)
+    time.sleep(0.025)
+batch_store.BatchStore.keep = keep_and_wait
+from ddpm_cli.eval import main
+main()
+"""
+
+
 def begin(*arguments: str, cwd: Path) -> Process:
-    return start("eval", *arguments, cwd=cwd, PYTHONUNBUFFERED="1")
+    return start("eval", *arguments, cwd=cwd, code=SLOWLY, PYTHONUNBUFFERED="1")
 
 
 def batches_done(out: Path) -> int:
