@@ -4,28 +4,32 @@ A session lies where the run's own events are, so no curve is there twice: RUN/t
 is resumed leaves it alone (its own files begin with `events`), and the end of the sweep writes it anew.
 """
 
-import io
 import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.proto import summary_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ddpm_cli.comparison.run import FAILED, FINISHED, RUNNING, Run
 from ddpm_cli.comparison.series import EVALUATED, HELDOUT, IMAGES_PER_SECOND, LOSS
 from ddpm_cli.io import durable, run_dir
+from ddpm_cli.io.event_files import file_of
+
+# protoc makes their names while they are imported: a type checker sees none of them.
+_summary: Any = summary_pb2
+_api: Any = api_pb2
+_plugin: Any = plugin_data_pb2
 
 FILE = "hparams.tfevents"  # TensorBoard reads what has `tfevents` in its name
 _TITLES = {LOSS: "loss", HELDOUT: "held-out loss", IMAGES_PER_SECOND: "images per second"}
 _STATUS = {
-    FINISHED: api_pb2.STATUS_SUCCESS,  # pyright: ignore[reportAttributeAccessIssue]
-    FAILED: api_pb2.STATUS_FAILURE,  # pyright: ignore[reportAttributeAccessIssue]
-    RUNNING: api_pb2.STATUS_RUNNING,  # pyright: ignore[reportAttributeAccessIssue]
+    FINISHED: _api.STATUS_SUCCESS,
+    FAILED: _api.STATUS_FAILURE,
+    RUNNING: _api.STATUS_RUNNING,
 }
 
 Value = float | bool | str
@@ -76,18 +80,18 @@ def _text(value: Value) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def _experiment(runs: Sequence[Mapping[str, Value]], of: Sequence[Run]) -> api_pb2.Experiment:  # pyright: ignore[reportAttributeAccessIssue]
+def _experiment(runs: Sequence[Mapping[str, Value]], of: Sequence[Run]) -> Any:
     """What the tab has columns for: the overrides that were swept (all, if none differ), and what came out."""
     distinct = {key: [values[key] for values in runs if key in values] for values in runs for key in values}
     swept = [key for key, found in distinct.items() if len(set(found)) > 1 or len(found) < len(runs)]
     tags = dict.fromkeys(name for run in of for name in run.series if name.startswith(EVALUATED))
     measured = [name for name in (LOSS, *tags, IMAGES_PER_SECOND) if any(name in run.series for run in of)]
-    return api_pb2.Experiment(  # pyright: ignore[reportAttributeAccessIssue]
+    return _api.Experiment(
         time_created_secs=time.time(),
         hparam_infos=[_column(key, distinct[key]) for key in swept or distinct],
         metric_infos=[
-            api_pb2.MetricInfo(  # pyright: ignore[reportAttributeAccessIssue]
-                name=api_pb2.MetricName(tag=name),  # pyright: ignore[reportAttributeAccessIssue]
+            _api.MetricInfo(
+                name=_api.MetricName(tag=name),
                 display_name=_TITLES.get(name, name.removeprefix(EVALUATED)),
             )
             for name in measured
@@ -95,20 +99,20 @@ def _experiment(runs: Sequence[Mapping[str, Value]], of: Sequence[Run]) -> api_p
     )
 
 
-def _column(key: str, values: Sequence[Value]) -> api_pb2.HParamInfo:  # pyright: ignore[reportAttributeAccessIssue]
-    column = api_pb2.HParamInfo(name=key, differs=len(set(values)) > 1)  # pyright: ignore[reportAttributeAccessIssue]
+def _column(key: str, values: Sequence[Value]) -> Any:
+    column = _api.HParamInfo(name=key, differs=len(set(values)) > 1)
     if isinstance(values[0], float):
-        column.type = api_pb2.DATA_TYPE_FLOAT64  # pyright: ignore[reportAttributeAccessIssue]
+        column.type = _api.DATA_TYPE_FLOAT64
         column.domain_interval.min_value, column.domain_interval.max_value = min(values), max(values)
     else:
         is_bool = isinstance(values[0], bool)
-        column.type = api_pb2.DATA_TYPE_BOOL if is_bool else api_pb2.DATA_TYPE_STRING  # pyright: ignore[reportAttributeAccessIssue]
+        column.type = _api.DATA_TYPE_BOOL if is_bool else _api.DATA_TYPE_STRING
         column.domain_discrete.extend(dict.fromkeys(values))
     return column
 
 
-def _events(run: Run, values: Mapping[str, Value], experiment: api_pb2.Experiment) -> bytes:  # pyright: ignore[reportAttributeAccessIssue]
-    start = plugin_data_pb2.SessionStartInfo(start_time_secs=_begun(run))  # pyright: ignore[reportAttributeAccessIssue]
+def _events(run: Run, values: Mapping[str, Value], experiment: Any) -> bytes:
+    start = _plugin.SessionStartInfo(start_time_secs=_begun(run))
     for key, value in values.items():
         kind = (
             "bool_value" if isinstance(value, bool) else "number_value" if isinstance(value, float) else "string_value"
@@ -119,19 +123,19 @@ def _events(run: Run, values: Mapping[str, Value], experiment: api_pb2.Experimen
         metadata.SESSION_START_INFO_TAG: {"session_start_info": start},
     }
     if run.state in _STATUS:
-        end = plugin_data_pb2.SessionEndInfo(status=_STATUS[run.state], end_time_secs=time.time())  # pyright: ignore[reportAttributeAccessIssue]
+        end = _plugin.SessionEndInfo(status=_STATUS[run.state], end_time_secs=time.time())
         contents[metadata.SESSION_END_INFO_TAG] = {"session_end_info": end}
-    file = io.BytesIO()
-    records = RecordWriter(file)
-    records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-    for tag, content in contents.items():
-        data = plugin_data_pb2.HParamsPluginData(**content)  # pyright: ignore[reportAttributeAccessIssue]
-        value = Summary.Value(tag=tag, metadata=metadata.create_summary_metadata(data), tensor=metadata.NULL_TENSOR)
-        records.write(Event(wall_time=time.time(), summary=Summary(value=[value])).SerializeToString())
-    return file.getvalue()
+    return file_of(_tagged(tag, content) for tag, content in contents.items())
+
+
+def _tagged(tag: str, content: Mapping[str, Any]) -> Any:
+    data = metadata.create_summary_metadata(_plugin.HParamsPluginData(**content))
+    return _summary.Summary(value=[_summary.Summary.Value(tag=tag, metadata=data, tensor=metadata.NULL_TENSOR)])
 
 
 def _begun(run: Run) -> float:
-    with suppress(ValueError, OverflowError, AttributeError):
-        return datetime.fromisoformat(run.identity.begun).timestamp()  # pyright: ignore[reportOptionalMemberAccess]
+    if run.identity is None:
+        return 0.0
+    with suppress(ValueError, OverflowError):  # it may be anybody's
+        return datetime.fromisoformat(run.identity.begun).timestamp()
     return 0.0

@@ -1,17 +1,21 @@
 """What a run puts on record, metrics.jsonl and TensorBoard, appended step by step."""
 
+import io
 import os
 import socket
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.proto import event_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ddpm_cli.io import durable
 
 EVENTS = "events.out.tfevents."  # what the names of TensorBoard's files begin with
+_VERSION = "brain.Event:2"  # by which a file of events begins
+_proto: Any = event_pb2  # protoc makes its names while it is imported: a type checker sees none of them
 
 
 class Appended:
@@ -47,11 +51,22 @@ class Events:
         name = f"{EVENTS}{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.monotonic_ns()}"
         self.file = Appended(directory / name)
         self._records = RecordWriter(self.file)
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._records.write(_event(file_version=_VERSION))
 
-    def add(self, summary: Summary, step: int) -> None:
+    def add(self, summary: Any, step: int) -> None:
         """Record what one of torch.utils.tensorboard.summary's functions has made."""
-        self._write(Event(wall_time=time.time(), step=step, summary=summary))
+        self._records.write(_event(step=step, summary=summary))
 
-    def _write(self, event: Event) -> None:
-        self._records.write(event.SerializeToString())
+
+def file_of(summaries: Iterable[Any]) -> bytes:
+    """What is in a file of TensorBoard's that holds these summaries, each of step 0, and no more."""
+    file = io.BytesIO()
+    records = RecordWriter(file)
+    records.write(_event(file_version=_VERSION))
+    for summary in summaries:
+        records.write(_event(summary=summary))
+    return file.getvalue()
+
+
+def _event(**content: Any) -> bytes:
+    return _proto.Event(wall_time=time.time(), **content).SerializeToString()
