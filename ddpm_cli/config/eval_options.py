@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
+from ddpm_cli.config.drawing_options import DrawingOptions
 from ddpm_cli.config.errors import ConfigError, nearest
 
 # What there is to measure, and of what: of the samples' features, or of the model itself.
@@ -39,7 +40,7 @@ class DataPlace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions:
+class EvalOptions(DrawingOptions):
     """The top-level keys of configs/eval.yaml; the groups are nodes as `ddpm_cli.config.schema` describes them."""
 
     ckpt: str | None
@@ -48,23 +49,9 @@ class EvalOptions:
     metrics: list[str]
     per_class: bool
     n: int | None
-    batch_size: int
-    seed: int
-    weights: str
-    ema_length: float | None
-    device: str
-    precision: Literal["auto", "fp32", "bf16", "fp16"]
-    compile: Literal["auto"] | bool
-    out: str | None
     keep: bool
     likelihood_images: int
-    trust: list[str]
-    ckpt_sha256: str | None
     data: dict
-    sampler: dict
-    variance: dict | None
-    guidance: dict
-    threshold: dict
     features: dict | None
     reference: dict
 

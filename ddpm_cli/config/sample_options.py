@@ -3,32 +3,19 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ddpm_cli.config.drawing_options import DrawingOptions
 from ddpm_cli.config.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleOptions:
+class SampleOptions(DrawingOptions):
     """The top-level keys of configs/sample.yaml; the groups are nodes as `ddpm_cli.config.schema` describes them."""
 
     ckpt: str
     n: int
-    batch_size: int
-    seed: int
-    weights: str
-    ema_length: float | None
-    device: str
-    precision: Literal["auto", "fp32", "bf16", "fp16"]
-    compile: Literal["auto"] | bool
-    out: str | None
     save: Literal["grid", "images", "npz"]
     save_trajectory: bool
-    trust: list[str]
-    ckpt_sha256: str | None
-    sampler: dict
-    variance: dict | None
     classes: list[int | str] | int | str | None  # "all", or by number or name
-    guidance: dict
-    threshold: dict
     mode: dict
     image: str | None
     mask: str | None

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 
 from ddpm_cli import __version__
 from ddpm_cli.config.build_ddpm import DDPM_GROUPS
+from ddpm_cli.config.drawing_options import DrawingOptions
 from ddpm_cli.config.errors import ConfigError, naming
-from ddpm_cli.config.eval_options import EvalOptions
 from ddpm_cli.config.instantiate import instantiate
 from ddpm_cli.config.sample_options import OF_MODES, SampleOptions, option_called
-from ddpm_cli.sampling.model import Options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +58,7 @@ def build_loop(
 
 
 def build_new_images(
-    pretrained: "Pretrained", compute: "Compute", options: EvalOptions, *, n: int, labels: Sequence[int] | None
+    pretrained: "Pretrained", compute: "Compute", options: DrawingOptions, *, n: int, labels: Sequence[int] | None
 ) -> "SamplingLoop":
     """The loop that draws `n` new images from noise, each of its own label `[n]` where there are labels.
 
@@ -86,7 +85,7 @@ def _plan(pretrained: "Pretrained", compute: "Compute", options: SampleOptions) 
 
 
 def _context(
-    pretrained: "Pretrained", compute: "Compute", options: Options, *, n: int, classes: int
+    pretrained: "Pretrained", compute: "Compute", options: DrawingOptions, *, n: int, classes: int
 ) -> "SampleContext":
     """What a mode works with; the sampler has been tried."""
     from ddpm_cli.sampling.modes import SampleContext
@@ -140,7 +139,7 @@ def _labels(pretrained: "Pretrained", plan: "Plan", options: SampleOptions) -> l
     return [classes[row % len(classes)] for row in range(plan.rows)]
 
 
-def _denoiser(pretrained: "Pretrained", options: Options, *, labelled: bool) -> "Callable[..., Denoiser]":
+def _denoiser(pretrained: "Pretrained", options: DrawingOptions, *, labelled: bool) -> "Callable[..., Denoiser]":
     """What makes a denoiser of labels, with guidance and threshold as asked for."""
     guidance = instantiate(options.guidance, "guidance")
     if guidance.scale != 1:
@@ -163,7 +162,7 @@ def label_dropout(pretrained: "Pretrained") -> float | None:
     return trainer.get("label_dropout") if isinstance(trainer, dict) else None
 
 
-def sampler_node(options: Options, pretrained: "Pretrained") -> dict:
+def sampler_node(options: DrawingOptions, pretrained: "Pretrained") -> dict:
     """The sampler's configuration; where it takes a variance, that of the checkpoint unless another was chosen."""
     if "variance" not in options.sampler:
         if options.variance is not None:
@@ -180,12 +179,12 @@ def sampler_node(options: Options, pretrained: "Pretrained") -> dict:
     return options.sampler | {"variance": options.variance}
 
 
-def _compiled_batch(plan: "Plan", compute: "Compute", options: Options) -> int | None:
+def _compiled_batch(plan: "Plan", compute: "Compute", options: DrawingOptions) -> int | None:
     """For batches of how many images the network is to be compiled; None: for none."""
     return min(options.batch_size, plan.images) if _compiled(plan, compute, options) else None
 
 
-def _compiled(plan: "Plan", compute: "Compute", options: Options) -> bool:
+def _compiled(plan: "Plan", compute: "Compute", options: DrawingOptions) -> bool:
     if options.compile != "auto":
         return options.compile
     per_step = 1 if options.guidance.get("scale") in (0, 1) else 2

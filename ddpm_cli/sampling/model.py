@@ -7,9 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from ddpm_cli.config.drawing_options import DrawingOptions
 from ddpm_cli.config.errors import ConfigError, naming
-from ddpm_cli.config.eval_options import EvalOptions
-from ddpm_cli.config.sample_options import SampleOptions
 from ddpm_cli.io import durable
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from ddpm_cli.sampling.loop import SamplingLoop
 
 T = TypeVar("T")
-Options = SampleOptions | EvalOptions  # which share the keys that say what to draw with
 
 
 def agreed(world: "World", call: Callable[[], T]) -> T:
@@ -55,7 +53,7 @@ def first_on_main(world: "World", call: Callable[[], T]) -> T:
     return agreed(world, lambda: cast(T, result) if world.main else call())
 
 
-def choose(options: Options, world: "World") -> "Compute":
+def choose(options: DrawingOptions, world: "World") -> "Compute":
     """Where this process computes, and in which precision."""
     from ddpm_cli.runtime.device import choose_compute
 
@@ -63,7 +61,7 @@ def choose(options: Options, world: "World") -> "Compute":
         return choose_compute(options.device, options.precision, local_rank=world.local_rank)
 
 
-def select(options: Options, path: str, world: "World") -> "Selection":
+def select(options: DrawingOptions, path: str, world: "World") -> "Selection":
     """The weights that rank 0 has found at a path and verified, for all."""
     from ddpm_cli.checkpoint.pretrained import select
 
@@ -79,7 +77,7 @@ def select(options: Options, path: str, world: "World") -> "Selection":
         )
 
 
-def rebuild(selection: "Selection", options: Options, compute: "Compute", world: "World") -> "Pretrained":
+def rebuild(selection: "Selection", options: DrawingOptions, compute: "Compute", world: "World") -> "Pretrained":
     """The model of the selected weights, on its device."""
     from ddpm_cli.checkpoint.pretrained import rebuild
 
@@ -92,7 +90,7 @@ def rebuild(selection: "Selection", options: Options, compute: "Compute", world:
     return pretrained
 
 
-def compile_now(loop: "SamplingLoop", options: Options, image_shape: tuple[int, int, int]) -> None:
+def compile_now(loop: "SamplingLoop", options: DrawingOptions, image_shape: tuple[int, int, int]) -> None:
     """Compile the network; where compile=auto finds that this cannot be, it is drawn with as it was written."""
     from ddpm_cli.runtime.device import out_of_memory
 
