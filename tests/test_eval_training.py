@@ -17,9 +17,10 @@ from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.config.figures import check_figures
 from ddpm_cli.data.holdout import hold_out, others
 from ddpm_cli.evaluation.features.pixels import Pixels
-from ddpm_cli.evaluation.likelihood import finished, held_out_loss
+from ddpm_cli.evaluation.likelihood import held_out_loss
 from ddpm_cli.io.images import to_uint8
 from ddpm_cli.io.run_dir import run_and_checkpoint
+from ddpm_cli.runtime.interruptible import finished
 from ddpm_cli.runtime.seeds import ImageNoise
 from ddpm_cli.training.best import Best, best_on_record
 from ddpm_cli.training.evaluator import Evaluator

@@ -24,7 +24,8 @@ from ddpm_cli.evaluation.features.efficientnet_lite0 import EfficientNetLite0
 from ddpm_cli.evaluation.features.extractor import Extractor
 from ddpm_cli.evaluation.features.pixels import Pixels
 from ddpm_cli.evaluation.features.timm_network import Timm
-from ddpm_cli.evaluation.likelihood import bpd, finished, held_out_loss
+from ddpm_cli.evaluation.likelihood import bpd, held_out_loss
+from ddpm_cli.runtime.interruptible import finished
 from ddpm_cli.training import evaluator
 from ddpm_cli.training.build import Training, build_training
 from ddpm_cli.training.evaluator import Evaluator

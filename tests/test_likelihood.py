@@ -15,11 +15,12 @@ from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.prediction import Velocity
 from ddpm_cli.diffusion.schedule import cosine, linear
 from ddpm_cli.distributed.process_group import World
-from ddpm_cli.evaluation.likelihood import bpd, bpd_calls, finished, held_out_calls, held_out_loss
+from ddpm_cli.evaluation.likelihood import bpd, bpd_calls, held_out_calls, held_out_loss
 from ddpm_cli.evaluation.likelihood_plot import bound_plot
 from ddpm_cli.io.images import to_uint8
 from ddpm_cli.models.unet import UNet
 from ddpm_cli.runtime.device import choose_compute
+from ddpm_cli.runtime.interruptible import finished
 
 CPU = choose_compute("cpu", "fp32")
 

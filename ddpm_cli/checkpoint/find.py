@@ -51,7 +51,7 @@ def find(path: str | Path) -> Path:
     path = Path(path)
     if not os.path.lexists(path):
         raise CheckpointError(f"{path} does not exist")
-    if path.name == BEST_FILE and path.is_file():
+    if path.name == BEST_FILE and os.path.isfile(path):
         try:
             return best_checkpoint(path)
         except ValueError as error:

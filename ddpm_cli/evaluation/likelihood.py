@@ -2,13 +2,12 @@
 
 Noise and timesteps are functions of (seed, place of the image in its set): figures of two checkpoints differ by their
 weights alone, and none depends on the size of batches. Each function is a generator that yields after every call of the
-network, for a progress bar or to be stopped, and returns its figures; `finished` goes through one.
+network, for a progress bar or to be stopped, and returns its figures: see `runtime.interruptible`.
 """
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,8 +22,6 @@ from ddpm_cli.evaluation.timestep_bins import mean_by_t
 from ddpm_cli.io.images import from_uint8
 from ddpm_cli.runtime.device import Compute
 from ddpm_cli.runtime.seeds import ImageNoise, derive_seed, generator
-
-T = TypeVar("T")
 
 DRAWS = 10  # timesteps at which the loss of each image is looked at, one in every tenth of them
 _GOLDEN = (math.sqrt(5) - 1) / 2  # a step of which any number of multiples, modulo 1, are evenly spread
@@ -136,16 +133,6 @@ def held_out_loss(
     loss, error = _mean_and_error(of_images.mean(1))
     by_t = mean_by_t(of_images.flatten(), t.flatten(), timesteps)
     return HeldOutLoss(loss=loss, standard_error=error, by_t=by_t, images=count)
-
-
-def finished(work: Generator[None, None, T], advance: Callable[[], object] = lambda: None) -> T:
-    """What a generator returns when it is done; `advance` is called whenever it yields."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as done:
-            return done.value
-        advance()
 
 
 def _batch(ddpm: DDPM, images: ImageSet, places: range, compute: Compute) -> tuple[Tensor, Tensor | None]:

@@ -10,10 +10,11 @@ from ddpm_cli.checkpoint.pretrained import Pretrained
 from ddpm_cli.data.holdout import selected
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.distributed.process_group import World
-from ddpm_cli.evaluation.likelihood import bpd, bpd_calls, finished, held_out_calls, held_out_loss
+from ddpm_cli.evaluation.likelihood import bpd, bpd_calls, held_out_calls, held_out_loss
 from ddpm_cli.evaluation.metrics import Measured
 from ddpm_cli.evaluation.setting import Setting
 from ddpm_cli.io.text import printable
+from ddpm_cli.runtime.interruptible import finished
 
 T = TypeVar("T")
 

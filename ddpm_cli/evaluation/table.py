@@ -18,7 +18,7 @@ def table(record: Record) -> list[str]:
     """The lines of one evaluation: of what, compared with what, the figures, what to know of them, the time."""
     lines = [*_of_what(record), ""]
     whole = [figure for figure in record.figures if figure.of_class is None]
-    lines += _rows([("", *_cells(figure)) for figure in whole], [""])
+    lines += _rows([_cells(figure) for figure in whole])
     of_classes = [figure for figure in record.figures if figure.of_class is not None]
     if of_classes:
         lines += ["", *_by_class(of_classes)]
@@ -102,10 +102,10 @@ def significant(value: float) -> str:
     return f"{value:,.{max(0, DIGITS - 1 - exponent)}f}"
 
 
-def _rows(rows: Sequence[tuple[str, ...]], _heads: Sequence[str]) -> Iterator[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(1, 4)]
-    for _, name, value, error in rows:
-        yield f"  {name.ljust(widths[0])}  {value.rjust(widths[1])}  {error}".rstrip()
+def _rows(rows: Sequence[tuple[str, str, str]]) -> Iterator[str]:
+    of_names, of_values = (max(len(row[column]) for row in rows) for column in range(2))
+    for name, value, error in rows:
+        yield f"  {name.ljust(of_names)}  {value.rjust(of_values)}  {error}".rstrip()
 
 
 def _by_class(figures: Sequence[Figure]) -> Iterator[str]:

@@ -107,7 +107,7 @@ def run_and_checkpoint(named: str) -> tuple[Path, Path | None]:
         ValueError: if it names neither.
     """
     path = Path(named)
-    if path.name == BEST_FILE and path.is_file():
+    if path.name == BEST_FILE and os.path.isfile(path):
         path = best_checkpoint(path)
     if not named or not os.path.isdir(path):  # False too for what can be no path, as a name of 300 letters
         raise ValueError(f"there is no run directory {named!r}")

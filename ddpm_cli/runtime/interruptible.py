@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator
 from contextlib import closing
-from typing import TypeVar
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 
@@ -24,3 +24,8 @@ def carried_out(
             advance()
             if unless():
                 return None
+
+
+def finished(work: Generator[None, None, T], advance: Callable[[], object] = lambda: None) -> T:
+    """What `work` returns, carried out to its end."""
+    return cast(T, carried_out(work, unless=lambda: False, advance=advance))
