@@ -20,19 +20,23 @@ MISTAKE = 2
 def a_rank_is_killed(setting: Setting) -> Row:
     """torchrun starts two ranks (gloo); one is killed at a random moment. The run is then gone on with."""
     tries, failures, random = setting.count(20), [], setting.random
-    gone = resumable = finished = 0
-    reference = setting.place / "reference"
+    gone = resumable = killed = 0
+    reference, began = setting.place / "reference", time.monotonic()
     if _torchrun(reference).wait(timeout=300) != 0:
         return Row("one of two ranks killed", "the undisturbed run failed", ["see its log"])
-    for attempt in range(tries):
+    seconds = time.monotonic() - began
+    for attempt in range(4 * tries):
+        if killed == tries:
+            break
         place = setting.place / f"attempt_{attempt}"
         with noting(failures, f"attempt {attempt}"):
             process = _torchrun(place)
-            time.sleep(random.uniform(4, 12))
+            time.sleep(random.uniform(0.3, 1) * seconds)  # before, there are no ranks yet
             ranks = _children(process.pid)
-            if len(ranks) < 2:
-                finished += process.wait(timeout=TIMEOUT) == 0
+            if len(ranks) < 2:  # the run was just done
+                process.wait(timeout=TIMEOUT)
                 continue
+            killed += 1
             os.kill(random.choice(ranks), signal.SIGKILL)
             status = process.wait(timeout=TIMEOUT)
             left = left_of(process.pid)
@@ -44,7 +48,8 @@ def a_rank_is_killed(setting: Setting) -> Row:
                 resumable += 1
             else:
                 failures.append(f"attempt {attempt}: did not go on to the same end from step {newest_step(place)}")
-    killed = tries - finished
+    if killed < tries:
+        failures.append(f"only {killed} of {tries} ranks were there to be killed")
     figure = f"every process gone within {TIMEOUT} s {gone}/{killed}; resumed, bit-equal {resumable}/{killed}"
     return Row("one of two ranks (torchrun, gloo) killed", figure, failures)
 
