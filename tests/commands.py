@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 TINY = [
@@ -95,6 +95,15 @@ class Forked:
 
 
 Process = Forked | subprocess.Popen[str]
+
+
+def wait_for(condition: Callable[[], object], process: Process) -> None:
+    """Return once something is so, which a command brings about; it has to be at work until then."""
+    until = time.monotonic() + 90
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 @functools.cache

@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import Process, assert_one_message, run, run_ranks, start
+from commands import Process, assert_one_message, run, run_ranks, start, wait_for
 
 MANY = ["n=400", "batch_size=10", "sampler.steps=4", "features=pixels", "metrics=[kd]", "out=out"]
 
@@ -38,14 +37,6 @@ def begin(*arguments: str, cwd: Path) -> Process:
 
 def batches_done(out: Path) -> int:
     return sum(sum(path.read_bytes()) for path in out.glob(".*/done"))
-
-
-def wait_for(condition: Callable[[], bool], process: Process) -> None:
-    until = time.monotonic() + 90
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def record(out: Path) -> dict:

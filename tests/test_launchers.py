@@ -7,14 +7,13 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import stand_in
-from commands import TINY, TINY_RUN, Process, only, run, sample, start
+from commands import TINY, TINY_RUN, Process, only, run, sample, start, wait_for
 
 JOBLIB = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep"]
 SUBMITIT = ["-m", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep"]
@@ -29,14 +28,6 @@ def result(directory: Path) -> dict:
 def table(done: subprocess.CompletedProcess) -> list[str]:
     lines = done.stdout[done.stdout.index("sweep in") :].splitlines()[1:]
     return [line for line in lines if not line.startswith("  compare  ")]
-
-
-def wait_for(what: Callable[[], object], process: Process) -> None:
-    until = time.monotonic() + 90
-    while not what():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 @pytest.fixture(params=[stand_in.MAIN, pytest.param(None, marks=pytest.mark.slow)], ids=["stand-in", "ddpm-train"])

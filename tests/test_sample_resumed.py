@@ -9,11 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import Process, assert_one_message, sample, start
+from commands import Process, assert_one_message, sample, start, wait_for
 
 from ddpm_cli.sampling.image_store import ImageStore
 
@@ -29,14 +28,6 @@ def batches_done(out: Path) -> int:
         return sum((out / ".unfinished" / "done").read_bytes())
     except FileNotFoundError:
         return 0
-
-
-def wait_for(condition: Callable[[], bool], process: Process) -> None:
-    until = time.monotonic() + 90
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def contents(out: Path) -> dict[str, bytes]:
