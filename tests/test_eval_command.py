@@ -296,6 +296,10 @@ def test_data_that_are_gone_or_others_are_told(first, tmp_path: Path, eval_here)
     gone = eval_here(tmp_path, *options)
     assert_one_message(gone, "eval", r"data: .*pictures.*If they lie elsewhere now: data.path=")
     assert eval_here(tmp_path, *options, "data.path=moved/pictures").returncode == 0
+    elsewhere = ["reference=images", "reference.path=moved/pictures"]
+    assert eval_here(tmp_path, *options, *elsewhere).returncode == 0
+    unread = eval_here(tmp_path, *options, *elsewhere, "data.path=moved/pictures", "seed=2")
+    assert_one_message(unread, "eval", "data.path: has no effect; these features and reference look at no image")
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "moved" / "pictures" / "7.png")
     other = eval_here(tmp_path, *options, "data.path=moved/pictures", "seed=1")
     assert_one_message(other, "eval", "data: .*are not those that the run was trained on.*reference=images")
@@ -324,14 +328,13 @@ def test_a_classifier_that_is_trained_is_told_of_once(trained, tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_longer_training_scores_better_by_what_is_taken_when_nothing_is_said(tmp_path: Path):
-    lengths = ["trainer.steps=240", "trainer.checkpoint_every=80", "trainer.preview_every=0"]
+    lengths = ["trainer.steps=160", "trainer.checkpoint_every=80", "trainer.preview_every=0"]
     assert train("experiment=quickstart", *lengths, cwd=tmp_path, timeout=900).returncode == 0
     directory = only(tmp_path / "outputs" / "quickstart")
-    done = evaluate(f"ckpt={directory}", "checkpoints=all", "n=200", "sampler.steps=10", cwd=tmp_path, timeout=900)
+    done = evaluate(f"ckpt={directory}", "checkpoints=all", "n=100", "sampler.steps=10", cwd=tmp_path, timeout=900)
     assert done.returncode == 0, done.stderr
     records = [json.loads(path.read_text()) for path in (directory / "eval").glob("*.json")]
     of_steps = {record["model"]["step"]: figures(record) for record in records}
-    assert sorted(of_steps) == [80, 160, 240]
+    assert sorted(of_steps) == [80, 160]
     assert {record["features"]["name"] for record in records} == {"classifier"}, "digits have labels"
-    distances = [of_steps[step]["fd"] for step in sorted(of_steps)]
-    assert distances == sorted(distances, reverse=True)
+    assert of_steps[160]["fd"] < 0.9 * of_steps[80]["fd"]

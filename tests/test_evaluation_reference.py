@@ -1,6 +1,8 @@
 """What samples are compared with, and its features and statistics, which are kept by what they are of."""
 
+import gc
 import multiprocessing
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -198,6 +200,26 @@ def test_nothing_is_left_of_features_that_could_not_be_made(cache: Path):
         with pytest.raises(ValueError, match="features"):
             store.features("k", (10, 4), lambda wrong=wrong: [wrong])
     assert list(cache.iterdir()) == []
+
+
+def test_features_that_were_unused_the_longest_make_room(cache: Path, caplog):
+    """Three references of 30 x 4 float32, and room for two; the one that was read again last stays."""
+    room = (2 * 30 * 4 * 4 + 6000) / 2**30  # with what stands around them, and statistics
+    kept: list[set[Path]] = []
+    for seed in range(2):
+        opened(pixels(seed), cache_gb=room).side(Means(), 8)
+        kept.append(set(cache.iterdir()).difference(*kept))
+        for path in kept[-1]:
+            os.utime(path, times=(1e9 + seed, 1e9 + seed))
+    gc.collect()  # what was used is not in use any more
+    assert opened(pixels(0), cache_gb=room).side(Means(), 8).features is not None
+    gc.collect()
+    opened(pixels(2), cache_gb=(30 * 4 * 4 * 2 + 1500) / 2**30).side(Means(), 8)
+    assert not [path for path in kept[1] if path.suffix == ".npy" and path.exists()]
+    assert [path for path in kept[0] if path.suffix == ".npy" and path.exists()]
+    assert any("removed" in line and "reference.cache_gb=" in line for line in caplog.messages)
+    with pytest.raises(ValueError, match="cache_gb must be a number of GiB from 0 on, got -1"):
+        Data(cache_gb=-1)
 
 
 def test_a_place_for_the_cache_that_is_none_is_named(tmp_path: Path, monkeypatch):

@@ -3,10 +3,12 @@
 Where a test takes a device it is run on a CPU here and on CUDA where there is one (`scripts/check-gpu`).
 """
 
+import contextlib
 import copy
 import functools
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,15 +179,26 @@ def test_graphs_are_refused_on_a_cpu(tmp_path: Path):
     assert done.stderr == "ddpm-train: trainer: compile=graphs has an effect only on CUDA, not on cpu, fp32\n"
 
 
+@contextlib.contextmanager
+def deterministic(device: str) -> Iterator[None]:
+    """The same bits every time; without this, kernels of CUDA add in any order. What stays on is switched off again."""
+    Compute(torch.device(device), "fp32").make_deterministic()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 # On the device -------------------------------------------------------------------------------------------------------
 
 
 def test_images_on_the_device_are_those_that_would_be_sent(device: str):
-    sent, pixels_on_device = (make_trainer(device=device, dropout=0.2) for _ in range(2))
-    pixels = torch.from_numpy(np.asarray(pixels_on_device.batches.images.pixels)).to(device)
-    pixels_on_device.pixels_on_device = pixels
-    assert run(sent) == run(pixels_on_device)
-    assert_same_state(sent, pixels_on_device)
+    with deterministic(device):
+        sent, pixels_on_device = (make_trainer(device=device, dropout=0.2) for _ in range(2))
+        pixels = torch.from_numpy(np.asarray(pixels_on_device.batches.images.pixels)).to(device)
+        pixels_on_device.pixels_on_device = pixels
+        assert run(sent) == run(pixels_on_device)
+        assert_same_state(sent, pixels_on_device)
 
 
 @pytest.mark.cuda
@@ -241,13 +254,10 @@ def test_what_is_not_finite_on_cuda_is_undone():
 
 @pytest.mark.cuda
 def test_a_run_on_cuda_resumes_bit_for_bit():
-    """With `deterministic`, which stays switched on in this process afterwards; hence the clean-up."""
-
     def trainer() -> Trainer:
         return make_trainer(device="cuda", precision="bf16", steps=6, dropout=0.2, compile=False)
 
-    Compute(torch.device("cuda"), "bf16").make_deterministic()
-    try:
+    with deterministic("cuda"):
         straight, stopped, resumed = trainer(), trainer(), trainer()
         losses = run(straight)
         steps = stopped.run()
@@ -258,8 +268,6 @@ def test_a_run_on_cuda_resumes_bit_for_bit():
         restore(resumed, state, copy.deepcopy(stopped.ema.model.state_dict()))
         assert run(resumed) == losses[3:]
         assert_same_state(straight, resumed)
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.cuda

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from ddpm_cli.io import durable
 from ddpm_cli.io.text import printable
 
 DECODE_VERSION = 2  # part of the key: raise it when `decode` gives other pixels for the same file
+_NAMES = re.compile(r"\d+x\d+x[13]-[0-9a-f]{32}\.npy")  # of the files
 _LONGEST_REASON = 1000  # bytes of JSON for what is wrong with an image, and around it
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ class DecodedCache:
             path = self._path(files, "npy")
             stored = StoredPixels(path, self._shape(files))
             if self.most is not None:
-                make_room(self.directory, self.most, keep=[path])
+                self._make_room(self.most, keep=[path])
             return Cached(stored.all() if stored.nbytes <= memory else stored, stored.checksums)
         except FileNotFoundError:
             return None
@@ -99,7 +101,7 @@ class DecodedCache:
             self.directory.mkdir(parents=True, exist_ok=True)
             cache_files.remove_abandoned(self.directory)
             if self.most is not None:
-                make_room(self.directory, self.most, needed=math.prod(self._shape(files)))
+                self._make_room(self.most, needed=math.prod(self._shape(files)))
             durable.check_space(self.directory, math.prod(self._shape(files)))
             with cache_files.temporary(self.directory) as file:
                 # Plain writes, not a memory map: on a full disk a map kills the process (SIGBUS) where a write raises.
@@ -115,6 +117,9 @@ class DecodedCache:
                 "choose another data.cache_dir"
             ) from error
         return bad
+
+    def _make_room(self, most: int, *, needed: int = 0, keep: Sequence[Path] = ()) -> None:
+        make_room(self.directory, most, names=_NAMES, key="data.cache_gb", needed=needed, keep=keep)
 
     def _write_bad(self, files: Sequence[ImageFile], bad: list[BadImage]) -> None:
         if bad:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.data.cache_files import cache_directory
+from ddpm_cli.data.cache_limit import GIB
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.evaluation import statistics_cache, statistics_file
 from ddpm_cli.evaluation.content import content_sha256
@@ -42,6 +44,7 @@ class Reference:
         pixels_of: the images; None: only statistics of them are known.
         known: statistics that came with it.
         save: where to write its statistics to.
+        cache_bytes: what the features of all references may take on the disk.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Reference:
     pixels_of: ImageSet | None
     known: KnownStatistics | None = None
     save: Path | None = None
+    cache_bytes: int | None = None
 
     @property
     def n(self) -> int | None:
@@ -128,7 +132,7 @@ class Reference:
         self.check(extractor)
         statistics, features = self._known_of(extractor), None
         if self.pixels_of is not None:
-            cache = StatisticsCache(cache_directory(None) / statistics_cache.FOLDER)
+            cache = StatisticsCache(cache_directory(None) / statistics_cache.FOLDER, most=self.cache_bytes)
             count = len(self.pixels_of)
             key = cache.key(self._pixels_sha256, extractor.identity(), count)
             shape = (count, extractor.dimensions)
@@ -171,6 +175,10 @@ class Data:
 
     split: Literal["train", "test", "holdout"] = "train"
     save: str | None = None
+    cache_gb: float = 20.0
+
+    def __post_init__(self) -> None:
+        _check_size(self.cache_gb)
 
     def open(self, run_images: Callable[[], RunImages], test_images: Callable[[], ImageSet]) -> Reference:
         """Read what it is.
@@ -189,7 +197,9 @@ class Data:
             images = of_run.trained_on if self.split == "train" else of_run.held_out
         if images is None:
             raise ConfigError("reference.split=holdout: the run kept no images from training, as data.holdout=N does")
-        return Reference(name=images.name, split=self.split, pixels_of=replace(images, flip=False), save=save)
+        unflipped = replace(images, flip=False)
+        most = int(self.cache_gb * GIB)
+        return Reference(name=images.name, split=self.split, pixels_of=unflipped, save=save, cache_bytes=most)
 
 
 @dataclass(frozen=True)
@@ -198,6 +208,10 @@ class Images:
 
     path: str
     save: str | None = None
+    cache_gb: float = 20.0
+
+    def __post_init__(self) -> None:
+        _check_size(self.cache_gb)
 
     def open(self, run_images: Callable[[], RunImages], test_images: Callable[[], ImageSet]) -> Reference:
         """As `Data.open`; nothing of the run is asked for."""
@@ -216,7 +230,13 @@ class Images:
                     images = images_in(file).images if known is None or PIXELS in file.names else None
         if save is not None and known is not None:
             raise ConfigError("reference.save: has no effect, as the reference is a file of mu and sigma itself")
-        return Reference(name=printable(path.name), pixels_of=images, known=known, save=save)
+        most = int(self.cache_gb * GIB)
+        return Reference(name=printable(path.name), pixels_of=images, known=known, save=save, cache_bytes=most)
+
+
+def _check_size(cache_gb: float) -> None:
+    if not 0 <= cache_gb < math.inf:
+        raise ValueError(f"cache_gb must be a number of GiB from 0 on, got {cache_gb:g}")
 
 
 def _place(save: str | None) -> Path | None:

@@ -40,6 +40,7 @@ class Setting:
         run: the directory of the run, if `ckpt` lies in one.
         checkpoints: that are evaluated, oldest first; none for samples without a model.
         data: reads the images of the run; raises ConfigError where that cannot be.
+        has_read_data: whether that was asked for so far.
         given: the samples, where they are there already.
         extractor, reference: None where no metric is of images.
         n: images that are evaluated; 0 where no metric is of images.
@@ -52,6 +53,7 @@ class Setting:
     run: Path | None
     checkpoints: "Sequence[Selection]"
     data: Data
+    has_read_data: Callable[[], bool]
     given: "ImageFiles | None" = None
     extractor: "Extractor | None" = None
     reference: "Reference | None" = None
@@ -73,10 +75,20 @@ def prepare(options: EvalOptions, changes: Collection[str], world: "World") -> S
     run = None if options.ckpt is None else _run_of(Path(options.ckpt))
     checkpoints = [select(options, path, world) for path in world.on_main(lambda: _paths(options, run))]
     data = functools.cache(lambda: _images(options, run, checkpoints))
-    setting = Setting(options=options, compute=compute, run=run, checkpoints=checkpoints, data=data)
+    setting = Setting(
+        options=options,
+        compute=compute,
+        run=run,
+        checkpoints=checkpoints,
+        data=data,
+        has_read_data=lambda: data.cache_info().currsize > 0,
+    )
     if any(name in OF_MODEL for name in options.metrics):
         first_on_main(world, lambda: _check_held_out(setting))
-    return first_on_main(world, lambda: _with_images(setting, world)) if options.looks_at_images else setting
+    if not options.looks_at_images:
+        return setting
+    moved = [key for key in changes if key.partition(".")[0] == "data"]
+    return first_on_main(world, lambda: _with_images(setting, world, moved))
 
 
 def _check_held_out(setting: Setting) -> bool:
@@ -89,8 +101,12 @@ def _check_held_out(setting: Setting) -> bool:
     return True
 
 
-def _with_images(setting: Setting, world: "World") -> Setting:
-    """With all that metrics of images take; the features are not ready yet."""
+def _with_images(setting: Setting, world: "World", moved: Sequence[str]) -> Setting:
+    """With all that metrics of images take; the features are not ready yet.
+
+    Args:
+        moved: the keys of the command line that say where the run's images are.
+    """
     from ddpm_cli.evaluation.features.choice import default_extractor
     from ddpm_cli.evaluation.metrics import check
 
@@ -115,6 +131,8 @@ def _with_images(setting: Setting, world: "World") -> Setting:
             data = (lambda: setting.data().trained_on) if setting.checkpoints else None
             extractor.prepare(data, setting.compute.device)
         reference.check(extractor)
+        if moved and not setting.has_read_data() and reference.split is None:
+            raise ConfigError(f"{moved[0]}: has no effect; these features and reference look at no image of the run")
         return True
 
     ready = functools.cache(lambda: first_on_main(world, prepare_features))

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ddpm_cli.data import cache_files
+from ddpm_cli.data.cache_limit import make_room
 from ddpm_cli.evaluation import statistics_file
 from ddpm_cli.evaluation.npz_file import NpzFile
 from ddpm_cli.evaluation.statistics import FeatureSums, Statistics
@@ -27,6 +29,7 @@ from ddpm_cli.io.text import printable
 
 FOLDER = "evaluation"  # in the cache directory
 VERSION = 1  # part of the key: raise it when the same pixels and extractor would be turned to other features
+_NAMES = re.compile(r"[0-9a-f]{32}\.np[yz]")
 _CHUNK = 2**22  # bytes
 _DIGEST = 32  # bytes
 _ELSEWHERE = "set XDG_CACHE_HOME to another directory"
@@ -36,9 +39,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StatisticsCache:
-    """What is kept in `directory` of images that a key stands for."""
+    """What is kept in `directory` of images that a key stands for.
+
+    It takes no more than `most` bytes (None: as many as it takes), or what is in use takes more.
+    """
 
     directory: Path
+    most: int | None = None
 
     @staticmethod
     def key(pixels_sha256: str, features: dict[str, object], count: int) -> str:
@@ -63,7 +70,10 @@ class StatisticsCache:
         """
         path = self.directory / f"{key}.npy"
         found = self._read(path, shape)
-        return self._written(path, shape, make()) if found is None else found
+        if found is None:
+            return self._written(path, shape, make())
+        self._make_room(keep=path)
+        return found
 
     def statistics(self, key: str, features: np.ndarray) -> Statistics:
         """Mean and covariance of features `[N, D]`. Raises as `features`."""
@@ -103,6 +113,7 @@ class StatisticsCache:
         with ExitStack() as opened:
             with self._writing():
                 cache_files.remove_abandoned(self.directory)
+                self._make_room(needed=4 * shape[0] * shape[1])
                 durable.check_space(self.directory, 4 * shape[0] * shape[1])
                 file = opened.enter_context(cache_files.temporary(self.directory))
                 file.write(_header(shape))
@@ -132,6 +143,11 @@ class StatisticsCache:
             log.warning(f"cache    {printable(str(error))}: the statistics are made again")
             return None
         return known.statistics if known is not None and known.features == {"key": key} else None
+
+    def _make_room(self, *, needed: int = 0, keep: Path | None = None) -> None:
+        if self.most is not None:
+            keeps = [] if keep is None else [keep, keep.with_suffix(".npz")]
+            make_room(self.directory, self.most, names=_NAMES, key="reference.cache_gb", needed=needed, keep=keeps)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
