@@ -12,7 +12,8 @@ OF_FEATURES = ("fd", "fd_inf", "kd", "precision_recall", "inception_score", "mem
 OF_MODEL = ("bpd", "heldout")
 METRICS = (*OF_FEATURES, *OF_MODEL)
 MOST_IMAGES = 10_000_000  # whose labels and batches are held in memory
-PER_CLASS = ("fd", "kd", "precision_recall")  # of one class's samples and reference alone
+# Of one class's samples too. Not the Inception score, which rewards many classes.
+PER_CLASS = ("fd", "fd_inf", "kd", "precision_recall", "memorization")
 
 _OF_DRAWING = ("sampler", "guidance", "threshold", "variance", "seed", "weights", "ema_length", "compile", "precision")
 _OF_SAMPLES = ("samples", "n", "features", "reference", "keep", "per_class")  # what only metrics of features look at

@@ -22,6 +22,7 @@ NEIGHBOURS = 3  # k of precision and recall (Kynkaanniemi et al. 2019)
 SPLITS = 10  # parts of the Inception score (Salimans et al. 2016)
 PAIRS = 40  # of samples and the training images nearest to them, that are shown
 FEWEST = 2  # images of a class that have a covariance
+FEWEST_EXTRAPOLATED = 30  # samples of a class that fd_inf takes subsets of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,12 +171,14 @@ def _of_class(comparison: Comparison, metrics: Sequence[str], number: int, name:
     assert samples.features is not None
     assert reference.features is not None
     part = Comparison(samples=samples, reference=reference, seed=comparison.seed)
-    if min(len(samples.features), len(reference.features)) <= NEIGHBOURS:
-        return  # too few for any of them
+    few = min(len(samples.features), len(reference.features))
     for metric in metrics:
-        if metric in PER_CLASS:
-            for measured in _MEASURES[metric](part):
-                yield replace(measured, of_class=name)
+        if metric not in PER_CLASS or few < (FEWEST_EXTRAPOLATED if metric == "fd_inf" else NEIGHBOURS + 1):
+            continue
+        # Whose copy a sample is, is asked of all training images: a label does not make it less of one.
+        of = replace(part, reference=comparison.reference) if metric == "memorization" else part
+        for measured in _MEASURES[metric](of):
+            yield replace(measured, of_class=name)
 
 
 def _fd(comparison: Comparison) -> Iterator[Measured]:
