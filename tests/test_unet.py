@@ -1,102 +1,111 @@
 """The U-Net against diffusers' network of the same architecture, and what it refuses."""
 
+import math
+
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers_network import diffusers_twin
+from openai_network import fill
 from torch import nn
 
-from ddpm_cli.models.unet import Block, UNet
+from ddpm_cli.models.blocks import Attention, Block, halve
+from ddpm_cli.models.unet import UNet
 
 
 def test_the_cifar10_network_has_ddpms_number_of_parameters():
     assert sum(p.numel() for p in UNet().parameters()) == 35_746_307
 
 
-def diffusers_twin(unet: UNet, *, image_size: int, channels: int, mults: tuple, blocks: int, attention: tuple):
-    """diffusers' DDPM network of the same shape, with our weights copied into it one module after the other."""
-    resolutions = [image_size // 2**level for level in range(len(mults))]
-    width = unet.conv_in.out_channels
-    twin = UNet2DModel(
-        sample_size=image_size,
-        in_channels=channels,
-        out_channels=channels,
-        layers_per_block=blocks,
-        block_out_channels=tuple(width * mult for mult in mults),
-        down_block_types=tuple("AttnDownBlock2D" if r in attention else "DownBlock2D" for r in resolutions),
-        up_block_types=tuple("AttnUpBlock2D" if r in attention else "UpBlock2D" for r in reversed(resolutions)),
-        attention_head_dim=None,
-        norm_num_groups=unet.norm_out.num_groups,
-        norm_eps=1e-6,
-        flip_sin_to_cos=False,
-        freq_shift=1,
-        downsample_padding=0,
-    )
-    assert sum(p.numel() for p in twin.parameters()) == sum(p.numel() for p in unet.parameters())
+CIFAR10 = {
+    "image_size": 32, "in_channels": 3, "base_channels": 128, "channel_mults": (1, 2, 2, 2), "num_res_blocks": 2,
+    "attention_resolutions": (16,), "norm_groups": 32,
+}  # fmt: skip
+SMALL = {
+    "image_size": 16, "in_channels": 1, "base_channels": 32, "channel_mults": (1, 2, 2), "num_res_blocks": 1,
+    "attention_resolutions": (8, 4), "norm_groups": 8,
+}  # fmt: skip
+# What separates other networks from DDPM's, and what guided-diffusion's have of it.
+OPTIONS = [
+    {"norm_eps": 1e-2},  # other than 1e-6 by more than rounding
+    {"time_cos_first": True},
+    {"time_freq_shift": 0},
+    {"downsample_padding": "symmetric"},
+    {"head_channels": 16},
+    {"scale_shift_norm": True},
+    {"resblock_updown": True},
+    {"num_classes": 3, "null_label": False},
+    {"learn_variance": True},
+]
+ADM = {
+    "norm_eps": 1e-5, "time_cos_first": True, "time_freq_shift": 0, "head_channels": 16, "scale_shift_norm": True,
+    "resblock_updown": True, "num_classes": 3, "null_label": False, "learn_variance": True,
+}  # fmt: skip
+IMPROVED = {
+    "norm_eps": 1e-5, "time_cos_first": True, "time_freq_shift": 0, "downsample_padding": "symmetric",
+    "head_channels": 32, "scale_shift_norm": True, "learn_variance": True,
+}  # fmt: skip
 
-    def copy(target: nn.Module, source: nn.Module) -> None:
-        target.load_state_dict({k: v.view_as(target.state_dict()[k]) for k, v in source.state_dict().items()})
 
-    def copy_block(resnet, attentions: list, block: Block) -> None:
-        copy(resnet.norm1, block.norm1)
-        copy(resnet.conv1, block.conv1)
-        copy(resnet.time_emb_proj, block.time)
-        copy(resnet.norm2, block.norm2)
-        copy(resnet.conv2, block.conv2)
-        if resnet.conv_shortcut is not None:
-            copy(resnet.conv_shortcut, block.skip)
-        for attn in attentions:
-            ours = block.attention
-            copy(attn.group_norm, ours.norm)
-            copy(attn.to_out[0], ours.out)
-            weights, biases = ours.qkv.weight.chunk(3), ours.qkv.bias.chunk(3)
-            for linear, weight, bias in zip((attn.to_q, attn.to_k, attn.to_v), weights, biases, strict=True):
-                linear.load_state_dict({"weight": weight.flatten(1), "bias": bias})
+def filled(**options) -> UNet:
+    """A network with weights everywhere: a fresh one is the zero function, which would prove nothing."""
+    torch.manual_seed(0)
+    unet = UNet(**options).eval()
+    fill(unet)
+    return unet
 
-    copy(twin.conv_in, unet.conv_in)
-    copy(twin.time_embedding.linear_1, unet.time_mlp[0])
-    copy(twin.time_embedding.linear_2, unet.time_mlp[2])
-    for ours, theirs in ((unet.down, twin.down_blocks), (unet.up, twin.up_blocks)):
-        layers = iter(ours)
-        for level in theirs:
-            attentions = getattr(level, "attentions", [None] * len(level.resnets))
-            for resnet, attention in zip(level.resnets, attentions, strict=True):
-                copy_block(resnet, [] if attention is None else [attention], next(layers))
-            for resamplers in (getattr(level, "downsamplers", None), getattr(level, "upsamplers", None)):
-                for resampler in resamplers or []:
-                    copy(resampler.conv, next(layers).conv)
-        assert next(layers, None) is None
-    copy_block(twin.mid_block.resnets[0], [twin.mid_block.attentions[0]], unet.middle[0])
-    copy_block(twin.mid_block.resnets[1], [], unet.middle[1])
-    copy(twin.conv_norm_out, unet.norm_out)
-    copy(twin.conv_out, unet.conv_out)
-    return twin.eval()
+
+def named(options: dict) -> str:
+    return "-".join(options) if len(options) < 3 else "together"
 
 
 @pytest.mark.parametrize(
-    "shape",
-    [
-        pytest.param(
-            {"image_size": 32, "channels": 3, "mults": (1, 2, 2, 2), "blocks": 2, "attention": (16,)},
-            marks=pytest.mark.slow,
-        ),
-        {"image_size": 16, "channels": 1, "mults": (1, 2, 2), "blocks": 1, "attention": (8, 4)},
-    ],
-    ids=["cifar10", "small"],
+    "options",
+    [pytest.param(CIFAR10, marks=pytest.mark.slow), SMALL]
+    + [SMALL | option for option in OPTIONS]
+    + [SMALL | ADM, SMALL | IMPROVED, SMALL | ADM | {"image_size": (16, 24), "in_channels": 3}],
+    ids=lambda options: named({k: v for k, v in options.items() if SMALL.get(k, CIFAR10.get(k)) != v}) or "ddpm",
 )
-def test_forward_is_diffusers_forward(shape: dict):
-    torch.manual_seed(0)
-    width, groups = (128, 32) if shape["image_size"] == 32 else (32, 8)
-    unet = UNet(
-        shape["image_size"], shape["channels"], width, shape["mults"], shape["blocks"], shape["attention"], 0.1,
-        norm_groups=groups,
-    ).eval()  # fmt: skip
-    for parameter in unet.parameters():  # a fresh network is the zero function, which would prove nothing
-        nn.init.normal_(parameter, std=0.05)
-    x, t = torch.randn(2, shape["channels"], shape["image_size"], shape["image_size"]), torch.tensor([3, 977])
+def test_forward_is_diffusers_forward(options: dict):
+    unet = filled(**options)
+    size = options["image_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    twin = diffusers_twin(unet, options)
+    labels = torch.tensor([2, 0]) if "num_classes" in options else None
+    for times in ((0, 1), (3, 977), (250, 999)):
+        x, t = torch.randn(2, options["in_channels"], height, width), torch.tensor(times)
+        with torch.no_grad():
+            found, expected = unet(x, t, labels), twin(x, t, labels).sample
+        assert found.shape[1] == options["in_channels"] * (2 if options.get("learn_variance") else 1)
+        assert expected.std() > 0.1
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("option", OPTIONS[:-2], ids=named)
+def test_every_option_changes_what_comes_out(option: dict):
+    """With the same weights wherever there are as many: else the comparison above would not see an option ignored."""
+    x, t = torch.randn(2, 1, 16, 16), torch.tensor([3, 977])
     with torch.no_grad():
-        found, expected = unet(x, t), diffusers_twin(unet, **shape)(x, t).sample
-    assert expected.std() > 0.01
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert (filled(**SMALL)(x, t) - filled(**SMALL, **option)(x, t)).abs().max() > 1e-3
+
+
+def test_t_is_scaled_before_it_is_embedded():
+    plain, scaled = filled(**SMALL), filled(**SMALL, time_scale=0.25)
+    x = torch.randn(2, 1, 16, 16)
+    with torch.no_grad():
+        found, expected = scaled(x, torch.tensor([4, 3996])), plain(x, torch.tensor([1, 999]))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_network_without_a_null_label_takes_no_image_without_a_label():
+    unet = filled(**SMALL, num_classes=3, null_label=False)
+    x, t = torch.randn(2, 1, 16, 16), torch.tensor([1, 2])
+    with pytest.raises(ValueError, match="has to be given a label for each image"):
+        unet(x, t)
+    with pytest.raises(IndexError):
+        unet(x, t, torch.tensor([-1, 0]))
+    with_null = filled(**SMALL, num_classes=3)
+    with torch.no_grad():
+        assert torch.equal(unet(x, t, torch.tensor([2, 0])), with_null(x, t, torch.tensor([2, 0])))
 
 
 def test_a_fresh_network_is_the_zero_function_and_learns():
@@ -114,6 +123,24 @@ def test_every_block_starts_as_the_identity_of_its_skip():
     assert isinstance(block, Block)
     x = torch.randn(2, 32, 8, 8)
     torch.testing.assert_close(block(x, torch.randn(2, 128)), x)
+
+
+def test_head_channels_need_not_divide_levels_without_attention():
+    unet = UNet(16, 1, 24, (1, 2, 4), 1, (8,), 0.0, head_channels=16, norm_groups=8)
+    heads = [layer.attention.num_heads for layer in (*unet.down, *unet.middle, *unet.up) if has_attention(layer)]
+    assert heads == [3, 6, 3, 3]
+
+
+def has_attention(layer: nn.Module) -> bool:
+    return isinstance(layer, Block) and isinstance(layer.attention, Attention)
+
+
+def test_a_fresh_network_of_adms_kind_is_the_zero_function_and_its_blocks_the_identity():
+    unet = UNet(**SMALL, **ADM)
+    assert unet(torch.randn(2, 1, 16, 16), torch.tensor([0, 9]), torch.tensor([0, 1])).abs().max() == 0
+    (halving,) = [layer for layer in unet.down[:3] if isinstance(layer, Block) and layer.resize is halve]
+    x, time = torch.randn(2, 32, 16, 16), torch.randn(2, 128)
+    torch.testing.assert_close(halving(x, time), nn.functional.avg_pool2d(x, 2))
 
 
 def test_non_square_images_and_several_heads():
@@ -153,6 +180,24 @@ def test_the_time_embedding_is_ddpms():
         ({"channel_mults": ()}, "at least one level"),
         ({"base_channels": 3, "norm_groups": 1}, "base_channels must be even"),
         ({"in_channels": 0}, "in_channels must be at least 1"),
+        ({"norm_eps": 0.0}, "norm_eps must be positive, got 0"),
+        ({"norm_eps": math.nan}, "norm_eps must be positive, got nan"),
+        ({"time_scale": -1.0}, "time_scale must be positive, got -1"),
+        ({"time_scale": math.inf}, "time_scale must be positive, got inf"),
+        ({"time_freq_shift": 2}, "time_freq_shift must be 0 or 1, got 2"),
+        ({"downsample_padding": "valid"}, "downsample_padding must be same or symmetric, got 'valid'"),
+        ({"downsample_padding": "symmetric", "resblock_updown": True}, "has no effect with resblock_updown=true"),
+        ({"head_channels": 0}, "head_channels must be at least 1, got 0"),
+        ({"head_channels": 64, "num_heads": 4}, "num_heads 4 and head_channels 64 say the same twice"),
+        (
+            {"head_channels": 48},
+            "head_channels 48 does not divide the 256 channels of the level of 16 pixels; 32, 64, 128, 256 would do",
+        ),
+        (
+            {"channel_mults": (1, 2, 3), "head_channels": 256},
+            "head_channels 256 does not divide the 384 channels of the level of 8 pixels; 16, 32, 64, 128 would do",
+        ),
+        ({"null_label": False}, "null_label=false has no effect without labels"),
     ],
 )
 def test_impossible_networks_are_refused(change: dict, says: str):

@@ -1,4 +1,7 @@
-"""The U-Net of DDPM (Ho et al. 2020, appendix B): residual blocks with time embedding, self-attention at some sizes."""
+"""The U-Net of DDPM (Ho et al. 2020, appendix B): residual blocks with time embedding, self-attention at some sizes.
+
+Options make of it that of Improved DDPM (Nichol & Dhariwal 2021) and ADM (Dhariwal & Nichol 2021).
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,6 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from ddpm_cli.models.blocks import Attention, Block, BlockOptions, Downsample, Padding, Upsample, double, halve
+from ddpm_cli.models.unet_sizes import (
+    check_base_channels,
+    check_counts,
+    check_details,
+    check_heads,
+    check_levels,
+    level_sizes,
+)
 
 
 class UNet(nn.Module):
@@ -30,9 +43,21 @@ class UNet(nn.Module):
         attention_resolutions: levels with self-attention, named by their shorter side in pixels.
         dropout: probability of zeroing an activation before a block's second convolution.
         num_heads: of the self-attention; DDPM has one.
+        head_channels: channels of each head, in the place of `num_heads`: wider levels have more heads.
         norm_groups: of every group normalisation; must divide every level's channels.
+        norm_eps: of every group normalisation, added to the variance; others than DDPM have 1e-5.
+        time_cos_first: the sinusoidal time embedding is cos || sin, not sin || cos.
+        time_freq_shift: 1, or 0 as Improved DDPM has it: with half = base_channels / 2, the frequencies are
+            10000^(-i / (half - shift)) for i = 0 .. half - 1.
+        time_scale: what t is multiplied by before it is embedded; Improved DDPM has 1000 / T.
+        downsample_padding: of the convolutions that halve the image; "same": right and below, "symmetric": all around.
+        scale_shift_norm: the time embedding scales and shifts what the second normalisation of a block gives, instead
+            of being added to what it gets (Nichol & Dhariwal 2021, appendix A).
+        resblock_updown: residual blocks halve and double the image, not convolutions (Dhariwal & Nichol 2021, section
+            3).
         num_classes: labels that the network takes, 0 .. num_classes - 1; None: it takes none. A label adds a learned
             vector to the time embedding (Nichol & Dhariwal 2021, section 5), no label adds nothing.
+        null_label: whether images may go without a label, as guidance needs it; False: the network is always given one.
         learn_variance: answer with twice the channels; the second half is for `variance=learned_range`.
 
     Raises:
@@ -50,17 +75,28 @@ class UNet(nn.Module):
         dropout: float = 0.1,
         *,
         num_heads: int = 1,
+        head_channels: int | None = None,
         norm_groups: int = 32,
+        norm_eps: float = 1e-6,
+        time_cos_first: bool = False,
+        time_freq_shift: int = 1,
+        time_scale: float = 1.0,
+        downsample_padding: Padding = "same",
+        scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
         num_classes: int | None = None,
+        null_label: bool = True,
         learn_variance: bool = False,
     ):
         super().__init__()
         self.activation_checkpointing = False
         self.num_classes = num_classes
+        self.null_label = null_label
         self.learn_variance = learn_variance
-        resolutions = _resolutions(image_size, len(channel_mults))
+        self.time_cos_first = time_cos_first
+        sizes = level_sizes(image_size, len(channel_mults))
         widths = [base_channels * mult for mult in channel_mults]
-        _check_counts(
+        check_counts(
             in_channels=in_channels,
             base_channels=base_channels,
             channel_mults=min(channel_mults),
@@ -69,33 +105,59 @@ class UNet(nn.Module):
             norm_groups=norm_groups,
             num_classes=1 if num_classes is None else num_classes,
         )
-        _check_base_channels(base_channels)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout:g}")
-        _check_levels(widths, resolutions, attention_resolutions, norm_groups=norm_groups, num_heads=num_heads)
-        time_channels = 4 * base_channels
+        check_base_channels(base_channels)
+        check_levels(widths, sizes, attention_resolutions, norm_groups=norm_groups)
+        check_heads(widths, sizes, attention_resolutions, num_heads=num_heads, head_channels=head_channels)
+        check_details(
+            dropout=dropout,
+            norm_eps=norm_eps,
+            time_freq_shift=time_freq_shift,
+            time_scale=time_scale,
+            downsample_padding=downsample_padding,
+            resblock_updown=resblock_updown,
+        )
+        if num_classes is None and not null_label:
+            raise ValueError("null_label=false has no effect without labels; num_classes says how many there are")
+        options = BlockOptions(
+            time_channels=4 * base_channels,
+            dropout=dropout,
+            num_heads=num_heads,
+            head_channels=head_channels,
+            norm_groups=norm_groups,
+            norm_eps=norm_eps,
+            scale_shift_norm=scale_shift_norm,
+        )
         self.time_frequencies: Tensor
-        self.register_buffer("time_frequencies", _frequencies(base_channels), persistent=False)
+        frequencies = _frequencies(base_channels, shift=time_freq_shift, scale=time_scale)
+        self.register_buffer("time_frequencies", frequencies, persistent=False)
         self.time_mlp = nn.Sequential(
-            nn.Linear(base_channels, time_channels),
+            nn.Linear(base_channels, options.time_channels),
             nn.SiLU(),
-            nn.Linear(time_channels, time_channels),
+            nn.Linear(options.time_channels, options.time_channels),
         )
         self.label_embedding = None
         if num_classes is not None:
             # From zeros, as nn.Embedding's own initialisation would draw random numbers before those of the others.
-            self.label_embedding = nn.Embedding.from_pretrained(torch.zeros(num_classes, time_channels), freeze=False)
+            zeros = torch.zeros(num_classes, options.time_channels)
+            self.label_embedding = nn.Embedding.from_pretrained(zeros, freeze=False)
 
         def block(channels_in: int, channels_out: int, attention: bool) -> Block:
-            rest = {"num_heads": num_heads, "norm_groups": norm_groups}
-            return Block(channels_in, channels_out, time_channels, attention, dropout, **rest)
+            return Block(channels_in, channels_out, options, attention=attention)
 
-        levels = [(width, size in attention_resolutions) for width, size in zip(widths, resolutions, strict=True)]
+        def downsample(width: int) -> nn.Module:
+            if resblock_updown:
+                return Block(width, width, options, resize=halve)
+            return Downsample(width, downsample_padding)
+
+        def upsample(width: int) -> nn.Module:
+            return Block(width, width, options, resize=double) if resblock_updown else Upsample(width)
+
+        levels = [(width, size in attention_resolutions) for width, size in zip(widths, sizes, strict=True)]
         self.conv_in = nn.Conv2d(in_channels, base_channels, 3, padding=1)
-        self.down, skips = _down(block, base_channels, levels, num_res_blocks)
+        self.down, skips = _down(block, downsample, base_channels, levels, num_res_blocks)
         self.middle = nn.ModuleList([block(widths[-1], widths[-1], True), block(widths[-1], widths[-1], False)])
-        self.up = _up(block, skips, levels, num_res_blocks)
-        self.norm_out = nn.GroupNorm(norm_groups, widths[0], eps=1e-6)
+        self.up = _up(block, upsample, skips, levels, num_res_blocks)
+        self.norm_out = options.norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], in_channels * (2 if learn_variance else 1), 3, padding=1)
         self._initialise()
         for parameter in self.parameters():
@@ -103,9 +165,13 @@ class UNet(nn.Module):
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x is `[B, C, H, W]`, t is `[B]`, labels are `[B]` int64, -1 for none; returns `[B, C or 2 C, H, W]`."""
+        """x is `[B, C, H, W]`, t is `[B]`, labels are `[B]` int64, -1 for none; returns `[B, C or 2 C, H, W]`.
+
+        Raises:
+            ValueError: for labels where the network takes none, or none where it has to be given one.
+        """
         time = self.time_mlp(self._embed(t))
-        if labels is not None:
+        if labels is not None or not self.null_label:
             time = time + self._embed_labels(labels)
         time = F.silu(time)  # every block begins by this on the embedding: once is enough
         # Every layer keeps the layout it gets, but the first one cannot tell that of an image with one channel.
@@ -117,7 +183,7 @@ class UNet(nn.Module):
         for layer in self.middle:
             h = self._through(layer, h, time)
         for layer in self.up:
-            if isinstance(layer, Block):
+            if isinstance(layer, Block) and layer.resize is None:
                 h = torch.cat([h, skips.pop()], dim=1)
             h = self._through(layer, h, time)
         return self.conv_out(F.silu(self.norm_out(h)))
@@ -128,14 +194,19 @@ class UNet(nn.Module):
         return layer(h, time)
 
     def _embed(self, t: Tensor) -> Tensor:
-        """Sinusoidal embedding of t as in DDPM's code: sin || cos. `[B]` -> `[B, base_channels]`"""
+        """Sinusoidal embedding of t: sin || cos as in DDPM's code, or cos || sin. `[B]` -> `[B, base_channels]`"""
         angles = t.float()[:, None] * self.time_frequencies[None]
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
+        halves = [angles.sin(), angles.cos()]
+        return torch.cat(halves[::-1] if self.time_cos_first else halves, dim=1)
 
-    def _embed_labels(self, labels: Tensor) -> Tensor:
+    def _embed_labels(self, labels: Tensor | None) -> Tensor:
         """`[B]` -> `[B, 4 base_channels]`, zero where the label is -1: exactly as without labels."""
         if self.label_embedding is None:
             raise ValueError("this network takes no labels; it was built with num_classes=None")
+        if labels is None:
+            raise ValueError("this network has to be given a label for each image; it was built with null_label=False")
+        if not self.null_label:
+            return self.label_embedding(labels)
         return self.label_embedding(labels.clamp(min=0)) * (labels >= 0)[:, None]
 
     def _initialise(self) -> None:
@@ -157,89 +228,12 @@ class UNet(nn.Module):
             nn.init.normal_(self.label_embedding.weight, std=0.02)
 
 
-class Block(nn.Module):
-    """Residual block with time embedding, followed by self-attention if asked for."""
-
-    def __init__(
-        self,
-        channels_in: int,
-        channels_out: int,
-        time_channels: int,
-        attention: bool,
-        dropout: float,
-        *,
-        num_heads: int,
-        norm_groups: int,
-    ):
-        super().__init__()
-        self.norm1 = nn.GroupNorm(norm_groups, channels_in, eps=1e-6)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.time = nn.Linear(time_channels, channels_out)
-        self.norm2 = nn.GroupNorm(norm_groups, channels_out, eps=1e-6)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.skip = nn.Identity() if channels_in == channels_out else Pointwise(channels_in, channels_out)
-        self.attention = Attention(channels_out, num_heads, norm_groups) if attention else nn.Identity()
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.time(time)[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return self.attention(self.skip(x) + h)
-
-
-class Attention(nn.Module):
-    """Self-attention over the H x W positions, with a residual connection."""
-
-    def __init__(self, channels: int, num_heads: int, norm_groups: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
-        self.qkv = Pointwise(channels, 3 * channels)
-        self.out = Pointwise(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, c, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).view(b, 3, self.num_heads, c // self.num_heads, height * width)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)  # each [B, heads, H * W, C / heads]
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(h.transpose(-1, -2).reshape(b, c, height, width))
-
-
-class Pointwise(nn.Conv2d):
-    """A convolution of one pixel, computed as what it is with channels last: one matrix product."""
-
-    def __init__(self, channels_in: int, channels_out: int):
-        super().__init__(channels_in, channels_out, 1)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-
-
-class Downsample(nn.Module):
-    """Half the resolution by a strided convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # TensorFlow's "SAME" padding, as DDPM was trained
-
-
-class Upsample(nn.Module):
-    """Twice the resolution by nearest neighbours and a convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
 def _down(
-    block: Callable[[int, int, bool], Block], channels: int, levels: Sequence[tuple[int, bool]], num_res_blocks: int
+    block: Callable[[int, int, bool], Block],
+    downsample: Callable[[int], nn.Module],
+    channels: int,
+    levels: Sequence[tuple[int, bool]],
+    num_res_blocks: int,
 ) -> tuple[nn.ModuleList, list[int]]:
     """The layers from the image's resolution down, and the channels of every output that the way up is given again.
 
@@ -253,13 +247,17 @@ def _down(
             layers.append(block(skips[-1], width, attention))
             skips.append(width)
         if level < len(levels):
-            layers.append(Downsample(width))
+            layers.append(downsample(width))
             skips.append(width)
     return layers, skips
 
 
 def _up(
-    block: Callable[[int, int, bool], Block], skips: list[int], levels: Sequence[tuple[int, bool]], num_res_blocks: int
+    block: Callable[[int, int, bool], Block],
+    upsample: Callable[[int], nn.Module],
+    skips: list[int],
+    levels: Sequence[tuple[int, bool]],
+    num_res_blocks: int,
 ) -> nn.ModuleList:
     """The layers back to the image's resolution; each block is given one of `skips`, the last first, beside its own."""
     layers, channels = nn.ModuleList(), skips[-1]
@@ -268,68 +266,14 @@ def _up(
             layers.append(block(channels + skips.pop(), width, attention))
             channels = width
         if level > 0:
-            layers.append(Upsample(channels))
+            layers.append(upsample(channels))
     assert not skips
     return layers
 
 
-def _frequencies(channels: int) -> Tensor:
+def _frequencies(channels: int, *, shift: int, scale: float) -> Tensor:
+    """Of the sines and cosines that embed t, `[channels / 2]` in radians per timestep."""
     half = channels // 2
     # Not torch.exp(torch.arange()): on "meta" tensors these would import a second's worth of compilers.
-    rates = [math.exp(-math.log(10_000) * i / max(half - 1, 1)) for i in range(half)]
+    rates = [scale * math.exp(-math.log(10_000) * i / max(half - shift, 1)) for i in range(half)]
     return torch.tensor(rates, dtype=torch.float64).float()
-
-
-def _resolutions(image_size: int | Sequence[int], levels: int) -> list[int]:
-    """Shorter side of each level in pixels, from the image's down."""
-    if levels < 1:
-        raise ValueError("channel_mults needs at least one level")
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    factor = 2 ** (levels - 1)
-    for side in (height, width):
-        if side < 1:
-            raise ValueError(f"image_size must be positive, got {side}")
-        if side % factor != 0:
-            below, above = side // factor * factor, (side // factor + 1) * factor
-            would_do = f"{below} or {above}" if below > 0 else f"{above}"
-            raise ValueError(
-                f"image_size {side} cannot be halved {levels - 1} times, as {levels} channel_mults ask; "
-                f"{would_do} would do"
-            )
-    return [min(height, width) // 2**level for level in range(levels)]
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
-
-
-def _check_base_channels(base_channels: int) -> None:
-    if base_channels > 2**16:  # before a table of its size is made
-        raise ValueError(f"base_channels must be at most {2**16}, got {base_channels}")
-    if base_channels % 2 != 0:
-        raise ValueError(
-            f"base_channels must be even, for the sines and cosines of the time embedding, got {base_channels}"
-        )
-
-
-def _check_levels(
-    widths: Sequence[int],
-    resolutions: Sequence[int],
-    attention_resolutions: Sequence[int],
-    *,
-    norm_groups: int,
-    num_heads: int,
-) -> None:
-    for resolution in attention_resolutions:
-        if resolution not in resolutions:
-            raise ValueError(
-                f"attention_resolutions has {resolution}, but this network's are {list(resolutions)}: choose of these, "
-                "or another image_size or channel_mults"
-            )
-    for width in widths:
-        if width % norm_groups != 0:
-            raise ValueError(f"norm_groups {norm_groups} does not divide the {width} channels of a level")
-        if width % num_heads != 0:
-            raise ValueError(f"num_heads {num_heads} does not divide the {width} channels of a level")
