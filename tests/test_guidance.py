@@ -191,3 +191,67 @@ def test_after_a_threshold_eps_belongs_to_the_new_x_0(bounds):
     assert torch.equal(found.variance, x_t + 1)
     seen = denoise(x_t, T)
     assert thresholded(lambda x, t: seen, schedule, Unbounded())(x_t, T) is seen
+
+
+# Autoguidance: away from another model -------------------------------------------------------------------------------
+
+
+def other(**options) -> DDPM:
+    """A smaller network, which predicts something else."""
+    torch.manual_seed(1)
+    unet = UNet(8, 1, 4, (1, 2), 1, (), 0.0, norm_groups=2, **options)
+    for parameter in unet.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return DDPM(unet, linear(20)).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("knows_labels", [True, False])
+def test_away_from_a_guide_is_the_line_through_both(knows_labels: bool, ddpm: DDPM, x_t: Tensor):
+    """Karras et al. 2024, eq. 5, on x_0 and eps, which are linear in each other."""
+    guide = other(num_classes=3 if knows_labels else None)
+    found = ddpm.denoiser(LABELS, guidance=Guidance(scale=2.5), threshold=Unbounded(), guide=guide)(x_t, T)
+    better = ddpm.denoise(x_t, TIMES, clip_denoised=False, labels=LABELS)
+    worse = guide.denoise(x_t, TIMES, clip_denoised=False, labels=LABELS if knows_labels else None)
+    torch.testing.assert_close(found.x_0, 2.5 * better.x_0 - 1.5 * worse.x_0, rtol=1e-4, atol=1e-4)
+    alpha, sigma = ddpm.schedule.alpha_sigma(TIMES, SHAPE)
+    torch.testing.assert_close(alpha * found.x_0 + sigma * found.eps, x_t, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_model_that_guides_itself_changes_nothing(ddpm: DDPM, x_t: Tensor):
+    for labels in (LABELS, None):
+        plain = ddpm.denoiser(labels)(x_t, T)
+        by_itself = ddpm.denoiser(labels, guidance=Guidance(scale=3.0), guide=ddpm)(x_t, T)
+        torch.testing.assert_close(by_itself.x_0, plain.x_0, rtol=1e-5, atol=1e-5)
+
+
+def test_the_labels_free_network_that_guides_is_classifier_free_guidance(ddpm: DDPM, x_t: Tensor):
+    """Its own network without labels as a guide that knows none: a second route to the same."""
+
+    class WithoutLabels(nn.Module):
+        num_classes = None
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return ddpm.model(x, t)
+
+    guide = ddpm.with_model(WithoutLabels())
+    with torch.no_grad():
+        found = ddpm.denoiser(LABELS, guidance=Guidance(scale=3.0, rescale=0.5), guide=guide)(x_t, T)
+        expected = ddpm.denoiser(LABELS, guidance=Guidance(scale=3.0, rescale=0.5))(x_t, T)
+    assert torch.equal(found.x_0, expected.x_0)
+    assert torch.equal(found.eps, expected.eps)
+
+
+@pytest.mark.parametrize(
+    ("guide", "said"),
+    [
+        (lambda: DDPM(UNet(8, 1, 8, (1, 2), 1, (), norm_groups=4), linear(21)), "its schedule has 21 timesteps"),
+        (lambda: DDPM(UNet(8, 1, 8, (1, 2), 1, (), norm_groups=4), cosine(20)), "its schedule is another"),
+        (lambda: other(num_classes=4), "it was trained on 4 labels, and this model on 3"),
+    ],
+)
+def test_a_guide_knows_the_same_images_and_labels(guide, said: str, ddpm: DDPM):
+    ddpm.check_guide(ddpm)
+    with pytest.raises(ValueError, match=said):
+        ddpm.check_guide(guide())

@@ -7,10 +7,10 @@ import torch
 from ids import named
 from torch import Tensor
 
-from ddpm_cli.diffusion.prediction import X0, Epsilon, Prediction, Velocity, noise_of
+from ddpm_cli.diffusion.prediction import X0, Epsilon, Preconditioned, Prediction, Velocity, noise_of
 from ddpm_cli.diffusion.schedule import NoiseSchedule, cosine, linear, scaled_linear, sigmoid
 
-PREDICTIONS = [Epsilon(), X0(), Velocity()]
+PREDICTIONS = [Epsilon(), X0(), Velocity(), Preconditioned(sigma_data=0.5)]
 MAKERS = [linear, cosine, sigmoid, scaled_linear]
 SCHEDULES = [maker(zero_terminal_snr=zero) for maker in MAKERS for zero in (False, True)]
 IDS = [f"{maker.__name__}{' to zero' if zero else ''}" for maker in MAKERS for zero in (False, True)]
@@ -61,7 +61,7 @@ def test_every_prediction_converts_into_every_other_and_back(one, other, schedul
     # (x_t - alpha x_0) / sigma, with x_0 in the middle.
     factor = 1.0
     if type(one) is not type(other):
-        factor = {Epsilon: alpha, X0: sigma, Velocity: 1.0}[type(other)]
+        factor = {Epsilon: alpha, X0: sigma, Velocity: 1.0, Preconditioned: 0.5}[type(other)]
     assert ((factor * (back - output)).abs().amax((1, 2, 3)) <= 1e-6 * size(x_t, output)).all()
 
 
@@ -111,5 +111,48 @@ def test_eps_says_nothing_of_an_image_in_pure_noise():
     with pytest.raises(ValueError, match=r"prediction=eps cannot work .* choose prediction=v or prediction=x0"):
         Epsilon().check(cosine(zero_terminal_snr=True))
     Epsilon().check(cosine())
-    for prediction in (X0(), Velocity()):
+    for prediction in (X0(), Velocity(), Preconditioned()):
         prediction.check(cosine(zero_terminal_snr=True))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=IDS)
+def test_with_images_of_unit_variance_edm_is_v(schedule: NoiseSchedule):
+    x_0, eps, x_t, alpha, sigma = example(schedule, torch.float64)
+    edm, v, output = Preconditioned(sigma_data=1.0), Velocity(), torch.randn_like(x_0)
+    assert (edm.input(x_t, alpha, sigma) - x_t).abs().max() < 1e-12
+    for ours, theirs in (
+        (edm.target(x_0, eps, alpha, sigma), v.target(x_0, eps, alpha, sigma)),
+        (edm.x_0(output, x_t, alpha, sigma), v.x_0(output, x_t, alpha, sigma)),
+        (edm.eps(output, x_t, alpha, sigma), v.eps(output, x_t, alpha, sigma)),
+        (edm.log_scale(schedule.log_snr), v.log_scale(schedule.log_snr)),
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("d", [0.25, 0.5, 2.0])
+def test_edm_is_the_papers(d: float):
+    """Karras et al. 2022, table 1, with x = x_t / alpha and s = sigma / alpha; the network answers -F."""
+    x_0, eps, x_t, alpha, sigma = example(cosine(), torch.float64)
+    s, x, edm = sigma / alpha, x_t / alpha, Preconditioned(sigma_data=d)
+    c_skip, c_out, c_in = d**2 / (s**2 + d**2), s * d / (s**2 + d**2).sqrt(), 1 / (s**2 + d**2).sqrt()
+    torch.testing.assert_close(edm.input(x_t, alpha, sigma), c_in * x, rtol=1e-9, atol=1e-9)
+    target = (x_0 - c_skip * x) / c_out
+    torch.testing.assert_close(edm.target(x_0, eps, alpha, sigma), -target, rtol=1e-6, atol=1e-9)
+    f = torch.randn_like(x_0)
+    torch.testing.assert_close(edm.x_0(-f, x_t, alpha, sigma), c_skip * x + c_out * f, rtol=1e-6, atol=1e-9)
+
+
+def test_input_and_target_of_edm_have_unit_variance_at_every_t():
+    schedule, generator = cosine(20), torch.Generator().manual_seed(0)
+    x_0 = 0.5 * torch.randn(20, 1, 128, 128, generator=generator, dtype=torch.float64)
+    eps = torch.randn(x_0.shape, generator=generator, dtype=torch.float64)
+    alpha, sigma = (part.double() for part in schedule.alpha_sigma(torch.arange(20), x_0.shape))
+    edm = Preconditioned(sigma_data=0.5)
+    for images in (edm.input(alpha * x_0 + sigma * eps, alpha, sigma), edm.target(x_0, eps, alpha, sigma)):
+        assert (images.std(dim=(1, 2, 3)) - 1).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf")])
+def test_images_have_some_variance(wrong: float):
+    with pytest.raises(ValueError, match="sigma_data must be positive"):
+        Preconditioned(sigma_data=wrong)

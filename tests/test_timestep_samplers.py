@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ddpm_cli.training.timestep_samplers import LossSecondMoment, Stratified, Uniform
+from ddpm_cli.diffusion.schedule import cosine, linear
+from ddpm_cli.training.timestep_samplers import LogNormal, LossSecondMoment, Stratified, Uniform
 
 T = 50
 
@@ -14,7 +15,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 @pytest.mark.parametrize("make", [Uniform, Stratified])
 def test_every_timestep_is_as_likely(make):
-    source, draws = generator(), make(T)
+    source, draws = generator(), make(linear(T))
     t = torch.cat([draws.draw(20, source).t for _ in range(2000)])
     counts = torch.bincount(t, minlength=T)
     assert len(counts) == T
@@ -27,7 +28,7 @@ def test_every_timestep_is_as_likely(make):
 def test_stratified_batches_are_spread_evenly(size: int):
     """In every one of B equal stretches of {0 .. T-1}, up to where a batch begins, lies one t."""
     for seed in range(20):
-        t = Stratified(1000).draw(size, generator(seed)).t.sort().values
+        t = Stratified(linear(1000)).draw(size, generator(seed)).t.sort().values
         gaps = torch.diff(torch.cat([t, t[:1] + 1000]))
         assert (gaps - 1000 / size).abs().max() <= 1
 
@@ -39,8 +40,8 @@ def test_stratified_losses_vary_less():
         return means.std().item()
 
     # The loss rises from 0 to 1 and falls back where the stretch wraps round: what is left is u's place in one stratum.
-    assert spread(Stratified(T)) == pytest.approx(1 / 16 / 12**0.5, rel=0.1)
-    assert spread(Uniform(T)) == pytest.approx((4 / 45 / 16) ** 0.5, rel=0.1)
+    assert spread(Stratified(linear(T))) == pytest.approx(1 / 16 / 12**0.5, rel=0.1)
+    assert spread(Uniform(linear(T))) == pytest.approx((4 / 45 / 16) ** 0.5, rel=0.1)
 
 
 def loss_of(t: torch.Tensor) -> torch.Tensor:
@@ -48,7 +49,7 @@ def loss_of(t: torch.Tensor) -> torch.Tensor:
 
 
 def warmed_up(**options) -> LossSecondMoment:
-    draws, source = LossSecondMoment(T, **options), generator()
+    draws, source = LossSecondMoment(linear(T), **options), generator()
     while (draws.seen < draws.losses.shape[1]).any():
         drawn = draws.draw(64, source)
         assert torch.allclose(drawn.weights, torch.ones(64)), "uniform until all is known"
@@ -73,7 +74,7 @@ def test_loss_aware_weights_leave_the_mean_loss_where_it_is():
 
 
 def test_loss_aware_forgets_all_but_the_last_losses():
-    draws = LossSecondMoment(2, history=2)
+    draws = LossSecondMoment(linear(2), history=2)
     for loss in (100.0, 1.0, 3.0):
         draws.update(torch.tensor([0, 1]), torch.tensor([loss, 1.0]))
     size = torch.tensor([5.0**0.5, 1.0], dtype=torch.float64)  # of 1 and 3, and of 1 and 1
@@ -81,7 +82,7 @@ def test_loss_aware_forgets_all_but_the_last_losses():
 
 
 def test_loss_aware_goes_on_from_its_state():
-    draws, other = warmed_up(), LossSecondMoment(T)
+    draws, other = warmed_up(), LossSecondMoment(linear(T))
     other.load_state_dict({name: tensor.clone() for name, tensor in draws.state_dict().items()})
     for one, two in ((draws.draw(9, generator(3)), other.draw(9, generator(3))),):
         assert torch.equal(one.t, two.t)
@@ -100,11 +101,49 @@ def test_loss_aware_goes_on_from_its_state():
 )
 def test_a_history_that_cannot_be_is_refused(spoil, says: str):
     with pytest.raises(ValueError, match=says):
-        LossSecondMoment(T).load_state_dict(spoil(LossSecondMoment(T).state_dict()))
+        LossSecondMoment(linear(T)).load_state_dict(spoil(LossSecondMoment(linear(T)).state_dict()))
 
 
 def test_impossible_options_are_refused():
     with pytest.raises(ValueError, match="history must be at least 1, got 0"):
-        LossSecondMoment(T, history=0)
+        LossSecondMoment(linear(T), history=0)
     with pytest.raises(ValueError, match=r"uniform must lie in \(0, 1\], got 0"):
-        LossSecondMoment(T, uniform=0.0)
+        LossSecondMoment(linear(T), uniform=0.0)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "cosine to zero"])
+def test_log_snr_is_normal(name: str):
+    """By its mean and deviation where the schedule goes as far as the distribution; and no t is left out."""
+    schedule = linear() if name == "linear" else cosine(zero_terminal_snr="zero" in name)
+    draws = LogNormal(schedule, mean=1.0, std=1.5, uniform=1e-6)
+    p, log_snr = draws.p.double(), schedule.log_snr.clamp(min=-30)
+    assert p.sum().item() == pytest.approx(1, abs=1e-5)
+    mean = (p * log_snr).sum().item()
+    assert mean == pytest.approx(1.0, abs=0.02)
+    assert (p * (log_snr - mean).square()).sum().sqrt().item() == pytest.approx(1.5, abs=0.02)
+    assert (LogNormal(schedule).p >= 0.0999 / schedule.timesteps).all()
+
+
+def test_draws_are_as_likely_as_they_are_said_to_be():
+    source, draws = generator(), LogNormal(linear(T))
+    drawn = [draws.draw(20, source) for _ in range(2000)]
+    counts = torch.bincount(torch.cat([one.t for one in drawn]), minlength=T)
+    expected = draws.p * counts.sum()
+    assert ((counts - expected).abs() < 5 * expected.sqrt()).all()
+    assert all((one.weights == 1).all() for one in drawn)
+
+
+def test_edm_s_own_numbers_are_log_normal_noise_levels():
+    """ln(sigma / alpha) has P_mean -1.2 and P_std 1.2."""
+    schedule = linear()
+    p, log_s = LogNormal(schedule, uniform=1e-6).p.double(), -schedule.log_snr / 2
+    mean = (p * log_s).sum().item()
+    assert mean == pytest.approx(-1.2, abs=0.02)
+    assert (p * (log_s - mean).square()).sum().sqrt().item() == pytest.approx(1.2, abs=0.03)
+
+
+def test_log_normal_refuses_what_is_no_distribution():
+    with pytest.raises(ValueError, match="std must be positive, got 0"):
+        LogNormal(linear(T), std=0.0)
+    with pytest.raises(ValueError, match=r"uniform must lie in \(0, 1\], got 0"):
+        LogNormal(linear(T), uniform=0.0)

@@ -5,9 +5,9 @@ import torch
 from ids import named
 from torch import Tensor
 
-from ddpm_cli.diffusion.prediction import X0, Epsilon, Velocity
+from ddpm_cli.diffusion.prediction import X0, Epsilon, Preconditioned, Velocity
 from ddpm_cli.diffusion.schedule import cosine, linear
-from ddpm_cli.diffusion.weighting import P2, MinSNR, TruncatedSNR, Uniform, Weighting
+from ddpm_cli.diffusion.weighting import EDM, P2, MinSNR, TruncatedSNR, Uniform, Weighting
 
 LOG_SNR = torch.cat([linear().log_snr, cosine().log_snr])
 SNR = LOG_SNR.exp()
@@ -30,6 +30,9 @@ def found(function: Weighting, prediction: Epsilon | X0 | Velocity) -> Tensor:
         # Salimans & Ho 2022, section 4: max(||x_0 error||^2, ||eps error||^2).
         (TruncatedSNR(), X0(), SNR.clamp(min=1)),
         (TruncatedSNR(), Epsilon(), (1 / SNR).clamp(min=1)),
+        # Karras et al. 2022, table 1: (s^2 + d^2) / (s d)^2 on the error of x_0, with s^2 = 1 / SNR; 1 / c_out^2.
+        (EDM(sigma_data=0.5), X0(), (1 / SNR + 0.25) / (0.25 / SNR)),
+        (EDM(sigma_data=0.5), Preconditioned(sigma_data=0.5), torch.ones_like(SNR)),
     ],
 )
 def test_weights_are_the_papers(function, prediction, expected: Tensor):

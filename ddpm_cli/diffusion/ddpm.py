@@ -68,6 +68,11 @@ class DDPM(nn.Module):
         """How many labels the network knows; None if it takes none."""
         return getattr(self.model, "num_classes", None)
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the network has to be given a label for each image: it was never trained without."""
+        return self.num_classes is not None and not getattr(self.model, "null_label", True)
+
     def with_model(self, model: nn.Module) -> "DDPM":
         """The same diffusion around another network, such as an average of this one."""
         return DDPM(
@@ -87,9 +92,10 @@ class DDPM(nn.Module):
             ValueError: if the network does not take it, or answers with another shape.
         """
         x, t = torch.zeros(1, *shape, device=self.device), torch.zeros(1, dtype=torch.int64, device=self.device)
+        labels = (torch.zeros_like(t),) if self.needs_labels else ()
         try:
             with self.evaluating():  # statistics that a network keeps in training must not see this image
-                out = self.model(x, t)
+                out = self.model(x, t, *labels)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"cannot take images of shape {list(shape)}: {error}") from error
         made = list(out.shape[1:])
@@ -130,7 +136,7 @@ class DDPM(nn.Module):
         noise = torch.randn_like(x_0) if noise is None else noise
         alpha, sigma = self.schedule.alpha_sigma(t, x_0.shape)
         x_t = alpha * x_0 + sigma * noise
-        output, variance_output = self._ask(x_t, t, labels)
+        output, variance_output = self._ask(self.prediction.input(x_t, alpha, sigma), t, labels)
         return self.loss(
             Terms(
                 schedule=self.schedule,
@@ -192,45 +198,77 @@ class DDPM(nn.Module):
         *,
         guidance: Guidance = UNGUIDED,
         threshold: Threshold = Static(),
+        guide: "DDPM | None" = None,
     ) -> Denoiser:
         """What samplers are given: the network asked for images of `labels` `[B]`, guided, its x_0 kept in bounds.
 
         Args:
             labels: int64, -1 for none; None: all without.
+            guide: guidance is away from this worse model of the same images, which is asked for the same labels if it
+                knows any (Karras et al. 2024); `check_guide` tells whether it can. None: away from the network itself
+                without labels.
 
         Raises:
-            ValueError: for guidance without labels to be guided by.
+            ValueError: for guidance without labels to be guided by, or of a network that cannot do without; for no
+                labels where it needs some.
         """
-        if guidance.scale != 1 and (labels is None or self.num_classes is None):
+        if self.needs_labels and guidance.scale != 1 and guide is None:
+            raise ValueError(
+                f"scale {guidance.scale:g} asks for images without labels, which null_label=False rules out"
+            )
+        if self.needs_labels and labels is None:
+            raise ValueError("the network has to be given a label for each image (null_label=False)")
+        if guidance.scale != 1 and guide is None and (labels is None or self.num_classes is None):
             raise ValueError(f"scale {guidance.scale:g} has no effect without labels to be guided by")
+        worse = self if guide is None else guide
+        labels_of_worse = None if guide is None or guide.num_classes is None else labels
 
-        def conditional(x_t: Tensor, t: int) -> Denoised:
+        def positive(x_t: Tensor, t: int) -> Denoised:
             return self._see(x_t, expand_t(t, x_t), labels)
 
-        def unconditional(x_t: Tensor, t: int) -> Denoised:
-            return self._see(x_t, expand_t(t, x_t), None)
+        def negative(x_t: Tensor, t: int) -> Denoised:
+            return worse._see(x_t, expand_t(t, x_t), labels_of_worse)
 
-        return thresholded(guided(conditional, unconditional, self.schedule, guidance), self.schedule, threshold)
+        return thresholded(guided(positive, negative, self.schedule, guidance), self.schedule, threshold)
+
+    def check_guide(self, guide: "DDPM") -> None:
+        """Raise ValueError where another model cannot guide this one: it must know the same x_t and the same labels."""
+        ours, theirs = self.schedule, guide.schedule
+        if ours.timesteps != theirs.timesteps:
+            raise ValueError(f"its schedule has {theirs.timesteps} timesteps, and this model's {ours.timesteps}")
+        if not torch.equal(ours.log_alpha_bar.cpu(), theirs.log_alpha_bar.cpu()):
+            raise ValueError("its schedule is another than this model's: at the same t its images are of other noise")
+        if guide.num_classes not in (None, self.num_classes):
+            has = "none" if self.num_classes is None else self.num_classes
+            raise ValueError(f"it was trained on {guide.num_classes} labels, and this model on {has}")
 
     def _see(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Denoised:
-        output, variance = self._ask(x_t, t, labels)
         alpha, sigma = self.schedule.alpha_sigma(t, x_t.shape)
+        output, variance = self._ask(self.prediction.input(x_t, alpha, sigma), t, labels)
         x_0 = self.prediction.x_0(output, x_t, alpha, sigma)
         return Denoised(x_0, self.prediction.eps(output, x_t, alpha, sigma), variance)
 
-    def _ask(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The network's answer in float32, and what it says of the variance, if it does."""
-        output = (self.model(x_t, t) if labels is None else self.model(x_t, t, labels)).float()
-        channels = x_t.shape[1]
+    def _ask(self, x: Tensor, t: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The network's answer in float32, and what it says of the variance, if it does; x is what it is shown."""
+        output = (self.model(x, t) if labels is None else self.model(x, t, labels)).float()
+        channels = x.shape[1]
         if output.shape[1] == channels:
             return output, None
         return output[:, :channels], output[:, channels:]
 
     @torch.no_grad()
-    def p_sample(self, x_t: Tensor, t: Tensor, clip_denoised: bool = True, noise: Tensor | None = None) -> Tensor:
+    def p_sample(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        clip_denoised: bool = True,
+        noise: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+    ) -> Tensor:
         """One reverse step, x_{t-1} drawn from p(x_{t-1} | x_t) (DDPM eq. 11); at t = 0 the mean. `[B, C, H, W]`"""
         noise = torch.randn_like(x_t) if noise is None else noise
-        denoised = self.denoise(x_t, t, clip_denoised=clip_denoised)
+        denoised = self.denoise(x_t, t, clip_denoised=clip_denoised, labels=labels)
         return samplers.ddpm_step(self.schedule, x_t, t, t - 1, denoised, noise, variance=self.variance)
 
     @torch.no_grad()
@@ -258,7 +296,8 @@ class DDPM(nn.Module):
             show_progress: draw a progress bar on stderr.
             sampler: see `ddpm_cli.diffusion.samplers`; ancestral sampling over all T steps by default.
             generator: source of the noise, on that device; torch's global one by default.
-            labels, guidance, threshold: see `denoiser`.
+            labels, guidance, threshold: see `denoiser`. A network that needs labels and is given none draws them at
+                random, all with the same probability.
 
         Returns:
             `[B, C, H, W]` float32 in [-1, 1].
@@ -271,6 +310,9 @@ class DDPM(nn.Module):
         def noise() -> Tensor:
             return torch.randn(shape, generator=generator, device=self.device)
 
+        if labels is None and self.needs_labels:
+            assert self.num_classes is not None
+            labels = torch.randint(self.num_classes, (batch_size,), generator=generator, device=self.device)
         sampler = Ancestral(variance=self.variance) if sampler is None else sampler
         times = sampler.times(self.schedule)
         denoise = self.denoiser(labels, guidance=guidance, threshold=threshold)

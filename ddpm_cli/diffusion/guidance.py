@@ -1,4 +1,8 @@
-"""Classifier-free guidance (Ho & Salimans 2022): a denoiser made of one with labels and one without."""
+"""Guidance: a denoiser made of a better and a worse one, further away from what the worse one sees.
+
+Classifier-free guidance (Ho & Salimans 2022) has the network with labels and without; autoguidance (Karras et al. 2024)
+a network and one that is smaller or was trained for less long.
+"""
 
 from dataclasses import dataclass
 
@@ -11,13 +15,13 @@ from ddpm_cli.diffusion.schedule import NoiseSchedule, expand_t
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """How strongly the labels count.
+    """How strongly the labels count, or what the network knows and its guide does not.
 
     Args:
-        scale: 1: as the network was trained, one network call per step; more: away from what it does without labels;
-            0: without labels.
-        interval: [lowest, highest] t in which to guide (Kynkäänniemi et al. 2024); None: everywhere. Outside, the
-            labels count as trained.
+        scale: 1: as the network was trained, one network call per step; more: away from what it does without labels,
+            or from the guide; 0: without labels, or as the guide.
+        interval: [lowest, highest] t in which to guide (Kynkäänniemi et al. 2024); None: everywhere. Outside, all is
+            as trained.
         rescale: in [0, 1], how far to bring the contrast of x_0, its standard deviation per image, back to what it is
             without guidance (Lin et al. 2023, section 3.4, there on the network's output).
 
@@ -47,25 +51,25 @@ class Guidance:
 UNGUIDED = Guidance()
 
 
-def guided(conditional: Denoiser, unconditional: Denoiser, schedule: NoiseSchedule, guidance: Guidance) -> Denoiser:
-    """x_0 and eps moved from what `unconditional` sees through what `conditional` sees, `scale` times as far."""
+def guided(positive: Denoiser, negative: Denoiser, schedule: NoiseSchedule, guidance: Guidance) -> Denoiser:
+    """x_0 and eps moved from what `negative` sees through what `positive` sees, `scale` times as far."""
     if guidance.scale == 1:
-        return conditional
+        return positive
 
     def denoise(x_t: Tensor, t: int) -> Denoised:
         if not guidance.guides(t):
-            return conditional(x_t, t)
-        without = unconditional(x_t, t)
+            return positive(x_t, t)
+        worse = negative(x_t, t)
         if guidance.scale == 0:
-            return without
-        with_labels = conditional(x_t, t)
-        x_0 = without.x_0 + guidance.scale * (with_labels.x_0 - without.x_0)
-        eps = without.eps + guidance.scale * (with_labels.eps - without.eps)
+            return worse
+        better = positive(x_t, t)
+        x_0 = worse.x_0 + guidance.scale * (better.x_0 - worse.x_0)
+        eps = worse.eps + guidance.scale * (better.eps - worse.eps)
         if guidance.rescale > 0:
-            contrast = _contrast(with_labels.x_0) / _contrast(x_0)
+            contrast = _contrast(better.x_0) / _contrast(x_0)
             x_0 = x_0 * (guidance.rescale * contrast + 1 - guidance.rescale)
             eps = noise_of(x_0, x_t, *schedule.alpha_sigma(expand_t(t, x_t), x_t.shape))
-        return Denoised(x_0, eps, with_labels.variance)
+        return Denoised(x_0, eps, better.variance)
 
     return denoise
 

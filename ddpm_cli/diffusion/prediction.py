@@ -3,6 +3,7 @@
 All with x_t = alpha x_0 + sigma eps; images `[B, C, H, W]`, factors `[B, 1, 1, 1]`.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,10 @@ from ddpm_cli.diffusion.schedule import NoiseSchedule
 @dataclass(frozen=True)
 class Epsilon:
     """The network predicts the noise eps (DDPM, section 3.2)."""
+
+    def input(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """What the network is shown of x_t."""
+        return x_t
 
     def target(self, x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """What the network should answer."""
@@ -45,6 +50,10 @@ class Epsilon:
 class X0:
     """The network predicts the clean image x_0, where the process started (DDPM, section 3.2)."""
 
+    def input(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """As `Epsilon.input`."""
+        return x_t
+
     def target(self, x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """As `Epsilon.target`."""
         return x_0
@@ -69,6 +78,10 @@ class X0:
 class Velocity:
     """The network predicts v = alpha eps - sigma x_0 (Salimans & Ho 2022, appendix D)."""
 
+    def input(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """As `Epsilon.input`."""
+        return x_t
+
     def target(self, x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """As `Epsilon.target`."""
         return alpha * eps - sigma * x_0
@@ -89,7 +102,64 @@ class Velocity:
         """As `Epsilon.check`: any schedule will do."""
 
 
-Prediction = Epsilon | X0 | Velocity
+@dataclass(frozen=True, kw_only=True)
+class Preconditioned:
+    """The network's input and target have unit variance at every t, for images of a known one: that of Karras et al.
+    2022 (EDM, eq. 7 and table 1), in the terms of alpha and sigma.
+
+    With their noise level s = sigma / alpha and d = `sigma_data`, x_0 = c_skip(s) x_t / alpha + c_out(s) F, where
+    F is asked for c_in(s) x_t / alpha. The network here answers -F, as with d = 1 it is v then.
+
+    Args:
+        sigma_data: standard deviation d of the images' pixels, in [-1, 1]; 0.5 in the paper.
+
+    Raises:
+        ValueError: if `sigma_data` is not positive.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_data < math.inf:
+            raise ValueError(f"sigma_data must be positive, got {self.sigma_data:g}")
+
+    def _size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Standard deviation of x_t."""
+        return (sigma.square() + (self.sigma_data * alpha).square()).sqrt()
+
+    def input(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """As `Epsilon.input`."""
+        return x_t / self._size(alpha, sigma)
+
+    def target(self, x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """As `Epsilon.target`."""
+        return (self.sigma_data * alpha * eps - sigma / self.sigma_data * x_0) / self._size(alpha, sigma)
+
+    def x_0(self, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """As `Epsilon.x_0`."""
+        size = self._size(alpha, sigma)
+        return self.sigma_data * (self.sigma_data * alpha / size * x_t - sigma * output) / size
+
+    def eps(self, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """As `Epsilon.eps`."""
+        size = self._size(alpha, sigma)
+        return (sigma / size * x_t + self.sigma_data * alpha * output) / size
+
+    def log_scale(self, log_snr: Tensor) -> Tensor:
+        """As `Epsilon.log_scale`: SNR + 1 / sigma_data^2."""
+        return log_edm_weight(log_snr, self.sigma_data)
+
+    def check(self, schedule: NoiseSchedule) -> None:
+        """As `Epsilon.check`: any schedule will do."""
+
+
+Prediction = Epsilon | X0 | Velocity | Preconditioned
+
+
+def log_edm_weight(log_snr: Tensor, sigma_data: float) -> Tensor:
+    """Log of EDM's weight of the squared error of x_0, SNR + 1 / sigma_data^2 (Karras et al. 2022, section 5)."""
+    log_variance = 2 * math.log(sigma_data)
+    return F.softplus(log_snr + log_variance) - log_variance
 
 
 def noise_of(x_0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddpm_cli.diffusion.prediction import log_edm_weight
+
 Weighting = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -62,6 +64,24 @@ class P2:
     def __call__(self, log_snr: Tensor, log_scale: Tensor) -> Tensor:
         log_weight = -self.gamma * (math.log(self.k) + F.softplus(log_snr - math.log(self.k)))
         return (log_weight + log_snr - log_scale).exp()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDM:
+    """SNR + 1 / sigma_data^2 on the error of x_0: 1 / c_out^2 (Karras et al. 2022, table 1), 1 with `prediction=edm`.
+
+    Raises:
+        ValueError: if `sigma_data` is not positive.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_data < math.inf:
+            raise ValueError(f"sigma_data must be positive, got {self.sigma_data:g}")
+
+    def __call__(self, log_snr: Tensor, log_scale: Tensor) -> Tensor:
+        return (log_edm_weight(log_snr, self.sigma_data) - log_scale).exp()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Heavy modules are imported inside the functions: a mistyped key is answered with
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ddpm_cli.checkpoint.pretrained import Pretrained
-    from ddpm_cli.diffusion.denoiser import Denoiser
+    from ddpm_cli.diffusion.guidance import Guidance
     from ddpm_cli.runtime.device import Compute
     from ddpm_cli.sampling.loop import SamplingLoop
     from ddpm_cli.sampling.modes import Plan, SampleContext
@@ -45,16 +45,11 @@ def build_loop(
     Raises:
         ConfigError: if that cannot be drawn; names the key.
     """
-    from ddpm_cli.sampling.loop import SamplingLoop
-
     plan = _plan(pretrained, compute, options)
     if "seed" in changes and not plan.by_seed:
         raise ConfigError(f"seed: has no effect with mode={option_called(options.mode)}, which draws nothing at random")
     plan = plan._replace(labels=_labels(pretrained, plan, options))
-    denoiser = _denoiser(pretrained, options, labelled=plan.labels is not None)
-    return SamplingLoop(
-        pretrained.ddpm, plan, compute, denoiser=denoiser, compiled=_compiled_batch(plan, compute, options)
-    )
+    return _loop(pretrained, plan, compute, options)
 
 
 def build_new_images(
@@ -65,15 +60,11 @@ def build_new_images(
     Raises:
         ConfigError: if that cannot be drawn; names the key.
     """
-    from ddpm_cli.sampling.loop import SamplingLoop
     from ddpm_cli.sampling.modes import Generate
 
     plan = Generate().plan(_context(pretrained, compute, options, n=n, classes=0))
     plan = plan._replace(rows=n, per_row=1, labels=labels)
-    denoiser = _denoiser(pretrained, options, labelled=labels is not None)
-    return SamplingLoop(
-        pretrained.ddpm, plan, compute, denoiser=denoiser, compiled=_compiled_batch(plan, compute, options)
-    )
+    return _loop(pretrained, plan, compute, options)
 
 
 def _plan(pretrained: "Pretrained", compute: "Compute", options: SampleOptions) -> "Plan":
@@ -110,14 +101,14 @@ def _classes(pretrained: "Pretrained", options: SampleOptions) -> list[int]:
     """The classes that were asked for; none for images without labels."""
     known = pretrained.ddpm.num_classes
     if options.classes is None:
-        if known is not None and label_dropout(pretrained) == 0:
+        if known is not None and pretrained.label_dropout == 0 and not pretrained.ddpm.needs_labels:
             raise ConfigError("classes: the network was trained with every label (label_dropout=0); choose classes=all")
         return []
     if options.classes == []:
         raise ConfigError("classes: names none; leave it out, or choose classes=all")
     if known is None:
         raise ConfigError("classes: has no effect, the network was trained without labels (data.num_classes)")
-    if label_dropout(pretrained) == 1:
+    if pretrained.label_dropout == 1:
         raise ConfigError("classes: the network was trained with every label left out (label_dropout=1)")
     if options.classes == "all":
         return list(range(known))
@@ -130,36 +121,67 @@ def _classes(pretrained: "Pretrained", options: SampleOptions) -> list[int]:
 
 
 def _labels(pretrained: "Pretrained", plan: "Plan", options: SampleOptions) -> list[int] | None:
-    """The label of each row; they take turns with the classes."""
+    """The label of each image: the rows take turns with the classes."""
     classes = _classes(pretrained, options)
     if not classes:
-        return None
+        return _drawn_labels(pretrained, plan, options) if pretrained.ddpm.needs_labels else None
     if len(classes) > plan.rows:
         raise ConfigError(f"classes: {len(classes)} are more than the {plan.rows} rows that take turns with them")
-    return [classes[row % len(classes)] for row in range(plan.rows)]
+    return [classes[image // plan.per_row % len(classes)] for image in range(plan.images)]
 
 
-def _denoiser(pretrained: "Pretrained", options: DrawingOptions, *, labelled: bool) -> "Callable[..., Denoiser]":
-    """What makes a denoiser of labels, with guidance and threshold as asked for."""
-    guidance = instantiate(options.guidance, "guidance")
-    if guidance.scale != 1:
-        if not labelled:
-            raise ConfigError("guidance.scale: has no effect without classes=..., of a network trained on labels")
-        if label_dropout(pretrained) == 0:
-            raise ConfigError(
-                "guidance.scale: the network was trained with every label (label_dropout=0), so it cannot do without"
-            )
+def _drawn_labels(pretrained: "Pretrained", plan: "Plan", options: SampleOptions) -> list[int]:
+    """A label for each image of a network that needs one: all are as likely, and image i has the same in every run."""
+    from ddpm_cli.runtime.seeds import derive_seed
+
+    known = pretrained.ddpm.num_classes
+    assert known is not None
+    if not plan.by_seed:
+        raise ConfigError(
+            f"classes: the network takes a label with each image (model.null_label=false), and "
+            f"mode={option_called(options.mode)} draws none at random; say which"
+        )
+    return [derive_seed(options.seed, "label", image) % known for image in range(plan.images)]
+
+
+def _loop(pretrained: "Pretrained", plan: "Plan", compute: "Compute", options: DrawingOptions) -> "SamplingLoop":
+    """The loop that draws a plan, with guidance and threshold as asked for."""
+    from ddpm_cli.sampling.autoguidance import Autoguidance, read_guide
+    from ddpm_cli.sampling.loop import SamplingLoop
+
+    chosen, guide = instantiate(options.guidance, "guidance"), None
+    guidance = guidance_of(options)
     timesteps = pretrained.ddpm.schedule.timesteps
     if guidance.interval is not None and guidance.interval[1] >= timesteps:
         raise ConfigError(f"guidance.interval: t is below the schedule's {timesteps}, got {list(guidance.interval)}")
+    if isinstance(chosen, Autoguidance):
+        guide = read_guide(chosen, pretrained, compute, trust=options.trust)
+    else:
+        _check_labels_guide(pretrained, guidance, labelled=plan.labels is not None)
     threshold = instantiate(options.threshold, "threshold")
-    return partial(pretrained.ddpm.denoiser, guidance=guidance, threshold=threshold)
+    ddpm = None if guide is None else guide.ddpm
+    denoiser = partial(pretrained.ddpm.denoiser, guidance=guidance, threshold=threshold, guide=ddpm)
+    batch = _compiled_batch(plan, compute, options)
+    return SamplingLoop(pretrained.ddpm, plan, compute, denoiser=denoiser, guide=guide, compiled=batch)
 
 
-def label_dropout(pretrained: "Pretrained") -> float | None:
-    """The share of images that a network was trained on without their label; None: it knows no labels."""
-    trainer = pretrained.config.get("trainer")
-    return trainer.get("label_dropout") if isinstance(trainer, dict) else None
+def guidance_of(options: DrawingOptions) -> "Guidance":
+    """How strongly to guide, by whatever."""
+    from ddpm_cli.sampling.autoguidance import Autoguidance
+
+    chosen = instantiate(options.guidance, "guidance")
+    return chosen.guidance if isinstance(chosen, Autoguidance) else chosen
+
+
+def _check_labels_guide(pretrained: "Pretrained", guidance: "Guidance", *, labelled: bool) -> None:
+    """Raise ConfigError where guidance has to be by labels, and cannot be."""
+    if guidance.scale == 1:
+        return
+    if not labelled:
+        raise ConfigError("guidance.scale: has no effect without classes=..., of a network trained on labels")
+    if pretrained.label_dropout == 0:
+        why = "model.null_label=false" if pretrained.ddpm.needs_labels else "label_dropout=0"
+        raise ConfigError(f"guidance.scale: the network was trained with every label ({why}), so it cannot do without")
 
 
 def sampler_node(options: DrawingOptions, pretrained: "Pretrained") -> dict:
@@ -205,8 +227,16 @@ def identity(pretrained: "Pretrained", loop: "SamplingLoop", options: SampleOpti
         "device": loop.compute.device.type,
         "precision": loop.compute.precision,
         "compile": loop.compiled is not None,
+        "guidance": guidance_identity(options, loop),
         "mode": {key: value for key, value in options.mode.items() if key not in OF_MODES},
     }
+
+
+def guidance_identity(options: DrawingOptions, loop: "SamplingLoop") -> dict:
+    """What decides how the images are guided: of a guide not where it lies but what is in it."""
+    if loop.guide is None:
+        return dict(options.guidance)
+    return options.guidance | {"guide": _digest(loop.guide.ddpm.model.state_dict().values())}
 
 
 def digest_of_model(pretrained: "Pretrained") -> str:

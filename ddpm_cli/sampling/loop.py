@@ -18,6 +18,7 @@ from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
 from ddpm_cli.io.images import to_uint8
 from ddpm_cli.runtime.device import Compute
 from ddpm_cli.runtime.exit_codes import NON_FINITE, RunError
+from ddpm_cli.sampling.autoguidance import Guide
 from ddpm_cli.sampling.modes import Plan
 
 TRAJECTORY_IMAGES = 8
@@ -36,6 +37,7 @@ class SamplingLoop:
 
     Args:
         denoiser: makes one of a batch's labels `[B]`, or of None; None: the network's own, see `DDPM.denoiser`.
+        guide: what the denoiser guides away from, if that is another model.
         compiled: draw batches of this many images with the network as it is compiled, others (0: all) as it was
             written; None: it is not compiled.
     """
@@ -47,12 +49,14 @@ class SamplingLoop:
         compute: Compute,
         *,
         denoiser: Callable[[Tensor | None], Denoiser] | None = None,
+        guide: Guide | None = None,
         compiled: int | None = None,
     ):
         self.ddpm = ddpm
         self.plan = plan
         self.compute = compute
         self.denoiser = ddpm.denoiser if denoiser is None else denoiser
+        self.guide = guide
         self.compiled = compiled
 
     def states(self, indices: range) -> Iterator[Tensor]:
@@ -108,8 +112,7 @@ class SamplingLoop:
     def _denoise(self, indices: range) -> Denoiser:
         labels = None
         if self.plan.labels is not None:
-            of_rows = [self.plan.labels[i // self.plan.per_row] for i in indices]
-            labels = torch.tensor(of_rows, device=self.compute.device)
+            labels = torch.tensor([self.plan.labels[i] for i in indices], device=self.compute.device)
         denoise = self.denoiser(labels)
         if self.compiled is None:
             return denoise

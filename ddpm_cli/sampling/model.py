@@ -4,7 +4,8 @@ Heavy modules are imported inside the functions: `--help` and a mistyped key are
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from ddpm_cli.config.drawing_options import DrawingOptions
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ddpm_cli.sampling.loop import SamplingLoop
 
 T = TypeVar("T")
+Options = TypeVar("Options", bound=DrawingOptions)
 
 
 def agreed(world: "World", call: Callable[[], T]) -> T:
@@ -75,6 +77,21 @@ def select(options: DrawingOptions, path: str, world: "World") -> "Selection":
                 sha256=options.ckpt_sha256,
             )
         )
+
+
+def with_own_threshold(options: Options, selection: "Selection", changes: Iterable[str]) -> Options:
+    """The options with the threshold of the model, if it has come with one and the command line chooses no other.
+
+    Args:
+        changes: the dotted keys that the command line sets.
+    """
+    from ddpm_cli.checkpoint.pretrained import own_threshold
+
+    if any(key.partition(".")[0] == "threshold" for key in changes):
+        return options
+    with naming("ckpt"):
+        own = own_threshold(selection, trust=options.trust)
+    return options if own is None else replace(options, threshold=own)
 
 
 def rebuild(selection: "Selection", options: DrawingOptions, compute: "Compute", world: "World") -> "Pretrained":

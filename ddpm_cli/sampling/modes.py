@@ -54,7 +54,7 @@ class Plan(NamedTuple):
     walk: Callable[[Denoiser, range], Iterator[Tensor]]  # images of these indices, x after every step
     shown: Tensor | None = None  # uint8 [rows, k, C, H, W]: what stands before each row's images in the picture
     by_seed: bool = True  # whether the context's seed decides what is drawn
-    labels: Sequence[int] | None = None  # of each row; None: there are none
+    labels: Sequence[int] | None = None  # of each image; None: there are none
     square: bool = False  # whether the picture of a single row is as square as possible
 
     @property
@@ -149,6 +149,7 @@ class Inpaint:
         times = sampler.times(schedule)
         steps = repaint.steps_down(len(times))
         holes = torch.where(white, torch.tensor(GREY, dtype=torch.uint8), given)
+        holes[:, 3:] = torch.where(white, torch.tensor(255, dtype=torch.uint8), given[:, 3:])  # alpha, if there is any
 
         def walk(denoise: Denoiser, indices: range) -> Iterator[Tensor]:
             image = _of_rows(given, context, indices)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.io import durable
-from ddpm_cli.io.images import grid, save_gif, save_png
+from ddpm_cli.io.images import grid, on_checks, save_gif, save_png
 from ddpm_cli.io.own_output import GIF_FILE, GRID_FILE, IMAGES_DIRECTORY, NPZ_FILE, STRIP_FILE
 from ddpm_cli.sampling.image_store import ImageStore
 from ddpm_cli.sampling.modes import Plan
@@ -44,7 +44,7 @@ def write(store: ImageStore, plan: Plan, *, save: str) -> list[Path]:
     if trajectory is not None:
         frames, shown = trajectory.shape[:2]
         made[STRIP_FILE] = lambda path: save_png(grid(trajectory.transpose(0, 1).flatten(0, 1), columns=frames), path)
-        made[GIF_FILE] = lambda path: save_gif([grid(frame, columns=shown) for frame in trajectory], path)
+        made[GIF_FILE] = lambda path: save_gif([on_checks(grid(frame, columns=shown)) for frame in trajectory], path)
     for name, make in made.items():
         _put(store, name, make)
     durable.sync(store.directory)

@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.data.decode import decode
+from ddpm_cli.data.reading import AS_STORED, Reading
 from ddpm_cli.data.scan import find_images, kinds_text
 
 
 def read_pictures(path: str, shape: tuple[int, int, int]) -> Tensor:
     """The picture at `path`, or those in that folder, uint8 `[K, C, H, W]` of `shape` (C, H, W).
+
+    What is transparent is kept where there is a channel for it, else laid over white.
 
     Raises:
         ValueError: naming the file, if one cannot be decoded, or the folder, if it holds none.
@@ -39,7 +42,8 @@ def picture_files(path: str) -> list[Path]:
 
 def _decoded(file: Path, shape: tuple[int, int, int]) -> Tensor:
     channels, height, width = shape
+    reading = Reading(background="keep") if channels == 4 else AS_STORED
     try:
-        return torch.from_numpy(decode(file, (height, width), channels).copy())
+        return torch.from_numpy(decode(file, (height, width), channels, reading=reading).copy())
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error

@@ -22,7 +22,7 @@ from ddpm_cli.runtime.signals import Stop
 from ddpm_cli.sampling.build import build_loop, identity
 from ddpm_cli.sampling.classes import class_numbers, classes_text
 from ddpm_cli.sampling.ending import ending_well, same_command, say_on_stderr
-from ddpm_cli.sampling.model import agreed, choose, compile_now, rebuild, select
+from ddpm_cli.sampling.model import agreed, choose, compile_now, rebuild, select, with_own_threshold
 
 if TYPE_CHECKING:
     from ddpm_cli.checkpoint.pretrained import Pretrained, Selection
@@ -70,7 +70,7 @@ def _sample(task: _Task, held: ExitStack) -> Path:
     held.enter_context(console.telling(say_on_stderr("sample")))
     compute = agreed(world, lambda: choose(task.options, world))
     selection = select(task.options, task.options.ckpt, world)
-    task = agreed(world, lambda: _with_classes(task, selection))
+    task = agreed(world, lambda: _with_what_it_knows(task, selection))
     options = task.options
     pretrained, loop = agreed(world, lambda: _prepare(task, compute, selection))
     decisive = identity(pretrained, loop, options)
@@ -104,6 +104,7 @@ def _sample(task: _Task, held: ExitStack) -> Path:
         if world.main:
             durable.wait_for(*store.trajectory_files(followed))
             written = write(store, loop.plan, save=options.save)
+            _keep_record(task, directory)
             store.end()
             task.stop.finish()
             print("\n".join(printable(str(path)) for path in written))
@@ -111,10 +112,19 @@ def _sample(task: _Task, held: ExitStack) -> Path:
     return directory / GRID_FILE
 
 
-def _with_classes(task: _Task, selection: "Selection") -> _Task:
+def _with_what_it_knows(task: _Task, selection: "Selection") -> _Task:
+    """With the classes by their numbers, and the threshold that the model came with."""
     names = selection.checkpoint.metadata.classes
-    options = replace(task.options, classes=class_numbers(task.options.classes, names))
+    options = with_own_threshold(task.options, selection, task.invocation.changes)
+    options = replace(options, classes=class_numbers(options.classes, names))
     return task._replace(options=options, class_names=names)
+
+
+def _keep_record(task: _Task, directory: Path) -> None:
+    """Write `.hydra/` where the directory is Hydra's own, unless there is one: it may be that of a training."""
+    call = task.invocation
+    if call.record is not None and call.run_directory is not None and not (directory / run_dir.HYDRA).exists():
+        run_dir.keep_hydra(directory, call.record(directory, None))
 
 
 def _prepare(task: _Task, compute: "Compute", selection: "Selection") -> "tuple[Pretrained, SamplingLoop]":
@@ -176,8 +186,12 @@ def _announce(task: _Task, pretrained: "Pretrained", loop: "SamplingLoop", store
     compiled = ", compiled" if loop.compiled else ""
     on = f"{loop.compute}{together}{compiled}"
     print(f"{printable(options.ckpt)}: step {pretrained.step:,}, {options.weights} weights{length}, on {on}")
-    if loop.plan.labels is not None:
+    if loop.plan.labels is not None and options.classes is None:
+        print("classes: the network takes a label with each image; they are drawn by the seed, all as often")
+    elif loop.plan.labels is not None:
         print(f"classes: {classes_text(list(dict.fromkeys(loop.plan.labels)), task.class_names)}")
+    if loop.guide is not None:
+        print(f"guided away from {printable(loop.guide.said)}")
     if store.finished > 0:
         print(f"resumes: {_there(store)}")
 

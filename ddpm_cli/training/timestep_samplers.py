@@ -5,9 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddpm_cli.diffusion.schedule import NoiseSchedule
+
 
 class Draw(NamedTuple):
-    """Timesteps `[B]` int64 in `{0 .. T-1}`, and weights `[B]`: losses so weighted have the mean of uniform t."""
+    """Timesteps `[B]` int64 in `{0 .. T-1}`, and weights `[B]` by which their losses count.
+
+    Losses so weighted have the mean of uniform t, but for `LogNormal`, which is meant to train other timesteps more.
+    """
 
     t: Tensor
     weights: Tensor
@@ -17,13 +22,13 @@ class Uniform:
     """Every t is as likely, for every image by itself (DDPM, algorithm 1).
 
     Args:
-        timesteps: T.
+        schedule: of T timesteps.
     """
 
     learns = False  # whether `update` reads the losses of every step, for which a GPU has to be waited for
 
-    def __init__(self, timesteps: int):
-        self.timesteps = timesteps
+    def __init__(self, schedule: NoiseSchedule):
+        self.timesteps = schedule.timesteps
 
     def draw(self, size: int, generator: torch.Generator) -> Draw:
         """Timesteps of a batch of `size`, on the generator's device."""
@@ -55,6 +60,44 @@ class Stratified(Uniform):
         return Draw(t, torch.ones(size, device=device))
 
 
+class LogNormal(Uniform):
+    """The t of middle noise levels more often, each counting as much: a log-normal SNR (Karras et al. 2022, table 1).
+
+    p(t) is what of a normal distribution of log SNR lies nearer to t's than to that of any other timestep.
+
+    Args:
+        schedule: of T timesteps.
+        mean, std: of log SNR. The paper has those of its noise level's logarithm, P_mean = -mean / 2, P_std = std / 2.
+        uniform: share of draws that stay uniform, as sampling passes through the t that p leaves out.
+
+    Raises:
+        ValueError: if `std` is not positive or `uniform` lies outside (0, 1].
+    """
+
+    def __init__(self, schedule: NoiseSchedule, *, mean: float = 2.4, std: float = 2.4, uniform: float = 0.1):
+        super().__init__(schedule)
+        if not std > 0:
+            raise ValueError(f"std must be positive, got {std:g}")
+        if not 0 < uniform <= 1:
+            raise ValueError(f"uniform must lie in (0, 1], got {uniform:g}")
+        self.schedule, self.mean, self.std, self.uniform = schedule, mean, std, uniform
+        self.p = self.probabilities()
+
+    def probabilities(self) -> Tensor:
+        """p(t), `[T]`, where the schedule is."""
+        log_snr = self.schedule.log_snr
+        between = (log_snr[1:] + log_snr[:-1]) / 2  # falls with t
+        noisier = torch.special.ndtr((between - self.mean) / self.std)  # how much lies beyond each
+        p = -torch.diff(noisier, prepend=torch.ones_like(log_snr[:1]), append=torch.zeros_like(log_snr[:1]))
+        return ((1 - self.uniform) * p + self.uniform / self.timesteps).float()
+
+    def draw(self, size: int, generator: torch.Generator) -> Draw:
+        if self.p.device != generator.device:  # the schedule has been moved since
+            self.p = self.probabilities()
+        t = torch.multinomial(self.p, size, replacement=True, generator=generator)
+        return Draw(t, torch.ones(size, device=t.device))
+
+
 class LossSecondMoment(Uniform):
     """The t of large losses more often, each counting less for it (Improved DDPM, section 3.3, eq. 18).
 
@@ -62,7 +105,7 @@ class LossSecondMoment(Uniform):
     every t, t is uniform.
 
     Args:
-        timesteps: T.
+        schedule: of T timesteps.
         history: losses remembered for each t.
         uniform: share of draws that stay uniform, so that no t is forgotten.
 
@@ -72,15 +115,15 @@ class LossSecondMoment(Uniform):
 
     learns = True
 
-    def __init__(self, timesteps: int, *, history: int = 10, uniform: float = 0.001):
-        super().__init__(timesteps)
+    def __init__(self, schedule: NoiseSchedule, *, history: int = 10, uniform: float = 0.001):
+        super().__init__(schedule)
         if history < 1:
             raise ValueError(f"history must be at least 1, got {history}")
         if not 0 < uniform <= 1:
             raise ValueError(f"uniform must lie in (0, 1], got {uniform:g}")
         self.uniform = uniform
-        self.losses = torch.zeros(timesteps, history)  # of each t a ring: the next one goes to `seen` modulo its length
-        self.seen = torch.zeros(timesteps, dtype=torch.int64)
+        self.losses = torch.zeros(self.timesteps, history)  # rings: the next goes to `seen` modulo their length
+        self.seen = torch.zeros(self.timesteps, dtype=torch.int64)
 
     def probabilities(self) -> Tensor:
         """p(t), `[T]` in float64."""

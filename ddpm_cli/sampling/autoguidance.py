@@ -1,0 +1,68 @@
+"""Autoguidance (Karras et al. 2024): away from what a worse model of the same images sees."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from ddpm_cli.config.errors import naming
+from ddpm_cli.diffusion.guidance import Guidance
+
+if TYPE_CHECKING:
+    from ddpm_cli.checkpoint.pretrained import Pretrained
+    from ddpm_cli.diffusion.ddpm import DDPM
+    from ddpm_cli.runtime.device import Compute
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autoguidance:
+    """The guide, and how strongly the difference from it counts.
+
+    Args:
+        guide: what `ckpt=` takes: an earlier checkpoint of the run, or a run of a smaller network on the same images.
+        weights: of the guide, as `weights=` of the command.
+        scale, interval, rescale: as of `Guidance`, with the guide in the place of the network without labels.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+
+    guide: str
+    weights: str = "ema"
+    scale: float = 2.0
+    interval: tuple[int, int] | None = None
+    rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.scale == 1:
+            raise ValueError("scale 1 leaves the guide without effect; more than 1 is away from it")
+        assert self.guidance  # which checks the rest
+
+    @property
+    def guidance(self) -> Guidance:
+        """What is done with the difference."""
+        return Guidance(scale=self.scale, interval=self.interval, rescale=self.rescale)
+
+
+class Guide(NamedTuple):
+    """A guide that has been read."""
+
+    ddpm: "DDPM"
+    said: str  # which checkpoint it is of
+
+
+def read_guide(options: Autoguidance, pretrained: "Pretrained", compute: "Compute", *, trust: list[str]) -> Guide:
+    """The guide on the device, verified; every process reads it for itself.
+
+    Raises:
+        ConfigError: if there is none, or it cannot guide this model; says what differs.
+    """
+    from ddpm_cli.checkpoint.pretrained import rebuild, select
+
+    with naming("guidance.guide"):
+        selection = select(options.guide, weights=options.weights, trust=trust, key="guidance.weights")
+        guide = rebuild(selection, trust=trust)
+        if guide.image_shape != pretrained.image_shape:
+            ours, theirs = (list(model.image_shape) for model in (pretrained, guide))
+            raise ValueError(f"its images are {theirs}, those of ckpt {ours}")
+        pretrained.ddpm.check_guide(guide.ddpm)
+    compute.place(guide.ddpm)
+    return Guide(guide.ddpm, f"step {guide.step:,} of {selection.checkpoint.path}")
