@@ -1,0 +1,1 @@
+"""Models of other programs in our terms, and ours in theirs."""

@@ -1,0 +1,86 @@
+"""Models of the Hugging Face Hub: found in its cache on this machine, and fetched where the user says so."""
+
+import os
+import re
+from pathlib import Path
+
+from ddpm_cli.config.errors import ConfigError, shown
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+# Of a repository, what a model of diffusers consists of; neither its pictures nor weights for other libraries.
+FILES = (
+    *("model_index.json", "config.json", "scheduler_config.json", "unet/config.json"),
+    "scheduler/scheduler_config.json",
+    *("diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors"),
+)
+SECONDS = 20.0  # in which the Hub has to answer
+_PICKLED = ("diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.bin")  # where there is no other
+
+
+def local_source(source: str, *, download: bool) -> Path:
+    """Where the files of a model are on this machine.
+
+    Args:
+        source: their place, or a model's name on the Hub: OWNER/NAME.
+        download: fetch those of a name.
+
+    Raises:
+        ConfigError: if there is no such place, and no such model in the cache or on the Hub; says how it can be got.
+    """
+    if os.path.lexists(source):
+        if download:
+            raise ConfigError(f"download: has no effect, {source} is on this machine")
+        return Path(source)
+    if not _NAME.fullmatch(source):
+        if download:
+            raise ConfigError(f"source: {shown(source)} is no name of a model on the Hub, as OWNER/NAME")
+        raise ConfigError(f"source: {shown(source)} does not exist")
+    if download:
+        return _fetched(source)
+    cached = _cached(source)
+    if cached is None:
+        raise ConfigError(_absent(source))
+    return cached
+
+
+def _cached(name: str) -> Path | None:
+    """What the Hub's own library has kept of a model; None if it has nothing, or is not installed."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        return None
+    try:
+        return Path(snapshot_download(name, local_files_only=True, allow_patterns=[*FILES, *_PICKLED]))
+    except (OSError, ValueError):
+        return None
+
+
+def _fetched(name: str) -> Path:
+    try:
+        from huggingface_hub import HfApi, snapshot_download
+    except ImportError as error:
+        raise ConfigError("download: needs pip install 'ddpm-cli[hub]'") from error
+    try:
+        there = {sibling.rfilename for sibling in HfApi().model_info(name, timeout=SECONDS).siblings or ()}
+        wanted = [file for file in FILES if file in there]
+        if not any(file.endswith(".safetensors") for file in wanted):
+            wanted += [file for file in _PICKLED if file in there]
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # whatever a network may do
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(f"download: {name} cannot be fetched: {shown(reason.strip())}. {_by_hand(name)}") from error
+
+
+def _absent(name: str) -> str:
+    return (
+        f"source: {name} does not exist on this machine, and is not in the Hub's cache; download=true fetches it "
+        f"(pip install 'ddpm-cli[hub]'). {_by_hand(name)}"
+    )
+
+
+def _by_hand(name: str) -> str:
+    return (
+        f"Without network: from https://huggingface.co/{name}/tree/main take config.json, scheduler_config.json and "
+        "diffusion_pytorch_model.safetensors or .bin, in unet/ and scheduler/ if they lie there, into a directory DIR; "
+        "then source=DIR"
+    )

@@ -1,0 +1,135 @@
+"""Tensors out of other programs' files: safetensors, or what torch.save has written, of which no code is run."""
+
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddpm_cli.checkpoint import CheckpointError
+from ddpm_cli.checkpoint.files import opened
+from ddpm_cli.checkpoint.metadata import HEADER_KEY
+from ddpm_cli.config.errors import shown
+from ddpm_cli.conversion.imported import ConversionError
+from ddpm_cli.io import plain_files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SAFETENSORS = ".safetensors"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+MOST_PICKLE = 2**26  # bytes of the pickle in a file of torch.save, which holds names and shapes but no numbers
+
+
+def read_tensors(file: Path) -> "dict[str, Tensor]":
+    """The tensors of a safetensors file by name, on the CPU.
+
+    Raises:
+        ConversionError: if it is damaged, or a checkpoint of ours.
+    """
+    _check_plain(file)
+    try:
+        with opened(Path(os.path.realpath(file))) as tensors:  # a hub's cache is made of links
+            if HEADER_KEY in (tensors.metadata() or {}):
+                raise ConversionError(f"{file} is ours already: ckpt= and init= take it as it is")
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 no dict
+    except CheckpointError as error:
+        raise ConversionError(str(error)) from error
+
+
+def read_pickled(file: Path) -> Any:
+    """What torch.save has written: tensors, and numbers, texts, lists and dicts; never anything that would run code.
+
+    Raises:
+        ConversionError: if it is damaged, holds other objects, or would take more memory than it has bytes.
+    """
+    import torch
+
+    size = _check_plain(file)
+    _check_zip(file, size)
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever comes of bytes that may be anybody's
+        raise ConversionError(f"{file}: {_reason(error)}") from error
+    taken = sum(tensor.numel() * tensor.element_size() for tensor in _tensors_in(found))
+    if taken > size:
+        raise ConversionError(f"{file} is damaged: {taken:,} bytes of tensors in a file of {size:,}")
+    return found
+
+
+def state_dict(found: Any) -> "dict[str, Tensor] | None":
+    """A dict of nothing but tensors, each with a name; None for anything else."""
+    import torch
+
+    if not isinstance(found, dict) or not found:
+        return None
+    named = all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items())
+    return dict(found) if named else None
+
+
+def _check_plain(file: Path) -> int:
+    try:
+        return plain_files.size(file)
+    except OSError as error:
+        raise ConversionError(f"{file}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
+
+
+def _check_zip(file: Path, size: int) -> None:
+    """Refuse archives of torch.save that would grow when they are read, or whose checksums do not fit.
+
+    torch looks at neither. Its files of before 2020 are no archives: in them everything has the length that it takes.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > size:
+                raise ConversionError(f"{file} is damaged: its parts are longer than the file")
+            pickles = [entry for entry in entries if entry.filename.endswith(".pkl")]
+            if any(entry.file_size > MOST_PICKLE for entry in pickles):
+                raise ConversionError(f"{file}: its description is longer than {MOST_PICKLE:,} bytes")
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, ConversionError):
+            raise
+        raise ConversionError(f"{file} is damaged: {shown(str(error))}") from error
+    if damaged is not None:
+        raise ConversionError(f"{file} is damaged: the checksum of {shown(damaged)} in it does not fit")
+
+
+def _reason(error: Exception) -> str:
+    """In one line, why torch has not loaded a file."""
+    text = str(error)
+    asked = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|global|operand)[^\w]*([\w.]+)", text)
+    if asked is not None:
+        name = shown(next(filter(None, asked.groups())))
+        return (
+            f"asks for {name}: loading it could run anything, so it is not loaded; "
+            "its state_dict alone, saved as safetensors, can be read"
+        )
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    return f"is damaged, or no file of torch.save: {shown(first)}"
+
+
+def _tensors_in(found: Any) -> "list[Tensor]":
+    """Every tensor in nested dicts and lists, each place of which is looked at once."""
+    import torch
+
+    tensors, open_values, seen = [], [found], set()
+    while open_values:
+        value = open_values.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            tensors.append(value)
+        elif isinstance(value, dict):
+            open_values += value.values()
+        elif isinstance(value, list | tuple):
+            open_values += value
+    return tensors
