@@ -13,7 +13,7 @@ import pytest
 from pictures import smooth
 from PIL import Image
 
-from ddpm_cli.data import folder
+from ddpm_cli.data import decode_once, folder
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.io.text import printable
 
@@ -124,8 +124,8 @@ def test_skipping_leaves_the_good_images_as_they_were(good, mixed, read):
     ("bad", "workers"), [([0], 0), ([11], 0), ([0, 1, 2], 0), ([3, 4, 9], 0), ([3, 4, 9], 2), (list(range(11)), 0)]
 )
 def test_bad_images_leave_no_gaps(good, read, bad, workers, monkeypatch):
-    monkeypatch.setattr(folder, "FEW_IMAGES", 1)
-    monkeypatch.setattr(folder, "CHUNK", 2)
+    monkeypatch.setattr(decode_once, "FEW_IMAGES", 1)
+    monkeypatch.setattr(decode_once, "CHUNK", 2)
     pixels = read(good).pixels
     for position, path in enumerate(sorted(good.rglob("*.png"))):
         if position in bad:
@@ -137,14 +137,14 @@ def test_bad_images_leave_no_gaps(good, read, bad, workers, monkeypatch):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_large_images_are_decoded_one_at_a_time(good, read, workers, monkeypatch, tmp_path):
-    monkeypatch.setattr(folder, "FEW_IMAGES", 1)
+    monkeypatch.setattr(decode_once, "FEW_IMAGES", 1)
     expected = read(good).pixels
     Image.open(good / "one" / "04.png").resize((99, 99)).save(good / "one" / "04.png")
     alone = read(good, workers=0).pixels
     shutil.rmtree(tmp_path / "cache")
     asked = []
     monkeypatch.setattr(
-        folder, "most_at_a_time", lambda workers: asked.append(workers) or (2**30, 2**30, 3000)[workers]
+        decode_once, "most_at_a_time", lambda workers: asked.append(workers) or (2**30, 2**30, 3000)[workers]
     )
     images = read(good, workers=workers)
     np.testing.assert_array_equal(images.pixels, alone)

@@ -22,7 +22,7 @@ from ddpm_cli.data.options import height_width
 
 
 def test_image_set_reports_its_length_and_shape():
-    images = ImageSet(np.zeros((5, 3, 4, 6), np.uint8), "zeros", flip=False)
+    images = ImageSet(np.zeros((5, 3, 4, 6), np.uint8), "zeros", flip="none")
     assert (len(images), images.shape) == (5, (3, 4, 6))
 
 
@@ -31,7 +31,7 @@ def test_image_set_reports_its_length_and_shape():
 )
 def test_image_set_refuses_other_arrays(pixels: np.ndarray):
     with pytest.raises(ValueError, match=r"bad: .*\[(5|0), "):
-        ImageSet(pixels, "bad", flip=False)
+        ImageSet(pixels, "bad", flip="none")
 
 
 @pytest.mark.parametrize("size", [(7, 5), (20, 31)])
@@ -77,11 +77,11 @@ def test_digits_are_sklearns_scaled_to_bytes():
 
     images = datasets.digits()
     pixels = images.pixels[:, 0]
-    assert (len(images), images.shape, images.name, images.flip) == (1797, (1, 8, 8), "digits", False)
+    assert (len(images), images.shape, images.name, images.flip) == (1797, (1, 8, 8), "digits", "none")
     assert (pixels.min(), pixels.max()) == (0, 255)
     levels, _ = load_digits(return_X_y=True)  # 0..16
     assert np.abs(pixels.reshape(-1, 64) - np.asarray(levels) * 255 / 16).max() <= 0.5
-    assert datasets.digits(image_size=[12, 10], channels=3, flip=True).pixels.shape == (1797, 3, 12, 10)
+    assert datasets.digits(image_size=[12, 10], channels=3, flip="horizontal").pixels.shape == (1797, 3, 12, 10)
 
 
 @pytest.fixture(params=["mnist", "fashion_mnist", "cifar10"])
@@ -110,9 +110,9 @@ def test_archive_in_place_is_extracted_and_then_the_tree_suffices(published, tmp
     images = published.source(root=str(tmp_path))
     np.testing.assert_array_equal(images.pixels, published.pixels)
     assert (images.labels, images.class_names) == (None, ())
-    assert images.flip == (published.place.startswith("cifar"))
+    assert images.flip == ("horizontal" if published.place.startswith("cifar") else "none")
     archive.unlink()
-    np.testing.assert_array_equal(published.source(root=str(tmp_path), flip=True).pixels, published.pixels)
+    np.testing.assert_array_equal(published.source(root=str(tmp_path), flip="horizontal").pixels, published.pixels)
 
 
 @pytest.mark.usefixtures("no_network")

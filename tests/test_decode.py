@@ -16,7 +16,7 @@ import pytest
 from pictures import smooth
 from PIL import ExifTags, Image, ImageOps
 
-from ddpm_cli.data import decode, decoding_memory
+from ddpm_cli.data import decode, decoding_memory, reading
 from ddpm_cli.data.decoding_memory import LargeImageError
 
 LEFT, RIGHT, WHITE = (200, 30, 40), (10, 220, 100), (255, 255, 255)
@@ -333,7 +333,7 @@ def test_tiles_make_no_seams(tmp_path, monkeypatch, rng):
     for name in ("rgba.png", "16.png"):
         whole = decode.decode(tmp_path / name, (20, 30), 3)
         with monkeypatch.context() as patch:
-            patch.setattr(decode, "_TILE", 16)
+            patch.setattr(reading, "_TILE", 16)
             np.testing.assert_array_equal(decode.decode(tmp_path / name, (20, 30), 3), whole)
 
 

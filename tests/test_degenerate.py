@@ -8,18 +8,19 @@ from commands import TINY_RUN, only, train
 from pictures import smooth
 from PIL import Image
 
-from ddpm_cli.data.decode import Reading, decode
+from ddpm_cli.data.decode import decode
 from ddpm_cli.data.degenerate import degenerate
 from ddpm_cli.data.folder import folder
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.data.loader import BatchLoader, augment
+from ddpm_cli.data.reading import Reading
 from ddpm_cli.io.images import to_uint8
 
-OPTIONS = ("channels", "value_range", "alpha")
+OPTIONS = ("channels", "value_range", "background")
 
 
 def said(pixels: np.ndarray) -> list[str]:
-    return degenerate(ImageSet(pixels, "x", flip=False), pixels, OPTIONS)
+    return degenerate(ImageSet(pixels, "x", flip="none"), pixels, OPTIONS)
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_values_and_channels_are_looked_at(good):
     assert said(good) == ["channel green is 7 in every pixel"]
     good[:30] = 255
     assert said(good)[0].startswith("30 of 40 images looked at are white all over, as pictures are whose alpha hides")
-    assert "data." not in str(degenerate(ImageSet(good, "x", flip=False), good, ()))
+    assert "data." not in str(degenerate(ImageSet(good, "x", flip="none"), good, ()))
 
 
 def test_images_that_are_not_in_memory_are_looked_at_as_they_were_read(good):
@@ -64,7 +65,7 @@ def test_images_that_are_not_in_memory_are_looked_at_as_they_were_read(good):
         def __getitem__(self, indices):
             raise AssertionError
 
-    assert degenerate(ImageSet(Elsewhere(), "x", flip=False), np.repeat(good[:1], 5, axis=0), ()) == [
+    assert degenerate(ImageSet(Elsewhere(), "x", flip="none"), np.repeat(good[:1], 5, axis=0), ()) == [
         "5 of 5 images are equal: that one is all that can be learned"
     ]
 
@@ -101,7 +102,7 @@ def test_alpha_can_be_ignored(mode, tmp_path, rng):
         picture, hidden = picture.convert("L").convert("RGB"), hidden.convert("LA")
     hidden.save(tmp_path / "x.png")
     assert (decode(tmp_path / "x.png", (8, 8), 3) == 255).all()
-    shown = decode(tmp_path / "x.png", (8, 8), 3, reading=Reading(alpha="ignore"))
+    shown = decode(tmp_path / "x.png", (8, 8), 3, reading=Reading(background="ignore"))
     np.testing.assert_array_equal(shown, np.asarray(picture).transpose(2, 0, 1))
 
 
@@ -119,7 +120,13 @@ def test_another_reading_is_another_cache(tmp_path):
     [
         ("value_range", [1, 1], r"value_range must be \[low, high\], .*got \[1, 1\]"),
         ("value_range", [0, 1, 2], r"value_range must be \[low, high\], .*got \[0, 1, 2\]"),
-        ("alpha", "black", "alpha must be white or ignore, got 'black'"),
+        ("background", "red", r"background must be white, black, \[red, green, blue\] from 0 to 255, .*, got 'red'"),
+        ("background", [0, 0], r"background must be white, .*, got \[0, 0\]"),
+        ("background", [0, 0, 256], r"background must be white, .*, got \[0, 0, 256\]"),
+        ("background", "keep", "channels must be 4 with background=keep, which keeps transparency, got 3"),
+        ("channels", 4, r"channels must be 1 \(grey\) or 3 \(RGB\), got 4; with background=keep it is 4"),
+        ("crop", "middle", "crop must be one of center, random, pad, got 'middle'"),
+        ("flip", True, "flip must be one of none, horizontal, both, got True; true is called horizontal"),
         ("cache_gb", -1, "cache_gb must be 0 or more, got -1"),
         ("extensions", [], r"extensions must be a list of .*, got \[\]"),
     ],
@@ -134,7 +141,7 @@ def test_impossible_values_are_refused(option, value, says, tmp_path):
 
 @pytest.mark.parametrize("batch_size", [3, 16, 64])
 def test_the_first_images_are_those_that_are_trained_on(batch_size, good):
-    loader = BatchLoader(ImageSet(good, "x", flip=True), batch_size, seed=3)
+    loader = BatchLoader(ImageSet(good, "x", flip="horizontal"), batch_size, seed=3)
     first = loader.first_images(20)
     seen = []
     for step in range(-(-20 // batch_size)):

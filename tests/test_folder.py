@@ -13,7 +13,7 @@ import torch
 from pictures import smooth
 from PIL import Image
 
-from ddpm_cli.data import decode, folder
+from ddpm_cli.data import decode, decode_once, folder
 from ddpm_cli.data import decoded_cache as caches
 from ddpm_cli.data.loader import BatchLoader
 from ddpm_cli.data.scan import find_images
@@ -51,7 +51,7 @@ def test_folder_holds_every_image_in_posix_order(pictures, cache, capfd):
     )
     assert len(names) == 40
     np.testing.assert_array_equal(images.pixels, [decode.decode(pictures / name, (8, 12), 1) for name in names])
-    assert (images.shape, images.name, images.flip) == ((1, 8, 12), "pictures", True)
+    assert (images.shape, images.name, images.flip) == ((1, 8, 12), "pictures", "horizontal")
     assert [p.suffix for p in cache.iterdir()] == [".npy"]
     np.testing.assert_array_equal(np.load(next(cache.iterdir())), images.pixels)  # an ordinary .npy file
     assert capfd.readouterr() == ("", "")
@@ -61,7 +61,7 @@ def test_folder_holds_every_image_in_posix_order(pictures, cache, capfd):
 def test_second_run_decodes_nothing(pictures, decoded):
     first = folder.folder(str(pictures), image_size=8)
     assert len(decoded) == 40
-    second = folder.folder(str(pictures), image_size=8, flip=False, workers=0)
+    second = folder.folder(str(pictures), image_size=8, flip="none", workers=0)
     assert len(decoded) == 40
     np.testing.assert_array_equal(first.pixels, second.pixels)
     folder.folder(str(pictures), image_size=8, channels=1)
@@ -124,7 +124,7 @@ def test_memory_limit_decides_between_memory_and_the_file(pictures):
 
 
 def test_worker_processes_give_the_same_pixels(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "FEW_IMAGES", 1)
+    monkeypatch.setattr(decode_once, "FEW_IMAGES", 1)
     one, two = (folder.folder(str(pictures), workers=n, cache_dir=str(tmp_path / f"cache{n}")) for n in (0, 2))
     np.testing.assert_array_equal(one.pixels, two.pixels)
 

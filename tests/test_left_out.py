@@ -170,7 +170,7 @@ def test_classes_are_in_natural_order_and_what_is_none_is_named(tmp_path, read):
 
 def test_a_run_keeps_the_numbers_that_its_classes_had():
     images = ImageSet(
-        np.zeros((3, 1, 2, 2), np.uint8), "x", flip=False, labels=np.array([2, 0, 1]), class_names=("1", "2", "10")
+        np.zeros((3, 1, 2, 2), np.uint8), "x", flip="none", labels=np.array([2, 0, 1]), class_names=("1", "2", "10")
     )
     before = images.numbered_as(("1", "10", "2"))
     assert (before.class_names, before.labels.tolist()) == (("1", "10", "2"), [1, 0, 2])
@@ -191,7 +191,7 @@ def test_a_run_of_before_there_was_an_order_resumes_with_its_own(tmp_path):
         "labels.natural = lambda name: name\n"
         "from ddpm_cli.checkpoint import metadata\n"
         "as_json = metadata.Metadata.as_json\n"
-        "later = r'\"(extensions|follow_links|cache_gb|value_range|alpha)\": (\\[[^]]*\\]|[^,\\n]*),'\n"
+        "later = r'\"(extensions|follow_links|cache_gb|value_range|background|crop)\": (\\[[^]]*\\]|[^,\\n]*),'\n"
         "metadata.Metadata.as_json = lambda self: re.sub(later, '', as_json(self))\n"
         "from ddpm_cli import train; train.main()"
     )
@@ -199,7 +199,7 @@ def test_a_run_of_before_there_was_an_order_resumes_with_its_own(tmp_path):
     assert first.returncode == 0, first.stderr
     assert "classes  0: 1, 1: 10, 2: 2" in first.stdout
     (description,) = tmp_path.glob("outputs/x/*/checkpoints/step_00000004/checkpoint.json")
-    assert '"alpha"' not in description.read_text()
+    assert '"background"' not in description.read_text()
     further = train(*command, "trainer.steps=6", cwd=tmp_path)
     assert further.returncode == 0, further.stderr
     assert "classes  0: 1, 1: 10, 2: 2" in further.stdout

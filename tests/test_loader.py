@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from ddpm_cli.data import loader
-from ddpm_cli.data.image_set import ImageSet
+from ddpm_cli.data.image_set import Flip, ImageSet
 from ddpm_cli.data.loader import BatchLoader, augment
 
 
-def numbered(count: int, *, flip: bool = False) -> ImageSet:
+def numbered(count: int, *, flip: Flip = "none") -> ImageSet:
     """Images 1 x 2 x 3 whose pixels all say which image it is."""
     values = np.arange(count, dtype=np.uint8)[:, None, None, None]
     return ImageSet(np.broadcast_to(values, (count, 1, 2, 3)).copy(), "numbered", flip=flip)
@@ -21,7 +21,7 @@ def numbered(count: int, *, flip: bool = False) -> ImageSet:
 
 def labelled(count: int) -> ImageSet:
     """As `numbered`; the label is what the number leaves on division by 7."""
-    images = numbered(count, flip=True)
+    images = numbered(count, flip="horizontal")
     names = tuple(f"class {label}" for label in range(7))
     return replace(images, labels=np.arange(count, dtype=np.int64) % 7, class_names=names)
 
@@ -62,15 +62,23 @@ def test_a_batch_gathers_the_images_of_the_step():
     np.testing.assert_array_equal(pixels[:, 0, 1, 2].numpy(), stream.indices(5))
 
 
-def test_flips_are_fair_coins_of_seed_and_step():
-    stream = BatchLoader(numbered(10, flip=True), 500, seed=0)
+@pytest.mark.parametrize(("flip", "ways"), [("none", 0), ("horizontal", 1), ("both", 2)])
+def test_flips_are_fair_coins_of_seed_and_step(flip, ways):
+    stream = BatchLoader(numbered(10, flip=flip), 500, seed=0)
     flips = torch.stack([stream.flips(step) for step in range(20)])
-    assert flips.dtype == torch.bool
-    assert 0.47 < flips.float().mean() < 0.53  # 6 standard deviations
-    assert len(flips.unique(dim=0)) == 20
-    assert torch.equal(BatchLoader(numbered(10, flip=True), 500, seed=0).flips(13), flips[13])
-    assert not torch.equal(BatchLoader(numbered(10, flip=True), 500, seed=1).flips(13), flips[13])
-    assert not BatchLoader(numbered(10), 500, seed=0).flips(13).any()
+    assert (flips.dtype, flips.shape) == (torch.bool, (20, 500, ways))
+    assert torch.equal(BatchLoader(numbered(10, flip=flip), 500, seed=0).flips(13), flips[13])
+    for way in range(ways):
+        assert 0.47 < flips[..., way].float().mean() < 0.53  # 6 standard deviations
+        assert len(flips[..., way].unique(dim=0)) == 20
+        assert not torch.equal(BatchLoader(numbered(10, flip=flip), 500, seed=1).flips(13)[:, way], flips[13, :, way])
+    if ways == 2:
+        assert 0.22 < flips.all(-1).float().mean() < 0.28, "one coin says nothing of the other"
+        assert torch.equal(flips[..., :1], torch.stack([sideways(500).flips(step) for step in range(20)]))
+
+
+def sideways(batch_size: int) -> BatchLoader:
+    return BatchLoader(numbered(10, flip="horizontal"), batch_size, seed=0)
 
 
 @pytest.mark.parametrize("batch_size", [0, -3])
@@ -79,15 +87,19 @@ def test_batch_size_below_one_is_refused(batch_size):
         BatchLoader(numbered(3), batch_size, seed=0)
 
 
-def test_augment_mirrors_and_scales_exactly():
-    pixels = torch.arange(256, dtype=torch.uint8).reshape(2, 1, 8, 16)
-    images = augment(pixels, torch.tensor([False, True]))
+@pytest.mark.parametrize("ways", [0, 1, 2])
+def test_augment_mirrors_and_scales_exactly(ways):
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 4, 16)
+    flips = torch.tensor([[False, False], [True, False], [False, True], [True, True]])[:, :ways]
+    images = augment(pixels, flips)
     expected = pixels.numpy().astype(np.float64)
-    expected[1] = expected[1, ..., ::-1]
+    for image, of_it in zip(expected, flips.tolist(), strict=True):
+        for flipped, axis in zip(of_it, (-1, -2), strict=False):
+            image[:] = np.flip(image, axis) if flipped else image
     assert images.dtype == torch.float32
     np.testing.assert_allclose(images.numpy(), expected / 127.5 - 1, atol=6e-8)
-    assert (images[0].min(), images[1].max()) == (-1, 1)
-    assert torch.equal(((augment(pixels, torch.zeros(2).bool()) + 1) * 127.5).round().byte(), pixels)
+    assert (images.min(), images.max()) == (-1, 1)
+    assert torch.equal(((augment(pixels, flips[:, :0]) + 1) * 127.5).round().byte(), pixels)
 
 
 def batch_threads() -> list[threading.Thread]:
@@ -95,7 +107,7 @@ def batch_threads() -> list[threading.Thread]:
 
 
 def test_prefetch_gives_every_step_in_turn_and_its_thread_ends():
-    stream = BatchLoader(numbered(10, flip=True), 4, seed=0)
+    stream = BatchLoader(numbered(10, flip="horizontal"), 4, seed=0)
     ahead = stream.prefetch(7)
     for step in range(7, 17):
         batch = next(ahead)
@@ -127,7 +139,7 @@ def test_labels_stay_with_their_images_across_ranks_and_epochs(world_size):
 
 
 def test_labels_change_neither_order_nor_flips():
-    plain, with_labels = (BatchLoader(images, 4, seed=5) for images in (numbered(10, flip=True), labelled(10)))
+    plain, with_labels = (BatchLoader(images, 4, seed=5) for images in (numbered(10, flip="horizontal"), labelled(10)))
     for step in (0, 2, 7):
         batch, labelled_batch = plain.batch(step), with_labels.batch(step)
         assert batch.labels is None

@@ -71,7 +71,7 @@ def test_the_same_images_have_one_fingerprint_wherever_they_lie(pictures, tmp_pa
     for other in (read(pictures, tmp_path / "1", memory_mb=0), read(elsewhere, tmp_path / "2", memory_mb=0)):
         assert isinstance(other.pixels, StoredPixels)
         assert other.fingerprint == images.fingerprint
-    assert ImageSet(images.pixels, "in memory", flip=True).fingerprint == images.fingerprint
+    assert ImageSet(images.pixels, "in memory", flip="horizontal").fingerprint == images.fingerprint
 
 
 def test_every_pixel_the_order_and_the_labels_count():
@@ -81,11 +81,11 @@ def test_every_pixel_the_order_and_the_labels_count():
     one[8, 2, 3, 3] ^= 1
 
     def fingerprint(pixels: np.ndarray, labels: np.ndarray) -> dict[str, str]:
-        found = ImageSet(pixels, "x", flip=False, labels=labels, class_names=names).fingerprint
+        found = ImageSet(pixels, "x", flip="none", labels=labels, class_names=names).fingerprint
         assert found is not None
         return found
 
-    first, plain = fingerprint(pixels, labels), ImageSet(pixels, "x", flip=False).fingerprint
+    first, plain = fingerprint(pixels, labels), ImageSet(pixels, "x", flip="none").fingerprint
     changed, turned = fingerprint(one, labels), fingerprint(pixels[::-1], labels)
     labelled = fingerprint(pixels, labels[::-1].copy())
     differs = [{key for key in first if other[key] != first[key]} for other in (changed, turned, labelled)]
@@ -113,10 +113,10 @@ def test_images_that_are_nowhere_as_a_whole_have_none_unless_they_bring_it():
         def __getitem__(self, indices: np.ndarray, /) -> np.ndarray:
             return np.zeros((len(indices), 1, 2, 2), np.uint8)
 
-    assert ImageSet(Zeros(), "own", flip=False).fingerprint is None
-    assert ImageSet(Zeros(), "own", flip=False, checksums=np.arange(5, dtype=np.uint32)).fingerprint is not None
+    assert ImageSet(Zeros(), "own", flip="none").fingerprint is None
+    assert ImageSet(Zeros(), "own", flip="none", checksums=np.arange(5, dtype=np.uint32)).fingerprint is not None
     with pytest.raises(ValueError, match=r"own: checksums must be uint32 \[5\], got int64 \[4\]"):
-        ImageSet(Zeros(), "own", flip=False, checksums=np.arange(4))
+        ImageSet(Zeros(), "own", flip="none", checksums=np.arange(4))
 
 
 # The cache ------------------------------------------------------------------------------------------------------------

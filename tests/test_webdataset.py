@@ -81,7 +81,7 @@ def tar_of(path: Path, *members: tuple[str, bytes]) -> Path:
 
 def test_images_are_those_of_the_same_files_in_a_folder(tars, tmp_path, read):
     images = read(tars)
-    assert (images.name, images.shape, len(images), images.flip) == ("tars", (3, 16, 16), COUNT, True)
+    assert (images.name, images.shape, len(images), images.flip) == ("tars", (3, 16, 16), COUNT, "horizontal")
     assert images.pixels.nbytes == COUNT * 3 * 256
     same = folder(str(tmp_path / "pictures"), image_size=16, cache_dir=str(tmp_path / "cache"))
     np.testing.assert_array_equal(every(images), same.pixels)
@@ -160,7 +160,7 @@ def test_what_is_no_plain_file_is_passed_over_and_nothing_is_unpacked(tmp_path, 
 def numbered(sizes: list[int], window: int) -> ImageSet:
     """Images that are not looked at, in blocks of these sizes."""
     starts = np.cumsum([0, *sizes])
-    return ImageSet(np.zeros((starts[-1], 1, 1, 1), np.uint8), "numbered", flip=False, blocks=Blocks(starts, window))
+    return ImageSet(np.zeros((starts[-1], 1, 1, 1), np.uint8), "numbered", flip="none", blocks=Blocks(starts, window))
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 99])
@@ -220,7 +220,7 @@ ORDER_OF_SEED_3 = [[6, 7, 0, 5, 9, 2, 3, 8, 1, 4], [8, 6, 4, 0, 9, 2, 7, 1, 3, 5
 
 def test_sets_without_blocks_keep_the_order_they_always_had():
     """Of runs that were begun before there were blocks."""
-    images = ImageSet(np.zeros((10, 1, 1, 1), np.uint8), "plain", flip=False)
+    images = ImageSet(np.zeros((10, 1, 1, 1), np.uint8), "plain", flip="none")
     stream = BatchLoader(images, 10, seed=3)
     assert [stream.indices(epoch).tolist() for epoch in (0, 1)] == ORDER_OF_SEED_3
 
@@ -229,7 +229,7 @@ def test_a_window_below_one_and_blocks_of_other_images_are_refused(tars, read):
     with pytest.raises(ValueError, match=r"window must be at least 1 .*got 0"):
         read(tars, window=0)
     with pytest.raises(ValueError, match="blocks from 0 to 3 do not hold 2 images"):
-        ImageSet(np.zeros((2, 1, 1, 1), np.uint8), "x", flip=False, blocks=Blocks(np.array([0, 3]), 1))
+        ImageSet(np.zeros((2, 1, 1, 1), np.uint8), "x", flip="none", blocks=Blocks(np.array([0, 3]), 1))
 
 
 # Processes and the cache ----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ddpm_cli.data import folder
+from ddpm_cli.data import decode_once, folder
 from ddpm_cli.data.worker_pool import WorkerDiedError, WorkerPool
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="asks /proc which processes there are")
@@ -233,7 +233,7 @@ def pictures(tmp_path) -> Path:
 
 def test_death_of_a_decoding_process_is_explained(pictures, tasks, descendants, tmp_path, monkeypatch):
     options = {"cache_dir": str(tmp_path / "cache"), "workers": 2, "image_size": 8, "channels": 1}
-    monkeypatch.setattr(folder, "FEW_IMAGES", 1)
+    monkeypatch.setattr(decode_once, "FEW_IMAGES", 1)
     with monkeypatch.context() as patch:
         patch.setattr(folder, "decode_into", tasks.decode_and_die)
         with pytest.raises(OSError, match=r"died \(Killed\), at one of .* images from .*/pictures/.*data\.workers=0"):
@@ -244,7 +244,7 @@ def test_death_of_a_decoding_process_is_explained(pictures, tasks, descendants, 
 
 
 def test_stopping_in_the_middle_of_decoding_leaves_nothing(pictures, tasks, descendants, tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "FEW_IMAGES", 1)
+    monkeypatch.setattr(decode_once, "FEW_IMAGES", 1)
     monkeypatch.setattr(folder, "decode_into", tasks.decode_busily)
     with stopped_after(seconds=0.5):
         folder.folder(str(pictures), cache_dir=str(tmp_path / "cache"), workers=2)

@@ -8,11 +8,16 @@ shuffle.py        the order of images that are stored in blocks
 Sources, each a function that a YAML file names and that returns an `ImageSet`; options.py checks what they share:
 
 datasets.py       digits, MNIST, Fashion-MNIST, CIFAR-10 in memory; archives.py fetches and unpacks them
-folder.py         any folder of pictures: scan.py finds them, decode.py decodes them, decoded_cache.py keeps the pixels,
-                  labels.py makes classes of its folders
+folder.py         any folder of pictures: scan.py finds them, labels.py makes classes of its folders
+huggingface.py    tables of the datasets package: dataset_table.py opens them, dataset_columns.py finds pictures and
+                  labels, dataset_rows.py reads the rows
 webdataset.py     tar files, read while training: tar_index.py says where the images lie, index_cache.py keeps that,
                   tar_reader.py reads and decodes them
 
+decode.py         one picture: reading.py says how numbers become colours and transparency, framing.py which part is
+                  shown
+decode_once.py    those of folders and tables, before training: decoded_cache.py keeps the pixels, windows.py shows
+                  parts of them
 worker_pool.py    the processes that decode; what they import needs no torch
 cache_files.py    files in the cache directory: whole or absent
 """

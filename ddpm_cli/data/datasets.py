@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from ddpm_cli.data.archives import Archive, read_unpacking
 from ddpm_cli.data.fingerprint import image_checksums
-from ddpm_cli.data.image_set import ImageSet
+from ddpm_cli.data.image_set import Flip, ImageSet, check_flip
 from ddpm_cli.data.labels import check_num_classes
 from ddpm_cli.data.options import check_channels, check_split, height_width
 
@@ -35,7 +35,7 @@ def digits(
     *,
     image_size: int | Sequence[int] = 8,
     channels: int = 1,
-    flip: bool = False,
+    flip: Flip = "none",
     num_classes: int | None = None,
 ) -> ImageSet:
     """scikit-learn's 1797 handwritten digits, 8 x 8; comes with the package, nothing is fetched."""
@@ -56,7 +56,7 @@ def mnist(
     download: bool = False,
     image_size: int | Sequence[int] = 28,
     channels: int = 1,
-    flip: bool = False,
+    flip: Flip = "none",
     num_classes: int | None = None,
     split: Literal["train", "test"] = "train",
 ) -> ImageSet:
@@ -81,7 +81,7 @@ def fashion_mnist(
     download: bool = False,
     image_size: int | Sequence[int] = 28,
     channels: int = 1,
-    flip: bool = False,
+    flip: Flip = "none",
     num_classes: int | None = None,
     split: Literal["train", "test"] = "train",
 ) -> ImageSet:
@@ -103,7 +103,7 @@ def cifar10(
     download: bool = False,
     image_size: int | Sequence[int] = 32,
     channels: int = 3,
-    flip: bool = True,
+    flip: Flip = "horizontal",
     num_classes: int | None = None,
     split: Literal["train", "test"] = "train",
 ) -> ImageSet:
@@ -129,12 +129,13 @@ def _image_set(
     *,
     image_size: int | Sequence[int],
     channels: int,
-    flip: bool,
+    flip: Flip,
     num_classes: int | None,
 ) -> ImageSet:
     """What `read` reads, uint8 `[N, C, H, W]` and labels int64 `[N]`, as an image set; options are checked first."""
     size = height_width(image_size)
     check_channels(channels)
+    check_flip(flip)
     check_num_classes(num_classes, name, class_names)
     pixels, labels = read()
     checksums = image_checksums(pixels)  # as published: scaled in floating point, they may differ on another processor

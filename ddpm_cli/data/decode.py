@@ -6,19 +6,20 @@ Worker processes import this module: it needs only PIL and NumPy, which load in 
 import contextlib
 import errno
 import io
-import itertools
 import os
 import stat
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageMode, UnidentifiedImageError
 
 from ddpm_cli.data.decoding_memory import MOST, LargeImageError, check_decoding, check_file_size
+from ddpm_cli.data.framing import box_in, centre, packed, padded, scaled_size
 from ddpm_cli.data.image_file import BadImage
+from ddpm_cli.data.reading import AS_STORED, Reading, converted, mode_of
 from ddpm_cli.io.openers import nonblocking
 
 # Formats are told by content: pictures are often misnamed. Not every format PIL knows may come in under a picture's
@@ -38,19 +39,6 @@ _UPRIGHT = {
 _ON_ITS_SIDE = (5, 6, 7, 8)
 _EXHAUSTED = {errno.ENOMEM, errno.EMFILE, errno.ENFILE}  # memory or file handles have run out: no fault of the file
 _LONGEST_REASON = 200  # characters of what PIL says of a file, which may repeat what is in it
-_TILE = 1024  # pixels a side: what is converted at a time, so that what lies between two modes takes no memory
-
-
-class Reading(NamedTuple):
-    """How the numbers that an image file holds become grey or colour."""
-
-    # Those that become black and white, with what lies outside clipped; None: the least and the greatest that the
-    # format has: 255, for 16-bit grey 65,535. Colours of 16 bits are read as 8.
-    value_range: tuple[float, float] | None = None
-    alpha: Literal["white", "ignore"] = "white"  # what is transparent is laid over white, or as if it were not
-
-
-AS_STORED = Reading()
 
 
 class DecodingError(OSError):
@@ -72,11 +60,13 @@ def decode(
     most: int = MOST,
     reading: Reading = AS_STORED,
 ) -> np.ndarray:
-    """uint8 `[channels, H, W]` of the image file at `path`, for `size` (H, W) in pixels and `channels` 1 or 3.
+    """uint8 `[channels, H, W]` of the image file at `path`, for `size` (H, W) in pixels.
 
-    The picture is put upright (EXIF), laid over white where transparent, scaled with antialiasing so that it covers
-    `size`, and cropped about its centre. 16-bit grey is scaled to 8 bits. Of an animation this is the first frame, of a
-    file of several pages the first page.
+    The picture is put upright (EXIF), laid over the background where transparent, and scaled with antialiasing: so that
+    it covers `size`, and cropped about its centre, or as `reading.crop` says (with "random" H or W may be more than
+    that of `size`: see `framing`). 16-bit grey is scaled to 8 bits. Of an animation this is the first frame, of a file
+    of several pages the first page. There are 1, 3 or 4 `channels`: grey, RGB, or RGB and alpha, in which colours are 0
+    where nothing is seen.
 
     Raises:
         LargeImageError: if decoding would take more than `most` bytes.
@@ -166,16 +156,32 @@ def decode_into(
     most: int = MOST,
     reading: Reading = AS_STORED,
 ) -> Written:
-    """Write the images `names` below `root` into `file` from byte `offset` on: uint8 `[channels, H, W]`, one by one.
+    """Write the images `names` below `root` into `file` from byte `offset` on, one by one: what `decode` gives, or with
+    windows to be shown of it, what `framing.packed` makes of that.
 
     The bytes of those that cannot be decoded, or not within `most` bytes of memory, stay what they were. Raises OSError
     if `file` cannot be written, DecodingError as `decode`.
     """
+
+    def decoded(name: str) -> np.ndarray:
+        return decode(f"{root}/{name}", size, channels, most, reading)
+
+    return write_into(file, offset, names, decoded, size if reading.crop == "random" else None)
+
+
+def write_into(
+    file: str | os.PathLike[str],
+    offset: int,
+    names: Sequence[str],
+    decoded: Callable[[str], np.ndarray],
+    windows: tuple[int, int] | None,
+) -> Written:
+    """As `decode_into`, of pictures that `decoded` makes of their names; `windows` is (H, W) of those shown of them."""
     written = Written([0] * len(names), [], [])
     with open(file, "r+b") as out:
         for place, name in enumerate(names):
             try:
-                pixels = decode(f"{root}/{name}", size, channels, most, reading).tobytes()
+                picture = decoded(name)
             except DecodingError:
                 raise
             except LargeImageError as error:
@@ -187,17 +193,19 @@ def decode_into(
                 reason = str(error.strerror) if isinstance(error, OSError) else str(error)
                 written.bad.append(BadImage(name, reason, lasting=isinstance(error, ValueError)))
             else:
-                out.seek(offset + place * len(pixels))
-                out.write(pixels)
-                written.checksums[place] = zlib.crc32(pixels)
+                content = picture.tobytes() if windows is None else packed(picture, windows)
+                out.seek(offset + place * len(content))
+                out.write(content)
+                written.checksums[place] = zlib.crc32(content)
     return written
 
 
 def _decode(file: BinaryIO, size: tuple[int, int], channels: int, most: int, reading: Reading) -> np.ndarray:
     """As `decode`; raises whatever PIL does."""
-    assert channels in (1, 3), channels
     with _image_in(file) as image:
-        pixels = np.asarray(_fit(image, file, size, "L" if channels == 1 else "RGB", most, reading))
+        pixels = np.array(_fit(image, file, size, mode_of(channels), most, reading))
+    if channels == 4:
+        pixels[pixels[..., 3] == 0] = 0  # what lies below decides nothing, and differs from file to file
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
@@ -228,7 +236,7 @@ def _formats() -> list[str]:
 def _fit(
     image: Image.Image, file: BinaryIO, size: tuple[int, int], mode: str, most: int, reading: Reading
 ) -> Image.Image:
-    """The picture in `mode`, upright, at `size` (H, W): scaled to cover it, and cropped about its centre."""
+    """The picture in `mode`, upright, scaled and cropped for `size` (H, W) as `reading.crop` says."""
     height, width = size
     drafted = image.format in ("JPEG", "MPO")  # they are read at reduced size, see `_draft`
     if not drafted:
@@ -237,11 +245,14 @@ def _fit(
     orientation = _orientation(image)
     if orientation in _ON_ITS_SIDE:  # it is cheapest turned last, when it is small
         height, width = width, height
-    box = centre(_draft(image, width, height), width, height)
+    width, height = scaled_size(image.size, width, height, reading.crop)
+    box = box_in(_draft(image, width, height), width, height, reading.crop)
     if drafted:
         check_decoding(image, file, mode, most)
-    image = _converted(image, mode, reading).resize((width, height), Image.Resampling.BICUBIC, box=box)
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    image = converted(image, mode, reading).resize((width, height), Image.Resampling.BICUBIC, box=box)
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    return padded(image, size, reading) if reading.crop == "pad" else image
 
 
 def _draft(image: Image.Image, width: int, height: int) -> tuple[float, float]:
@@ -253,14 +264,6 @@ def _draft(image: Image.Image, width: int, height: int) -> tuple[float, float]:
     return image.size if drafted is None else drafted[1][2:]
 
 
-def centre(extent: tuple[float, float], width: int, height: int) -> tuple[float, float, float, float]:
-    """The largest box of the shape of `width` x `height` about the centre of `extent`: left, top, right, bottom."""
-    scale = min(extent[0] / width, extent[1] / height)
-    margin_x = max(0.0, (extent[0] - width * scale) / 2)  # rounding must not put the box outside the picture
-    margin_y = max(0.0, (extent[1] - height * scale) / 2)
-    return margin_x, margin_y, extent[0] - margin_x, extent[1] - margin_y
-
-
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation; 1 (upright) where there is none, or where broken metadata accompany a good picture."""
     try:
@@ -269,55 +272,3 @@ def _orientation(image: Image.Image) -> int:
         raise
     except Exception:  # anything, from PIL's reader of TIFF tags; every viewer shows such a picture
         return 1
-
-
-def _converted(image: Image.Image, mode: str, reading: Reading) -> Image.Image:
-    """The picture in `mode`, L or RGB: numbers of more than 8 bits are scaled, what is transparent laid over white."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _in_tiles(image, "L", lambda tile: _eight_bits(tile, reading.value_range))
-        return image if image.mode == mode else image.convert(mode)
-    if image.has_transparency_data and reading.alpha == "white":
-        image = _in_tiles(image, mode, lambda tile: _over_white(tile).convert(mode))
-    elif image.mode != mode:
-        image = image.convert(mode)
-    if reading.value_range is None:
-        return image
-    table = _scaled(np.arange(256), reading.value_range).tolist()
-    return image.point(table * len(image.getbands()))
-
-
-def _in_tiles(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """What `convert` makes of the picture, pixel by pixel, in `mode`."""
-    converted = Image.new(mode, image.size)
-    for left, top in itertools.product(range(0, image.width, _TILE), range(0, image.height, _TILE)):
-        box = (left, top, min(left + _TILE, image.width), min(top + _TILE, image.height))
-        converted.paste(convert(image.crop(box)), box)
-    return converted
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-
-
-def _eight_bits(image: Image.Image, value_range: tuple[float, float] | None) -> Image.Image:
-    """Mode L from more bits, by value: PIL's own conversion would clip everything above 255 to white."""
-    stored = np.asarray(image)
-    if value_range is not None:
-        if not np.isfinite(stored).all():
-            raise ValueError("pixels that are not finite numbers")
-        return Image.fromarray(_scaled(stored, value_range))
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range; data.value_range=[LOW,HIGH] says which they have")
-    grey = stored.astype(np.int64)
-    if grey.min() < 0 or grey.max() > 65535:
-        raise ValueError(
-            f"integer pixels from {grey.min()} to {grey.max()} do not fit 16 bits; "
-            "data.value_range=[LOW,HIGH] says what is black and white"
-        )
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-
-
-def _scaled(stored: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
-    """uint8, 0 for the lower and 255 for the upper end of `value_range`, rounded to nearest."""
-    low, high = value_range
-    return ((stored.astype(np.float64) - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8)

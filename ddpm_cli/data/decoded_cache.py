@@ -21,14 +21,16 @@ import numpy as np
 
 from ddpm_cli.data import cache_files
 from ddpm_cli.data.cache_limit import make_room
-from ddpm_cli.data.decode import AS_STORED, DecodingError, Reading
+from ddpm_cli.data.decode import DecodingError
+from ddpm_cli.data.framing import slot_bytes
 from ddpm_cli.data.image_file import BadImage, ImageFile
+from ddpm_cli.data.reading import AS_STORED, Reading
 from ddpm_cli.data.stored_pixels import DamagedCacheError, StoredPixels, npy_header, trailer
 from ddpm_cli.io import durable
 from ddpm_cli.io.text import printable
 
 DECODE_VERSION = 2  # part of the key: raise it when `decode` gives other pixels for the same file
-_NAMES = re.compile(r"\d+x\d+x[13]-[0-9a-f]{32}\.npy")  # of the files
+_NAMES = re.compile(r"\d+x\d+x[134]-[0-9a-f]{32}\.npy")  # of the files
 _LONGEST_REASON = 1000  # bytes of JSON for what is wrong with an image, and around it
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ log = logging.getLogger(__name__)
 class Cached(NamedTuple):
     """Decoded images, and the CRC-32 of each."""
 
-    pixels: np.ndarray | StoredPixels  # uint8 [N, C, H, W], in memory or still on the disk
+    pixels: np.ndarray | StoredPixels  # uint8 [N, *shape of an item], in memory or still on the disk
     checksums: np.ndarray  # uint32 [N]
 
 
@@ -45,6 +47,8 @@ class Cached(NamedTuple):
 class DecodedCache:
     """Images below `root`, decoded to uint8 `[channels, H, W]` with `size` (H, W), as they are kept in `directory`.
 
+    `root` is the real path of a folder, or what else tells one list of images from another of equal names and sizes.
+    Where `reading` asks for windows of longer pictures, an image is kept as a slot of bytes: see `framing.packed`.
     What is kept there takes no more than `most` bytes (None: as many as it takes), or what is in use takes more.
     """
 
@@ -137,7 +141,7 @@ class DecodedCache:
         if not kept:
             return
         good = [files[place] for place in kept]
-        _close_gaps(file, start, self.channels * math.prod(self.size), kept)
+        _close_gaps(file, start, self.image_bytes, kept)
         path, header = self._path(good, "npy"), npy_header(self._shape(good))
         assert len(header) == start, header  # NumPy leaves room for any number of images
         file.seek(0, os.SEEK_END)
@@ -146,8 +150,19 @@ class DecodedCache:
         file.write(header)
         cache_files.put_in_place(file, path)
 
-    def _shape(self, files: Sequence[ImageFile]) -> tuple[int, int, int, int]:
-        return (len(files), self.channels, *self.size)
+    @property
+    def image_bytes(self) -> int:
+        """What one image takes."""
+        return math.prod(self._shape_of_one)
+
+    @property
+    def _shape_of_one(self) -> tuple[int, ...]:
+        if self.reading.crop == "random":
+            return (slot_bytes(self.channels, self.size),)
+        return (self.channels, *self.size)
+
+    def _shape(self, files: Sequence[ImageFile]) -> tuple[int, ...]:
+        return (len(files), *self._shape_of_one)
 
     def _path(self, files: Sequence[ImageFile], suffix: str) -> Path:
         height, width = self.size
@@ -157,7 +172,7 @@ class DecodedCache:
 def _key(root: str, files: Sequence[ImageFile], reading: Reading) -> str:
     """32 hex digits that change with the list of images, with any of the files, and with the way they are decoded."""
     # The place counts too: archives unpack with equal times, and equal names and sizes are common among frames.
-    how = (DECODE_VERSION, os.path.realpath(root), *([] if reading == AS_STORED else [tuple(reading)]))
+    how = (DECODE_VERSION, root, *([] if reading == AS_STORED else [tuple(reading)]))
     digest = hashlib.sha256(repr(how).encode())
     for file in files:
         digest.update(repr(tuple(file)).encode())  # repr escapes what of a name is no UTF-8

@@ -66,6 +66,8 @@ def check_decoding(image: Image.Image, file: BinaryIO, mode: str, most: int) -> 
         pixel += _stored_bytes(mode)
     if image.mode.startswith("I"):  # by way of L
         pixel += 1
+    if mode == "RGBA":  # scaled with its colours multiplied by alpha
+        pixel += 4
     needed = width * height * (pixel + _DECODER_BYTES.get(image.format or "", 0))
     if image.format in ("JPEG", "MPO"):
         needed += _coefficients(file)

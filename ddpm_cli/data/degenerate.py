@@ -6,14 +6,15 @@ import numpy as np
 
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.data.stored_pixels import StoredPixels
+from ddpm_cli.data.windows import Windows
 
 LOOKED_AT = 256  # images, evenly from all of the set; fewer where they are large
 _MOST_BYTES = 2**24  # of pixels that are looked at
 _SHARE_EQUAL = 0.9  # of the set, from which on it is called one image
-_SHARE_WHITE = 0.5
+_SHARE_BLANK = 0.5
 _FEW_VALUES = 256 // 16
 _HARDLY = 2  # of 255: by how much every image differs from the mean of all where they are hardly told apart
-_CHANNELS = ("red", "green", "blue")
+_CHANNELS = ("red", "green", "blue", "alpha")
 
 
 def degenerate(images: ImageSet, read: np.ndarray, options: Collection[str]) -> list[str]:
@@ -26,18 +27,20 @@ def degenerate(images: ImageSet, read: np.ndarray, options: Collection[str]) -> 
     pixels, said = images.pixels, []
     count = max(2, min(LOOKED_AT, _MOST_BYTES // read[0].size))
     read = read[:count]
-    if isinstance(pixels, np.ndarray | StoredPixels):
+    if isinstance(pixels, np.ndarray | StoredPixels | Windows):
         read = pixels[np.unique(np.linspace(0, len(images) - 1, count).astype(np.int64))]
-    white = int((read == 255).all(axis=(1, 2, 3)).sum())
-    if white >= _SHARE_WHITE * len(read):
-        help_ = ": data.alpha=ignore shows what is below" if "alpha" in options else ""
-        said.append(
-            f"{white:,} of {len(read):,} images looked at are white all over, as pictures are whose alpha hides "
-            f"everything{help_}"
-        )
-    else:
-        said += _on_values(read, options)
+    said += _on_blank(read, options) or _on_values(read, options)
     return said + _on_equals(images, read)
+
+
+def _on_blank(read: np.ndarray, options: Collection[str]) -> list[str]:
+    for value, name in (255, "white"), (0, "transparent" if read.shape[1] == 4 else "black"):
+        blank = int((read == value).all(axis=(1, 2, 3)).sum())
+        if blank >= _SHARE_BLANK * len(read):
+            help_ = ": data.background=ignore shows what is below" if "background" in options else ""
+            said = f"{blank:,} of {len(read):,} images looked at are {name} all over"
+            return [f"{said}, as pictures are whose alpha hides everything{help_}"]
+    return []
 
 
 def _on_values(read: np.ndarray, options: Collection[str]) -> list[str]:
@@ -53,7 +56,7 @@ def _on_values(read: np.ndarray, options: Collection[str]) -> list[str]:
         help_ = ": data.channels=1 trains on one" if "channels" in options else ""
         said.append(f"grey stored as RGB, all three channels are equal{help_}")
     elif len(constant) < read.shape[1]:
-        names = _CHANNELS if read.shape[1] == 3 else range(read.shape[1])
+        names = _CHANNELS if read.shape[1] in (3, 4) else range(read.shape[1])
         said += [f"channel {names[place]} is {read[0, place, 0, 0]} in every pixel" for place in constant]
     return said
 

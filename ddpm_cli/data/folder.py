@@ -1,59 +1,66 @@
 """Any folder of images as one `ImageSet`: decoded once, before training, into a cache that later runs map."""
 
-import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from ddpm_cli.data.cache_files import cache_directory
 from ddpm_cli.data.cache_limit import GIB
-from ddpm_cli.data.decode import FORMATS, DecodingError, decode_into
-from ddpm_cli.data.decoded_cache import Cached, DecodedCache
-from ddpm_cli.data.decoding_memory import most_at_a_time
+from ddpm_cli.data.decode import FORMATS, decode_into
+from ddpm_cli.data.decode_once import MIB, pixels_of, read_or_decode, report
+from ddpm_cli.data.decoded_cache import DecodedCache
 from ddpm_cli.data.formats import EXTENSIONS
-from ddpm_cli.data.image_file import BadImage, ImageFile
-from ddpm_cli.data.image_set import ImageSet
+from ddpm_cli.data.image_set import Flip, ImageSet, check_flip
 from ddpm_cli.data.labels import class_folders, folder_labels
-from ddpm_cli.data.options import check_channels, check_extensions, check_on_bad, check_workers, height_width, reading
+from ddpm_cli.data.options import (
+    Background,
+    check_cache,
+    check_extensions,
+    check_on_bad,
+    check_workers,
+    height_width,
+    reading,
+    treatment,
+)
+from ddpm_cli.data.reading import Crop
 from ddpm_cli.data.scan import Found, find_images, kinds_text, without
-from ddpm_cli.data.worker_pool import WorkerDiedError, WorkerPool
 from ddpm_cli.io.text import printable
-from ddpm_cli.runtime.cgroup import cpus
 
-CHUNK = 16  # images a process decodes before it reports
-FEW_IMAGES = 256  # decoded here: two processes take half a second to start
-MIB = 2**20
 FOLDERS_SHOWN = 5  # class folders without an image, by name
 
 
+# Long by its options, which are those of its YAML file.
 def folder(
     path: str,
     *,
     image_size: int | Sequence[int] = 64,
     channels: int = 3,
-    flip: bool = True,
+    flip: Flip = "horizontal",
     num_classes: int | None = None,
     extensions: Sequence[str] | None = EXTENSIONS,
     follow_links: bool = False,
     value_range: Sequence[float] | None = None,
-    alpha: Literal["white", "ignore"] = "white",
+    background: Background = "white",
+    crop: Crop = "center",
     on_bad: Literal["stop", "skip"] = "stop",
     workers: int = -1,
     cache_dir: str | None = None,
     cache_gb: float = 50.0,
     memory_mb: int = 2048,
 ) -> ImageSet:
-    """Every image in `path` and the folders below it, covering `image_size` (int or [H, W]) and cropped to it.
+    """Every image in `path` and the folders below it, at `image_size` (int or [H, W]).
 
     Images are files whose names end in one of `extensions`; with None (as in our YAML file), all that the decoder
     reads: files of the names that such formats have, and files of other names that hold one. Everything else is counted
     by kind in the set's `left_out`; among it what our own commands have put there (runs, previews, samples), which is
     never an input. `value_range` [low, high] are the numbers in the files that become black and white (None: those of
-    the format), `alpha` says whether what is transparent is laid over white, or shown as if it were not.
+    the format). What is transparent is laid over `background`, a colour; "keep" keeps it, in a fourth channel, "ignore"
+    shows it as if it were not. `crop` says what is shown of pictures of another shape: the middle ("center"), anything
+    along the longer side, anew each time ("random", up to twice as long as what is shown, which takes twice the room),
+    or all of it, with the background around it ("pad").
 
     Images are decoded once, by `workers` processes (-1: one per CPU; 0: here), into a .npy file in `cache_dir`
     (default: ddpm-cli in $XDG_CACHE_HOME or ~/.cache), which is found again as long as names, sizes and times of the
@@ -76,29 +83,30 @@ def folder(
     "skip" only if there are no others), OSError if the cache cannot be written or decoding has to be given up.
     """
     size = height_width(image_size)
-    check_channels(channels)
+    how = reading(channels, value_range, background, crop)
+    check_flip(flip)
     check_on_bad(on_bad)
     check_workers(workers)
-    for name, size_of_it in (("memory_mb", memory_mb), ("cache_gb", cache_gb)):
-        if not size_of_it >= 0:
-            raise ValueError(f"{name} must be 0 or more, got {size_of_it}")
+    check_cache(memory_mb, cache_gb)
     if not path:
         raise ValueError("path is empty; the current folder is '.'")
-    how = reading(value_range, alpha)
     root = os.path.abspath(os.path.expanduser(path))
     found = _find_images(root, extensions, follow_links)
     # Known from the names: before hours of decoding.
     classes = _classes(found, root, num_classes) if num_classes is not None and found.images else ()
-    cache = DecodedCache(cache_directory(cache_dir), root, size, channels, how, int(cache_gb * GIB))
-    cached, undecodable = _read_or_decode(cache, found.images, workers, memory_mb * MIB)
+    most = int(cache_gb * GIB)
+    cache = DecodedCache(cache_directory(cache_dir), os.path.realpath(root), size, channels, how, most)
+    cached, undecodable = read_or_decode(
+        cache, found.images, decode_into, root, workers=workers, memory=memory_mb * MIB, called=root
+    )
     bad = sorted([*found.bad, *undecodable])
     if bad and (cached is None or on_bad == "stop"):
-        raise ValueError(_report(bad, root, cache.bad_path(found.images), all_bad=cached is None))
+        raise ValueError(report(bad, root, cache.bad_path(found.images), all_bad=cached is None))
     assert cached is not None, root
     good = without(found.images, undecodable)
     labels = None if num_classes is None else folder_labels((file.name for file in good), classes)
     return ImageSet(
-        cached.pixels,
+        pixels_of(cached, cache),
         printable(os.path.basename(root)),
         flip=flip,
         skipped=tuple(image.line(root) for image in bad),
@@ -107,6 +115,8 @@ def folder(
         labels=labels,
         class_names=tuple(printable(folder) for folder in classes),
         checksums=cached.checksums,
+        random_crop=crop == "random",
+        treatment=treatment(how, size),
     )
 
 
@@ -144,83 +154,3 @@ def _on_classes(found: Found, classes: Sequence[str], labels: np.ndarray) -> tup
     for number in np.flatnonzero(counts == 0).tolist():
         remarks.append(f"classes  {number}: {printable(classes[number])} has no image that can be used")
     return tuple(remarks)
-
-
-def _read_or_decode(
-    cache: DecodedCache, files: list[ImageFile], workers: int, memory: int
-) -> tuple[Cached | None, list[BadImage]]:
-    """The images among `files` that can be decoded (None if none can), in `memory` bytes if they fit, and the others.
-
-    Raises OSError if what has just been written cannot be read.
-    """
-    bad = cache.read_bad(files)
-    good = without(files, bad)
-    cached = cache.read(good, memory) if good else None
-    if cached is None and good:
-        names = [file.name for file in files]
-        bad = cache.write(files, functools.partial(_decode_all, cache, names, workers))
-        good = without(files, bad)
-        cached = cache.read(good, memory) if good else None
-        if cached is None and good:
-            where = printable(str(cache.directory))
-            raise OSError(f"{where} does not give back what has been written to it: choose another data.cache_dir")
-    return cached, bad
-
-
-def _decode_all(
-    cache: DecodedCache, names: list[str], workers: int, file: str, start: int
-) -> tuple[np.ndarray, list[BadImage]]:
-    """Write the pixels of all images into `file` from byte `start` on.
-
-    The processes write to the file themselves and send back only messages. Raises DecodingError, or OSError where
-    the file cannot be written.
-
-    Returns:
-        The checksums of all images, uint32 `[N]`, and those that cannot be decoded.
-    """
-    workers = 0 if len(names) < FEW_IMAGES else cpus() if workers == -1 else workers
-    checksums, bad, large = np.zeros(len(names), np.uint32), [], []
-    chunks = [range(first, min(first + CHUNK, len(names))) for first in range(0, len(names), CHUNK)]
-    image_bytes = cache.channels * cache.size[0] * cache.size[1]
-    # disable=None: a progress bar on a terminal, nothing in a log.
-    with tqdm(total=len(names), desc="decoding", unit="image", disable=None) as progress:
-        # Then, one at a time, the images of which several at a time might take more memory than there is.
-        for places, processes in ((chunks, workers), (large, min(workers, 1))):
-            decode_chunk = functools.partial(
-                decode_into,
-                file,
-                cache.root,
-                cache.size,
-                cache.channels,
-                most=most_at_a_time(processes),
-                reading=cache.reading,
-            )
-            tasks = [(start + chunk[0] * image_bytes, names[chunk[0] : chunk[-1] + 1]) for chunk in places]
-            with WorkerPool(decode_chunk, processes) as pool:
-                try:
-                    for (offset, chunk), written in pool.map(tasks):
-                        first = (offset - start) // image_bytes
-                        checksums[first : first + len(chunk)] = written.checksums
-                        bad += written.bad
-                        large += [[first + place] for place in written.large]
-                        progress.update(len(chunk) - len(written.large))
-                except WorkerDiedError as death:
-                    raise DecodingError(_explain(death, cache.root)) from death
-    return checksums, bad
-
-
-def _explain(death: WorkerDiedError, root: str) -> str:
-    _, names = death.task
-    return (
-        f"a process decoding images {death}, at one of {len(names)} images from {printable(f'{root}/{names[0]}')} on. "
-        "Where memory runs out the system kills processes: fewer data.workers need less. data.workers=0 decodes "
-        "without processes (which a script that calls folder() outside `if __name__ == '__main__'` needs)"
-    )
-
-
-def _report(bad: list[BadImage], root: str, kept: Path, *, all_bad: bool) -> str:
-    hint = "all there are" if all_bad else "data.on_bad=skip leaves them out"
-    if kept.exists():
-        hint += f"; remembered in {kept}"
-    lines = [image.line(root) for image in bad]
-    return "\n  ".join([f"{len(bad)} images in {printable(root)} ({hint}) cannot be read:", *lines])

@@ -39,13 +39,14 @@ def others(images: ImageSet, chosen: np.ndarray) -> np.ndarray:
 
 
 def selected(images: ImageSet, indices: np.ndarray) -> ImageSet:
-    """The images of these int64 `[n]` indices alone, read from where they are."""
+    """The images of these int64 `[n]` indices alone, read from where they are; of longer pictures the middle."""
     return replace(
         images,
         pixels=_Selected(images.pixels, indices),
         labels=None if images.labels is None else images.labels[indices],
         checksums=None if images.checksums is None else images.checksums[indices],
         blocks=None,
+        random_crop=False,
     )
 
 

@@ -2,12 +2,14 @@
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
 from ddpm_cli.data.fingerprint import fingerprint, image_checksums
 from ddpm_cli.data.shuffle import Blocks
+
+Flip = Literal["none", "horizontal", "both"]
 
 
 class Pixels(Protocol):
@@ -25,25 +27,44 @@ class Pixels(Protocol):
         ...
 
 
+@runtime_checkable
+class LongerPixels(Protocol):
+    """`Pixels` of which more is there than an image shows: by themselves the middle."""
+
+    def at(self, indices: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """uint8 `[B, C, H, W]`: of each image what is seen at a place, float `[B]` in [0, 1), along its longer side."""
+        ...
+
+
+def check_flip(flip: object) -> None:
+    """Raise ValueError unless it is one of `Flip`."""
+    if flip not in get_args(Flip):
+        was = {True: "; true is called horizontal", False: "; false is called none"}
+        hint = was[flip] if isinstance(flip, bool) else ""
+        raise ValueError(f"flip must be one of {', '.join(get_args(Flip))}, got {flip!r}{hint}")
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Training images: `pixels` uint8 `[N, C, H, W]` (in memory, or read when they are asked for), and whether to flip
-    them at random.
+    """Training images: `pixels` uint8 `[N, C, H, W]` (in memory, or read when they are asked for), and what of them is
+    drawn anew each time: whether they are flipped, left to right ("horizontal") or also upside down ("both"), and with
+    `random_crop` where the window lies that is shown of a longer picture.
 
     `skipped` has a line "path: reason" for every image that should be here and had to be left out, `left_out` says of
-    what else there was how much ("6 .heic, 3 .txt"), `remarks` what else there is to say before training. `labels`
-    int64 `[N]` says which of `class_names` each image is in, from 0; it is None where nothing is to be known of
-    classes. `blocks` says how the images are stored, where that should decide in which order they are read. `checksums`
-    uint32 `[N]` has a number for each image that changes when the image does; of pixels in memory it need not be given.
+    what else there was how much ("6 .heic, 3 .txt"), `treatment` what has been done with the pictures, `remarks` what
+    else there is to say before training. `labels` int64 `[N]` says which of `class_names` each image is in, from 0; it
+    is None where nothing is to be known of classes. `blocks` says how the images are stored, where that should decide
+    in which order they are read. `checksums` uint32 `[N]` has a number for each image that changes when the image does;
+    of pixels in memory it need not be given.
 
     Raises ValueError where `pixels` is not uint8, not four-dimensional, or empty; where `labels` is of another type or
-    length, or leads beyond `class_names`; for `class_names` without `labels`; for `blocks` that hold other images; and
-    for `checksums` of another type or length.
+    length, or leads beyond `class_names`; for `class_names` without `labels`; for `blocks` that hold other images; for
+    `checksums` of another type or length; for another `flip`; and for `random_crop` of `pixels` that are no longer.
     """
 
     pixels: Pixels
     name: str
-    flip: bool
+    flip: Flip = "none"
     skipped: tuple[str, ...] = ()  # "path: reason" of each bad image that was left out
     left_out: str = ""  # files that are no images, counted by kind
     remarks: tuple[str, ...] = ()  # on the whole set
@@ -51,6 +72,8 @@ class ImageSet:
     class_names: tuple[str, ...] = ()  # of class 0, 1, ...
     blocks: Blocks | None = None  # None: any image can be read as fast after any other
     checksums: np.ndarray | None = None
+    random_crop: bool = False
+    treatment: str = ""
 
     def __post_init__(self):
         dtype, shape = self.pixels.dtype, self.pixels.shape
@@ -67,6 +90,9 @@ class ImageSet:
             raise ValueError(f"{self.name}: blocks from {first} to {last} do not hold {len(self)} images")
         if self.checksums is not None:
             self._check_type("checksums", self.checksums, np.uint32)
+        check_flip(self.flip)
+        if self.random_crop and not isinstance(self.pixels, LongerPixels):
+            raise ValueError(f"{self.name}: random_crop needs pixels of which more is there than is shown")
 
     def _check_labels(self, labels: np.ndarray) -> None:
         self._check_type("labels", labels, np.int64)

@@ -16,11 +16,17 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.data.holdout import others
-from ddpm_cli.data.image_set import ImageSet
+from ddpm_cli.data.image_set import Flip, ImageSet, LongerPixels
 from ddpm_cli.data.shuffle import WindowedShuffle
 from ddpm_cli.io.images import from_uint8
 from ddpm_cli.runtime.seeds import generator
 
+# By what a set is flipped: the streams that its coins are thrown from, one for each direction.
+_MIRRORED: dict[Flip, tuple[str, ...]] = {
+    "none": (),
+    "horizontal": ("flip",),
+    "both": ("flip", "flip top to bottom"),
+}
 PREFETCHED = 2  # batches in preparation while one trains: one hides the gather, the second its hiccups
 
 
@@ -29,7 +35,8 @@ class Batch(NamedTuple):
 
     indices: Tensor  # int64 [part]: which images of the set these are
     pixels: Tensor | None  # uint8 [part, C, H, W]; None: whoever asked for the batch has all images anyway
-    flips: Tensor  # bool [part]: which images are to be mirrored
+    # bool [part, n]: which images are mirrored, in n ways: none, left to right, or that and top to bottom.
+    flips: Tensor
     labels: Tensor | None  # int64 [part]; None: the set has none
 
     def pin_memory(self) -> "Batch":
@@ -49,6 +56,7 @@ class BatchLoader:
 
     Args:
         held_out: int64, rising: images of the set that are in no batch; None: all are in the stream.
+        repeat: how many batches there are, of the same images again and again; 0: no end of them.
 
     Raises ValueError for a batch_size below 1, or one that `world_size` does not divide.
     """
@@ -62,6 +70,7 @@ class BatchLoader:
         rank: int = 0,
         world_size: int = 1,
         held_out: np.ndarray | None = None,
+        repeat: int = 0,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -70,6 +79,7 @@ class BatchLoader:
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
+        self.repeat = repeat
         size = batch_size // world_size
         # The order is one of these, which have numbers of their own there.
         self._kept = None if held_out is None or len(held_out) == 0 else others(images, held_out)
@@ -98,7 +108,7 @@ class BatchLoader:
 
     def indices(self, step: int) -> np.ndarray:
         """int64 `[batch_size]`: which images batch `step` (from 0) holds."""
-        position = step * self.batch_size
+        position = (step % self.repeat if self.repeat > 0 else step) * self.batch_size
         parts = []
         missing = self.batch_size
         while missing > 0:
@@ -111,10 +121,16 @@ class BatchLoader:
         return indices if self._kept is None else self._kept[indices]
 
     def flips(self, step: int) -> Tensor:
-        """bool `[batch_size]`: which images of batch `step` are mirrored; none unless the set says `flip`."""
-        if not self.images.flip:
-            return torch.zeros(self.batch_size, dtype=torch.bool)
-        return torch.rand(self.batch_size, generator=generator(self.seed, "flip", step)) < 0.5
+        """bool `[batch_size, n]`: which images of batch `step` are mirrored, in each of the n ways of `augment`."""
+        drawn = [
+            torch.rand(self.batch_size, generator=generator(self.seed, purpose, step)) < 0.5
+            for purpose in _MIRRORED[self.images.flip]
+        ]
+        return torch.stack(drawn, dim=1) if drawn else torch.zeros(self.batch_size, 0, dtype=torch.bool)
+
+    def places(self, step: int) -> np.ndarray:
+        """float32 `[batch_size]` in [0, 1): where the window lies that is shown of each image of batch `step`."""
+        return torch.rand(self.batch_size, generator=generator(self.seed, "crop", step)).numpy()
 
     def batch(self, step: int, *, pixels: bool = True) -> Batch:
         """This process's part of batch `step`, with the `pixels` as they are stored, or without."""
@@ -122,24 +138,28 @@ class BatchLoader:
         labels = self.images.labels
         return Batch(
             indices=torch.from_numpy(indices),
-            pixels=torch.from_numpy(np.asarray(self.images.pixels[indices])) if pixels else None,
+            pixels=torch.from_numpy(self._pixels(indices, step, self.part)) if pixels else None,
             flips=self.flips(step)[self.part],
             labels=None if labels is None else torch.from_numpy(labels[indices]),
         )
 
+    def _pixels(self, indices: np.ndarray, step: int, part: slice) -> np.ndarray:
+        """uint8 `[part, C, H, W]`: the images of a part of batch `step`, as it shows them but for flips."""
+        pixels = self.images.pixels
+        if not self.images.random_crop:
+            return np.asarray(pixels[indices])
+        assert isinstance(pixels, LongerPixels), pixels
+        return pixels.at(indices, self.places(step)[part])
+
     def first_images(self, count: int) -> np.ndarray:
         """uint8 `[n, C, H, W]`: the first `count` images of the stream, mirrored as there; all of a smaller set."""
         wanted = min(count, self.count)
-        indices, flips = np.empty(0, np.int64), np.empty(0, bool)
-        step = 0
-        while len(indices) < wanted:
-            indices = np.concatenate([indices, self.indices(step)])
-            flips = np.concatenate([flips, self.flips(step).numpy()])
-            step += 1
-        pixels = np.array(self.images.pixels[indices[:wanted]])
-        mirrored = flips[:wanted]
-        pixels[mirrored] = pixels[mirrored][..., ::-1]
-        return pixels
+        found = np.empty((wanted, *self.images.shape), np.uint8)
+        for step, first in enumerate(range(0, wanted, self.batch_size)):
+            part = slice(0, min(self.batch_size, wanted - first))
+            shown = torch.from_numpy(self._pixels(self.indices(step)[part], step, part))
+            found[first : first + part.stop] = mirrored(shown, self.flips(step)[part]).numpy()
+        return found
 
     def prefetch(
         self, first_step: int, *, pixels: bool = True, pin_memory: bool = False
@@ -169,9 +189,17 @@ class BatchLoader:
 
 
 def augment(pixels: Tensor, flips: Tensor) -> Tensor:
-    """float32 `[B, C, H, W]` in [-1, 1] from uint8 `pixels`, mirrored left to right where `flips` `[B]` is True.
+    """float32 `[B, C, H, W]` in [-1, 1] from uint8 `pixels`, mirrored where `flips` `[B, n]` says so.
 
     Runs on the device of its arguments: a quarter of the bytes cross the bus.
     """
-    pixels = torch.where(flips[:, None, None, None], pixels.flip(-1), pixels)
-    return from_uint8(pixels)
+    return from_uint8(mirrored(pixels, flips))
+
+
+def mirrored(pixels: Tensor, flips: Tensor) -> Tensor:
+    """`[B, C, H, W]` mirrored where bool `[B, n]` is True: left to right by the first column, top to bottom by the
+    second, as far as there are any.
+    """
+    for column, dimension in zip(flips.unbind(1), (-1, -2), strict=False):
+        pixels = torch.where(column[:, None, None, None], pixels.flip(dimension), pixels)
+    return pixels

@@ -1,9 +1,18 @@
 """What sources of images check of the options that they share, before they read anything."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
-from ddpm_cli.data.decode import Reading
+from ddpm_cli.data.reading import WHITE, Colour, Crop, Reading
+
+Background = Literal["white", "black", "keep", "ignore"] | Sequence[int]
+_COLOURS: dict[str, Colour] = {"white": WHITE, "black": (0, 0, 0)}
+_SHOWN_AS = {"keep": "transparency in a fourth channel", "ignore": "transparency ignored"}
+_CROPPED_AS = {
+    "center": "cropped about the centre",
+    "random": "cropped anywhere along the longer side, anew each time",
+    "pad": "whole",
+}
 
 
 def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
@@ -45,15 +54,67 @@ def check_workers(workers: int) -> None:
         raise ValueError(f"workers must be -1 (one per CPU), 0 (none) or a number of processes, got {workers}")
 
 
-def reading(value_range: Sequence[float] | None, alpha: Literal["white", "ignore"]) -> Reading:
-    """How files are to be read. Raises ValueError unless `value_range` rises, and `alpha` says what is done with it."""
-    if alpha not in ("white", "ignore"):
-        raise ValueError(f"alpha must be white or ignore, got {alpha!r}")
+def check_cache(memory_mb: int, cache_gb: float) -> None:
+    """Raise ValueError unless both are amounts."""
+    for name, amount in (("memory_mb", memory_mb), ("cache_gb", cache_gb)):
+        if not amount >= 0:
+            raise ValueError(f"{name} must be 0 or more, got {amount}")
+
+
+def reading(channels: int, value_range: Sequence[float] | None, background: Background, crop: Crop) -> Reading:
+    """How files are to be read.
+
+    Raises:
+        ValueError: unless `value_range` rises, `background` is a colour or says what else is done with what is
+            transparent, `crop` is one there is, and `channels` are 1 or 3, or 4 where transparency is kept.
+    """
+    if crop not in get_args(Crop):
+        raise ValueError(f"crop must be one of {', '.join(get_args(Crop))}, got {crop!r}")
+    below = _background(background)
+    if below == "keep":
+        if channels != 4:
+            raise ValueError(f"channels must be 4 with background=keep, which keeps transparency, got {channels!r}")
+    elif channels == 4:
+        raise ValueError("channels must be 1 (grey) or 3 (RGB), got 4; with background=keep it is 4")
+    else:
+        check_channels(channels)
+    if below == "ignore" and crop == "pad":
+        raise ValueError("crop=pad lays pictures on the background, and background=ignore is none: choose a colour")
     if value_range is None:
-        return Reading(alpha=alpha)
+        return Reading(background=below, crop=crop)
     if len(value_range) != 2 or not value_range[0] < value_range[1]:
         raise ValueError(f"value_range must be [low, high], what becomes black and white, got {list(value_range)}")
-    return Reading((float(value_range[0]), float(value_range[1])), alpha)
+    return Reading((float(value_range[0]), float(value_range[1])), below, crop)
+
+
+def _background(background: Background) -> Colour | Literal["keep", "ignore"]:
+    if isinstance(background, str):
+        if background == "keep" or background == "ignore":
+            return background
+        if background in _COLOURS:
+            return _COLOURS[background]
+    elif isinstance(background, Sequence) and len(background) == 3 and all(map(_is_brightness, background)):
+        return background[0], background[1], background[2]
+    raise ValueError(
+        f"background must be white, black, [red, green, blue] from 0 to 255, keep or ignore, got {background!r}"
+    )
+
+
+def _is_brightness(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+
+
+def treatment(how: Reading, image_size: tuple[int, int]) -> str:
+    """What is done with pictures that are read so, in a line."""
+    height, width = image_size
+    fills = "scaled to fit into" if how.crop == "pad" else "scaled to cover"
+    said = f"{fills} {height} x {width}, {_CROPPED_AS[how.crop]}; "
+    if isinstance(how.background, str):
+        return said + _SHOWN_AS[how.background]
+    names = {colour: name for name, colour in _COLOURS.items()}
+    colour = names.get(how.background, str(list(how.background)))
+    around = "around them and " if how.crop == "pad" else ""
+    return f"{said}{colour} {around}under what is transparent"
 
 
 def check_extensions(extensions: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ class DamagedCacheError(OSError):
 
 
 class StoredPixels:
-    """uint8 `[N, C, H, W]`, like an array that only takes arrays of indices.
+    """uint8 `[N, C, H, W]`, or `[N, bytes]`, like an array that only takes arrays of indices.
 
     Read, not mapped into memory: a file that shrinks under a map, or a disk that fails, kills the process (SIGBUS).
 
@@ -37,7 +37,7 @@ class StoredPixels:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, path: Path, shape: tuple[int, int, int, int]):
+    def __init__(self, path: Path, shape: tuple[int, ...]):
         self.path = path
         self.shape = shape
         self._file = cache_files.opened(path)

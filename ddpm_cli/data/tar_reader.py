@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_cli.data.decode import AS_STORED, DecodingError, Reading, decode_bytes
+from ddpm_cli.data.decode import DecodingError, decode_bytes
 from ddpm_cli.data.decoding_memory import MOST, LargeImageError, check_file_size, most_at_a_time
+from ddpm_cli.data.framing import MIDDLE, window
+from ddpm_cli.data.reading import AS_STORED, Reading
 from ddpm_cli.data.tar_index import Member, TarIndex, member_name, open_shard
 from ddpm_cli.data.worker_pool import WorkerDiedError, WorkerPool, share_of_cpus
 from ddpm_cli.io.text import printable
@@ -76,18 +78,22 @@ class TarReader:
         return self.shape[0]
 
     def __getitem__(self, indices: np.ndarray, /) -> np.ndarray:
-        """uint8 `[B, channels, H, W]`: the images of int64 `[B]` indices.
+        """uint8 `[B, channels, H, W]`: the images of int64 `[B]` indices; of longer pictures the middle.
 
         Raises OSError for an image that cannot be decoded, a shard that cannot be read or has changed, processes that
         die.
         """
+        return self.at(indices, np.full(len(indices), MIDDLE))
+
+    def at(self, indices: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """The same, but of pictures that are read with crop "random" the windows at these places, float `[B]`."""
         if not isinstance(indices, np.ndarray) or indices.ndim != 1 or indices.dtype != np.int64:
             raise TypeError(f"images in shards are had by int64 [B] arrays of their indices, not by {indices!r}")
         with self._one_at_a_time:
             wanted = [self._replacements.get(image, image) for image in indices.tolist()]
-            pixels, bad = self._read(np.array(wanted, np.int64))
+            pixels, bad = self._read(np.array(wanted, np.int64), places)
             for position, reason in bad:
-                pixels[position] = self._replacement(int(indices[position]), reason)
+                pixels[position] = self._replacement(int(indices[position]), places[position : position + 1], reason)
             return pixels
 
     def keep_apart(self, images: np.ndarray) -> None:
@@ -95,11 +101,14 @@ class TarReader:
         self._apart = np.zeros(len(self), bool)
         self._apart[images] = True
 
-    def _read(self, indices: np.ndarray) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    def _read(self, indices: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, list[tuple[int, str]]]:
         """The images, and for those that cannot be decoded their positions among `indices` and what is wrong."""
         pixels = np.empty((len(indices), *self.shape[1:]), np.uint8)
         order = np.argsort(indices)  # as they lie on the disk
-        members = [self.index.member(image) for image in indices[order].tolist()]
+        members = [
+            (self.index.member(image), place)
+            for image, place in zip(indices[order].tolist(), places[order].tolist(), strict=True)
+        ]
         step = max(1, -(-len(members) // self._chunks))
         tasks = [(first, members[first : first + step]) for first in range(0, len(members), step)]
         bad, large = [], []
@@ -118,14 +127,14 @@ class TarReader:
             ) from death
         return pixels, sorted(bad)
 
-    def _replacement(self, bad_image: int, reason: str) -> np.ndarray:
+    def _replacement(self, bad_image: int, place: np.ndarray, reason: str) -> np.ndarray:
         """uint8 `[channels, H, W]`: the image that takes the place of a bad one; says so the first time."""
         member = self.index.member(bad_image)
         what = f"{printable(member.shard.path)}: {member_name(member)}: {printable(reason)}"
         if not self.skip_bad:
             raise OSError(f"{what}; data.on_bad=skip trains on another image in its place")
         for other in self._following(bad_image):
-            pixels, bad = self._read(np.array([other], np.int64))
+            pixels, bad = self._read(np.array([other], np.int64), place)
             if not bad:
                 self._replacements[bad_image] = other
                 log.warning(f"skipped  {what}")
@@ -156,21 +165,22 @@ def decode_members(
     channels: int,
     most: int,
     first: int,
-    members: Sequence[Member],
+    members: Sequence[tuple[Member, float]],
     *,
     reading: Reading = AS_STORED,
 ) -> Decoded:
-    """The images that `members` are, each decoded within `most` bytes of memory.
+    """The images that `members` are, each decoded within `most` bytes of memory, at a place along its longer side.
 
     Raises OSError if a shard cannot be read or has changed, DecodingError if memory runs out.
     """
     decoded = Decoded(first, np.zeros((len(members), channels, *size), np.uint8), [], [])
-    for place, member in enumerate(members):
+    for place, (member, along) in enumerate(members):
         name = printable(member.shard.path)
         try:
             check_file_size(member.size, most)
             content = _content(member)
-            decoded.pixels[place] = decode_bytes(content, size, channels, most - member.size, reading, name=name)
+            picture = decode_bytes(content, size, channels, most - member.size, reading, name=name)
+            decoded.pixels[place] = window(picture, size, along)
         except LargeImageError as error:
             if error.needed + member.size <= MOST:
                 decoded.large.append(first + place)

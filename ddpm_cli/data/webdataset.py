@@ -11,9 +11,18 @@ from typing import Literal
 import numpy as np
 
 from ddpm_cli.data.cache_files import cache_directory
-from ddpm_cli.data.image_set import ImageSet
+from ddpm_cli.data.image_set import Flip, ImageSet, check_flip
 from ddpm_cli.data.index_cache import IndexCache, index_shards
-from ddpm_cli.data.options import check_channels, check_extensions, check_on_bad, check_workers, height_width, reading
+from ddpm_cli.data.options import (
+    Background,
+    check_extensions,
+    check_on_bad,
+    check_workers,
+    height_width,
+    reading,
+    treatment,
+)
+from ddpm_cli.data.reading import Crop
 from ddpm_cli.data.scan import kinds_text
 from ddpm_cli.data.shuffle import Blocks
 from ddpm_cli.data.tar_index import BAD_LABEL, NO_LABEL, Shard, TarIndex, member_name
@@ -25,16 +34,18 @@ MOST_SHARDS = 10**6  # that braces may stand for
 _BRACES = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 
 
+# Long by its options, which are those of its YAML file.
 def webdataset(
     path: str,
     *,
     image_size: int | Sequence[int] = 64,
     channels: int = 3,
-    flip: bool = True,
+    flip: Flip = "horizontal",
     num_classes: int | None = None,
     extensions: Sequence[str] = ("jpg", "jpeg", "png", "webp", "bmp"),
     value_range: Sequence[float] | None = None,
-    alpha: Literal["white", "ignore"] = "white",
+    background: Background = "white",
+    crop: Crop = "center",
     window: int = 16,
     on_bad: Literal["stop", "skip"] = "stop",
     workers: int = -1,
@@ -46,8 +57,8 @@ def webdataset(
     (int or [H, W]) as `folder` does, by `workers` processes (-1: one per CPU; 0: none) when it is needed. Only where
     each image lies is found out beforehand, and kept in `cache_dir` for as long as the tar file stays the same; in
     memory that takes 20 bytes an image, and its label 8. With `num_classes` the label is the number in the sample's
-    file `.cls`. What else is in the tar files is counted in the set's `left_out`; `value_range` and `alpha` are as for
-    `folder`.
+    file `.cls`. What else is in the tar files is counted in the set's `left_out`; `value_range`, `background` and
+    `crop` are as for `folder`.
 
     An epoch goes through the shards in a random order and shuffles the images of `window` of them at a time (the set's
     `blocks`), so that reading stays within few files. Every rank goes through the same window and reads its part of
@@ -63,10 +74,10 @@ def webdataset(
     if the cache cannot be written.
     """
     size = height_width(image_size)
-    check_channels(channels)
+    how = reading(channels, value_range, background, crop)
+    check_flip(flip)
     check_on_bad(on_bad)
     check_workers(workers)
-    how = reading(value_range, alpha)
     check_extensions(extensions)
     if window < 1:
         raise ValueError(f"window must be at least 1 (shards shuffled at a time), got {window}")
@@ -96,6 +107,8 @@ def webdataset(
         class_names=tuple(map(str, range(num_classes or 0))),
         blocks=Blocks(index.starts, window),
         checksums=checksums,
+        random_crop=crop == "random",
+        treatment=treatment(how, size),
     )
 
 

@@ -1,5 +1,9 @@
-"""Pictures out of tensors: [-1, 1] to uint8, grids, film strips, files."""
+"""Pictures out of tensors: [-1, 1] to uint8, grids, film strips, files.
 
+Images have 1, 3 or 4 channels: grey, RGB, or RGB and alpha.
+"""
+
+import io
 import math
 import os
 from pathlib import Path
@@ -11,6 +15,8 @@ from torch import Tensor
 from ddpm_cli.io import durable
 
 BETWEEN = 96  # grey: black and white are what pictures often end in
+CHECKS = (204, 153)  # grey: the two fields of the checkerboard that shows what is transparent
+CHECK_PIXELS = 8  # a side
 SMALLEST_VIEW = 64  # pixels: smaller images are enlarged by a whole factor, so that a person can look at them
 
 
@@ -27,6 +33,8 @@ def from_uint8(images: Tensor) -> Tensor:
 def grid(images: Tensor, *, columns: int | None = None, padding: int = 2) -> Tensor:
     """Lay out uint8 images `[N, C, H, W]` row by row on grey, `columns` in a row (default: as square as possible).
 
+    Where there is alpha, the grey is opaque.
+
     Returns:
         uint8 `[C, rows * (H + padding) + padding, columns * (W + padding) + padding]`, where H and W are the sizes
         after enlarging tiny images by repeating their pixels.
@@ -39,24 +47,43 @@ def grid(images: Tensor, *, columns: int | None = None, padding: int = 2) -> Ten
     cell_height, cell_width = height + padding, width + padding
     size = (c, rows * cell_height + padding, columns * cell_width + padding)
     canvas = torch.full(size, BETWEEN, dtype=torch.uint8)
+    canvas[3:] = 255
     for i, image in enumerate(images):
         top, left = i // columns * cell_height + padding, i % columns * cell_width + padding
         canvas[:, top : top + height, left : left + width] = image
     return canvas
 
 
+def on_checks(image: Tensor) -> Tensor:
+    """A uint8 picture `[4, H, W]` laid over a checkerboard, `[3, H, W]`, to look at; another one as it is."""
+    if image.shape[0] != 4:
+        return image
+    _, height, width = image.shape
+    fields = (torch.arange(height)[:, None] // CHECK_PIXELS + torch.arange(width) // CHECK_PIXELS) % 2
+    board = torch.tensor(CHECKS)[fields]
+    colours, alpha = image[:3].int(), image[3].int()
+    return ((colours * alpha + board * (255 - alpha) + 127) // 255).to(torch.uint8)
+
+
 def to_pil(image: Tensor) -> Image.Image:
-    """A uint8 image `[C, H, W]`, C = 1 or 3, as a PIL image."""
+    """A uint8 image `[C, H, W]` as a PIL image."""
     array = image.cpu().permute(1, 2, 0).numpy()
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
-def save_png(image: Tensor, path: Path) -> None:
-    """Write a uint8 image `[C, H, W]`; a reader never sees half a file."""
+def as_png(image: Tensor) -> bytes:
+    """A uint8 image `[C, H, W]` as the content of a PNG file."""
+    file = io.BytesIO()
+    to_pil(image).save(file, format="PNG")
+    return file.getvalue()
+
+
+def save_png(image: Tensor | bytes, path: Path) -> None:
+    """Write a uint8 image `[C, H, W]`, or what `as_png` has made of one; a reader never sees half a file."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     with durable.errors_naming(path):
-        to_pil(image).save(temporary, format="PNG")
+        temporary.write_bytes(image if isinstance(image, bytes) else as_png(image))
     os.replace(temporary, path)
 
 

@@ -1,0 +1,199 @@
+"""Tables of pictures that the datasets package reads: those of this disk, and of the Hugging Face hub.
+
+The package is asked for tables alone: pictures are decoded by our own decoder. Nothing is fetched unless that is said,
+and no code that comes with a data set is run.
+"""
+
+import contextlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ddpm_cli.io.text import printable
+
+EXTRA = "pip install 'ddpm-cli[hub]'"
+MOST_SAID = 300  # characters of what the package says
+# The readers of files that may be used, and that of what is in the cache of the package.
+KINDS = ("parquet", "arrow", "imagefolder")
+_READERS = (*KINDS, "cache")
+_SUFFIXES = {".parquet": "parquet", ".arrow": "arrow"}
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+
+
+class Opened(NamedTuple):
+    """A table, and what there is to say of where it has been found."""
+
+    table: Any  # a `datasets.Dataset`
+    remarks: tuple[str, ...] = ()
+
+
+def open_table(dataset: str, subset: str | None, split: str, *, download: bool) -> Opened:
+    """The table that is called `dataset` on the hub, or that lies in a folder or a file of that path.
+
+    Args:
+        subset: which one of those that go by that name; None: the only one.
+        split: which part of it.
+        download: whether it may be fetched.
+
+    Raises:
+        ValueError: if the package is missing or cannot read it, or there is no such subset or split.
+        FileNotFoundError: if it is not there; says how it gets there.
+        OSError: if it cannot be fetched or read.
+    """
+    if not dataset:
+        raise ValueError("dataset is empty: a name on the Hugging Face hub, or a path")
+    if importlib.util.find_spec("datasets") is None:
+        raise ValueError(f"datasets is not installed: {EXTRA}")
+    path = Path(os.path.abspath(os.path.expanduser(dataset)))
+    if not path.exists() and not (_HUB_NAME.fullmatch(dataset) and not dataset.startswith(".")):
+        raise FileNotFoundError(f"no such file or folder: {printable(str(path))} (data.dataset)")
+    with _quiet(), _fetching(download):
+        if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            return Opened(_saved(path, subset, split))
+        return _built(dataset, path, subset, split, download=download)
+
+
+def _saved(path: Path, subset: str | None, split: str) -> Any:
+    """What `save_to_disk` of the package has left in a folder."""
+    import datasets
+
+    if subset is not None:
+        raise ValueError(f"subset: {printable(str(path))} is one data set without subsets")
+    with _explained(str(path), download=False):
+        found = datasets.load_from_disk(str(path))
+    if isinstance(found, datasets.DatasetDict):
+        return found[_checked_split(split, list(map(str, found)))]
+    _checked_split(split, [str(found.split or "train")])
+    return found
+
+
+def _built(dataset: str, path: Path, subset: str | None, split: str, *, download: bool) -> Opened:
+    """What the package makes of the files of a data set; it keeps that in its own cache."""
+    import datasets
+
+    if not path.exists() and dataset in KINDS:
+        raise ValueError(f"dataset: {dataset} is a kind of file; say where the files lie")
+    where: dict[str, Any] = {"path": str(path) if path.exists() else dataset}
+    if path.is_file():
+        if subset is not None:
+            raise ValueError(f"subset: {printable(dataset)} is a file, which has none")
+        if path.suffix.lower() not in _SUFFIXES:
+            raise ValueError(f"{printable(str(path))} is no {' or '.join(_SUFFIXES)} file")
+        where = {"path": _SUFFIXES[path.suffix.lower()], "data_files": {"train": str(path)}}
+    with _explained(dataset, download=download):
+        try:
+            builder = datasets.load_dataset_builder(**where, name=subset)
+        except ConnectionError:
+            folder = None if download else _fetched_before(dataset)
+            if folder is None:
+                raise
+            builder = datasets.load_dataset_builder(folder, name=subset)
+    reader = type(builder).__module__.rpartition(".")[2]
+    if reader not in _READERS:
+        raise ValueError(
+            f"{printable(dataset)} holds files of another kind ({reader}): {', '.join(KINDS)} are read, or tar files "
+            "with data=webdataset"
+        )
+    files = [str(file) for of_split in (builder.config.data_files or {}).values() for file in of_split]
+    remote = [file for file in files if "://" in file]
+    if remote and not download:
+        raise FileNotFoundError(f"{printable(remote[0])} is to be fetched: set data.download=true")
+    with _explained(dataset, download=download):
+        builder.download_and_prepare()
+    assert builder.info.splits is not None
+    _checked_split(re.split(r"[\[+]", split)[0], list(map(str, builder.info.splits)))
+    kept = f"dataset  {printable(dataset)}: as it lies in {printable(str(builder.cache_dir))}"
+    with _explained(dataset, download=download):
+        return Opened(builder.as_dataset(split=split), (kept,) if reader == "cache" else ())
+
+
+def _fetched_before(dataset: str) -> str | None:
+    """The folder in which `hf download --repo-type dataset` has put a data set; None if it has not."""
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return huggingface_hub.snapshot_download(dataset, repo_type="dataset", local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def _checked_split(split: str, there: Sequence[str]) -> str:
+    if split not in there:
+        raise ValueError(f"split: there is no {split!r}; there are {', '.join(map(printable, there))}")
+    return split
+
+
+# How the package is used ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _fetching(download: bool) -> Iterator[None]:
+    """Inside, nothing is fetched unless `download`: as with HF_HUB_OFFLINE=1, which is read when it is imported."""
+    if download:
+        yield
+        return
+    import datasets.config
+    import huggingface_hub.constants
+
+    switches = [(datasets.config, "HF_HUB_OFFLINE"), (huggingface_hub.constants, "HF_HUB_OFFLINE")]
+    before = [getattr(module, name) for module, name in switches]
+    try:
+        for module, name in switches:
+            setattr(module, name, True)
+        yield
+    finally:
+        for (module, name), value in zip(switches, before, strict=True):
+            setattr(module, name, value)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, the package says nothing but what it raises; progress bars are for a terminal."""
+    import datasets
+
+    verbosity, bars = datasets.logging.get_verbosity(), datasets.is_progress_bar_enabled()
+    datasets.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if bars:
+            datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _explained(dataset: str, *, download: bool) -> Iterator[None]:
+    """Inside, what the package raises becomes what `open_table` raises."""
+    from datasets import config
+    from datasets.exceptions import DatasetNotFoundError
+
+    called = printable(dataset)
+    try:
+        yield
+    except (ConnectionError, DatasetNotFoundError) as error:
+        if download:
+            raise OSError(f"{called} cannot be fetched: {_line(error)}") from error
+        cache = printable(str(config.HF_DATASETS_CACHE))
+        raise FileNotFoundError(
+            f"{called} is neither a file or folder here, nor in {cache}: set data.download=true, or bring its files "
+            "(parquet, arrow or images) and say data.dataset=DIR"
+        ) from error
+    except MemoryError:
+        raise
+    except OSError as error:
+        raise OSError(f"{called} cannot be read: {_line(error)}") from error
+    except Exception as error:  # whatever readers of damaged files raise
+        raise ValueError(f"{called} cannot be read: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """What an error of others says, on a line."""
+    said = " ".join((str(error) or type(error).__name__).split())
+    return printable(said[:MOST_SAID])
