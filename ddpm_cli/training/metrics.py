@@ -1,88 +1,60 @@
-"""What can be seen of a run while it goes: progress bar, log lines, metrics.jsonl, TensorBoard, preview pictures."""
+"""What can be seen of a run while it goes: progress bar, log lines, metrics.jsonl, loggers, preview pictures."""
 
 import json
 import math
-import os
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import summary
 from tqdm import tqdm
 
 from ddpm_cli.evaluation.timestep_bins import mean_by_t
-from ddpm_cli.io.event_files import Appended, Events
-from ddpm_cli.io.images import grid, save_png
+from ddpm_cli.io.event_files import Appended
+from ddpm_cli.io.images import as_png, grid, on_checks, save_png
+from ddpm_cli.io.metrics_file import LOSS
 from ddpm_cli.io.run_dir import step_name
+from ddpm_cli.loggers.logger import PREVIEW, Ending, State
+from ddpm_cli.loggers.of_run import RunLoggers
+from ddpm_cli.runtime.exit_codes import Stopped
 from ddpm_cli.runtime.logs import log
 from ddpm_cli.training.measured import ERROR, Evaluation
 from ddpm_cli.training.step_stats import Progress
 
-LONGEST_LINE = 2**16  # bytes of metrics.jsonl
-LOSS = "loss/mean"
-
-
-def recorded_to(metrics: Path) -> int:
-    """The step of the last whole line of a metrics.jsonl, 0 if there is none: all records have it."""
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        return int(_last_line(metrics)["step"])
-    return 0
-
-
-def last_loss(metrics: Path) -> float:
-    """The last loss in a metrics.jsonl, NaN if there is none."""
-    losses = [line[LOSS] for line in lines_of(metrics) if isinstance(line.get(LOSS), int | float)]
-    return float(losses[-1]) if losses else math.nan
-
-
-def lines_of(metrics: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics.jsonl, which may be anybody's, up to the first that is none of ours.
-
-    Each has a whole number `step`.
-    """
-    with suppress(OSError, ValueError, RecursionError), metrics.open("rb") as file:
-        for text in iter(lambda: file.readline(LONGEST_LINE), b""):
-            line = json.loads(text)
-            if not text.endswith(b"\n") or not isinstance(line, dict) or not isinstance(line.get("step"), int):
-                return
-            yield line
-
-
-def _last_line(metrics: Path) -> dict:
-    with metrics.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST_LINE))
-        return json.loads(file.read().rpartition(b"\n")[0].rpartition(b"\n")[2])
-
 
 class MetricsLogger:
-    """Writes to a run's records, and to the log.
+    """Writes to a run's records, to the log, and to its loggers.
 
     Args:
-        metrics, tensorboard, previews: the file (one JSON object per line) and the directories to write to.
+        metrics, previews: the file (one JSON object per line) and the directory to write to.
+        loggers: have begun; are ended with this.
         first_step, steps: where the bar starts and ends.
         timesteps: T, to sort losses by noise level.
         device: whose memory to report; only CUDA's is.
+
+    Attributes:
+        summary: what loggers are to show of the run once it is done.
     """
 
     def __init__(
         self,
         *,
         metrics: Path,
-        tensorboard: Path,
         previews: Path,
+        loggers: RunLoggers,
         first_step: int,
         steps: int,
         timesteps: int,
         device: torch.device,
     ):
         self.previews = previews
+        self.loggers = loggers
         self.timesteps = timesteps
         self.device = device
-        self.events = Events(tensorboard)
+        self.summary: dict[str, float] = {}
+        self._step = first_step  # of what has been shown last
         self.metrics = Appended(metrics)
         # disable=None: no bar where stderr is no terminal; log lines are printed there instead.
         self.bar = tqdm(total=steps, initial=first_step, unit="step", desc="training", disable=None, dynamic_ncols=True)
@@ -92,18 +64,18 @@ class MetricsLogger:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.bar.close()
-        for file in (self.events.file, self.metrics):
-            with suppress(OSError):  # flushed before every checkpoint: what is in it is no longer in question
-                file.close()
+        with suppress(OSError):  # flushed before every checkpoint: what is in it is no longer in question
+            self.metrics.close()
+        self.end("finished" if error is None else "stopped" if isinstance(error, Stopped) else "failed")
+
+    def end(self, state: State) -> None:
+        """Have loggers show that the run has ended, and how; nothing more will come."""
+        self.loggers.end(Ending(state=state, step=self._step, summary=self.summary))
 
     def flush(self) -> None:
         """Have everything on record: before a checkpoint, as a run that is resumed from it will not do it again."""
-        self.events.file.flush()
+        self.loggers.flush()
         self.metrics.flush()
-
-    def config(self, text: str) -> None:
-        """Show the resolved configuration (YAML) among TensorBoard's texts."""
-        self.events.add(summary.text("config", f"```yaml\n{text}\n```"), 0)
 
     def progress(self, progress: Progress) -> None:
         """Report the steps since the last report."""
@@ -119,9 +91,7 @@ class MetricsLogger:
         if self.device.type == "cuda":
             scalars["memory/gpu_peak_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         scalars |= self._loss_by_t(progress)
-        for name, value in scalars.items():
-            self.events.add(summary.scalar(name, value), progress.step)
-        self._write_line(progress.step, scalars)
+        self._record(progress.step, scalars)
         self.bar.set_postfix_str(f"loss {progress.loss:.4f}, {progress.images_per_second:,.0f} img/s", refresh=False)
         log.info(
             f"step {progress.step}/{self.bar.total}  loss {progress.loss:.4f}  grad norm {progress.grad_norm:.3f}  "
@@ -132,10 +102,7 @@ class MetricsLogger:
 
     def evaluation(self, found: Evaluation) -> None:
         """Report what has been measured of the EMA. The line of metrics comes last: it says that all is on record."""
-        for name, value in (found.figures | found.by_t).items():
-            self.events.add(summary.scalar(name, value), found.step)
-        scalars = found.figures | found.errors | found.by_t
-        self._write_line(found.step, scalars)
+        self._record(found.step, found.figures | found.errors | found.by_t)
         said = []
         for key, value in found.figures.items():
             name = key.partition("/")[2]
@@ -143,17 +110,22 @@ class MetricsLogger:
             said.append(f"{name} {value:.4g}{'' if math.isnan(error) else f' +- {error:.2g}'}")
         log.info(f"eval     step {found.step:,}: {', '.join(said)}")
 
-    def _write_line(self, step: int, scalars: dict[str, float]) -> None:
+    def _record(self, step: int, scalars: dict[str, float]) -> None:
+        self._step = step
+        self.loggers.scalars(step, scalars)
         # JSON has no NaN, which is the gradient norm's mean where every step overflowed.
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         self.metrics.write(f"{json.dumps({'step': step} | finite)}\n".encode())
 
     def preview(self, step: int, images: Tensor) -> None:
-        """Show uint8 samples `[N, C, H, W]` as a grid, in TensorBoard and as a PNG."""
-        picture = grid(images)
-        self.events.add(summary.image("preview", picture.numpy(), dataformats="CHW"), step)
+        """Show uint8 samples `[N, C, H, W]` as a grid, in loggers and as a PNG, which says that it is on record."""
+        png = as_png(on_checks(grid(images)))
+        for logger in self.loggers.records:
+            logger.image(step, PREVIEW, png)
         self.previews.mkdir(exist_ok=True)
-        save_png(picture, self.previews / f"{step_name(step)}.png")
+        save_png(png, self.previews / f"{step_name(step)}.png")
+        for logger in self.loggers.aside:
+            logger.image(step, PREVIEW, png)
 
     def _loss_by_t(self, progress: Progress) -> dict[str, float]:
         """Mean loss in ten equal bins of t, named by their first timestep; empty bins are left out."""

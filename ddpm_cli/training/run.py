@@ -1,7 +1,9 @@
 """A run in its directory: the training loop with its metrics, previews and checkpoints, and the ways it may end."""
 
+import os
 import sys
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -10,11 +12,16 @@ from pathlib import Path
 import yaml
 
 from ddpm_cli import checkpoint
+from ddpm_cli.config.compare import LOGGER
 from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.distributed.process_group import LostRankError
 from ddpm_cli.io import durable, run_dir
 from ddpm_cli.io.command_line import command, override
+from ddpm_cli.io.metrics_file import last_loss
+from ddpm_cli.io.run_identity import identity_of
 from ddpm_cli.io.text import printable
+from ddpm_cli.loggers.logger import RunInfo
+from ddpm_cli.loggers.of_run import RunLoggers, left_out
 from ddpm_cli.runtime.exit_codes import NON_FINITE, RunError, Stopped
 from ddpm_cli.runtime.interruptible import carried_out
 from ddpm_cli.runtime.logs import append, log
@@ -25,8 +32,8 @@ from ddpm_cli.training.best import write_best
 from ddpm_cli.training.build import Training
 from ddpm_cli.training.cut_back import cut_back
 from ddpm_cli.training.evaluations import Evaluations
-from ddpm_cli.training.measured import outcome
-from ddpm_cli.training.metrics import MetricsLogger, last_loss
+from ddpm_cli.training.measured import final_figures, outcome
+from ddpm_cli.training.metrics import MetricsLogger
 from ddpm_cli.training.previews import preview
 from ddpm_cli.training.saving import Checkpoints
 from ddpm_cli.training.step_stats import Progress
@@ -44,10 +51,12 @@ class TrainingRun:
 
     Args:
         stop: looked at after every step.
+        sweep: the name of the sweep that it is a run of.
     """
 
-    def __init__(self, training: Training, directory: Path, stop: Stop):
-        self.trainer, self.sampler, self.options, _ = training
+    def __init__(self, training: Training, directory: Path, stop: Stop, *, sweep: str | None = None):
+        self.trainer, self.sampler, self.options = training.trainer, training.sampler, training.options
+        self.loggers, self.sweep = training.loggers, sweep
         self.evaluations = Evaluations(training)
         self.checkpoints = Checkpoints(self.trainer, self.options, directory)
         self.stop = stop
@@ -85,6 +94,9 @@ class TrainingRun:
                 begun = True
                 resumed = self.checkpoints.step is not None
                 announce(self.trainer, self.options, self.directory, resumed=resumed)
+                missed = left_out(self.directory, self.loggers)
+                if missed is not None:
+                    log.warning(missed)
                 picture_data(self.trainer, self.options, self.directory)
             with self._metrics_logger() as metrics:
                 self.stop.defer("saving after this step")
@@ -111,16 +123,20 @@ class TrainingRun:
         if not trainer.owes_progress and self.evaluations.missing:
             self._evaluate(metrics)
         self._end_if_asked(metrics)
-        for progress in trainer.run():
-            self._after_step(metrics, progress)
-            if trainer.step < trainer.config.steps:
-                self._end_if_asked(metrics)
+        with self._profiled() as step_is_done:
+            for progress in trainer.run():
+                step_is_done()
+                self._after_step(metrics, progress)
+                if trainer.step < trainer.config.steps:
+                    self._end_if_asked(metrics)
         if self.evaluations.missing:  # asked to stop, and it may take long
             self._end_if_asked(metrics)
         if self._preview_is_missing():  # asked to stop, but nothing else is left to do
             self._preview(metrics, to_the_end=True)
         trainer.world.barrier()
         self._finish()
+        if metrics is not None:
+            metrics.summary = final_figures(self.options.objective, self.loss, self.evaluations.last)
 
     def _finish(self) -> None:
         self.done = True
@@ -155,6 +171,8 @@ class TrainingRun:
             return
         if self.checkpoints.step != trainer.step:
             self._save(metrics)
+        if metrics is not None:
+            metrics.end("stopped")
         trainer.world.barrier()  # a launcher ends the others as soon as one has gone
         raise Stopped(
             f"{self.stop.signal or 'a signal to another process'}: stopped at step {trainer.step:,} and saved. "
@@ -180,16 +198,37 @@ class TrainingRun:
     def _metrics_logger(self) -> AbstractContextManager[MetricsLogger | None]:
         if not self.trainer.world.main:
             return nullcontext()
-        metrics = MetricsLogger(
-            **{name: self.directory / place for name, place in _RECORDS.items()},
+        return MetricsLogger(
+            metrics=self.directory / run_dir.METRICS_FILE,
+            previews=self.directory / run_dir.PREVIEWS,
+            loggers=self._begun_loggers(),
             first_step=self.first_step,
             steps=self.trainer.config.steps,
             timesteps=self.trainer.ddpm.schedule.timesteps,
             device=self.trainer.compute.device,
         )
-        if self.checkpoints.step is None or self.recorded_step == 0:
-            metrics.config((self.directory / run_dir.CONFIG_FILE).read_text(encoding="utf-8"))
-        return metrics
+
+    def _begun_loggers(self) -> RunLoggers:
+        identity = identity_of(self.directory)
+        place = self.directory.absolute()
+        about = RunInfo(
+            id=uuid.uuid4().hex if identity is None else identity.id,
+            name=f"{place.parent.name}/{place.name}",
+            group=self.sweep,
+            directory=self.directory,
+            config={key: value for key, value in asdict(self.options).items() if key != LOGGER},
+            pid=os.getpid(),
+        )
+        nodes, asked = self.options.logger, lambda: self.stop.requested
+        return RunLoggers(self.loggers, nodes, about, recorded=self.recorded_step, asked_to_stop=asked)
+
+    def _profiled(self) -> AbstractContextManager[Callable[[], None]]:
+        steps = self.trainer.config.profile_steps
+        if steps == 0 or not self.trainer.world.main:
+            return nullcontext(lambda: None)
+        from ddpm_cli.training.profile import profiled  # torch's profiler takes a while to import
+
+        return profiled(self.directory, steps=steps, device=self.trainer.compute.device)
 
     def _preview_is_missing(self) -> bool:
         """Whether the run was stopped in the middle of this step's preview."""

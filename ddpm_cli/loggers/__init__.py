@@ -1,0 +1,1 @@
+"""Where a run can be watched: TensorBoard, and services outside this process, behind one protocol; no torch."""
