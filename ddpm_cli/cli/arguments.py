@@ -15,17 +15,20 @@ from ddpm_cli import __version__
 from ddpm_cli.cli.path_values import RUN_DIR, readable
 from ddpm_cli.config.errors import ConfigError, shown
 from ddpm_cli.config.shipped import SUFFIXES, configs_directory
+from ddpm_cli.io.run_dir import HYDRA
 
 _FLAGS_WITH_VALUE = (
     *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p"),
     "--experimental-rerun",
 )
+OUTPUT_SUBDIR = "hydra.output_subdir"
 _CONFIG_DIR = ("--config-dir", "-cd")
+_CONFIG_PATH = ("--config-path", "-cp")
 _INFO = ("--info", "-i")
-# What Hydra would do that is not done here, and the value that asks for just that.
+# What Hydra would do that is not done here, the values that ask for what is done, and what that is.
 _NO_EFFECT = {
-    "hydra.output_subdir": ("null", "config.yaml in the directory of a run is its whole configuration"),
-    "hydra.job.chdir": ("false", "a command stays in the directory that it is called in"),
+    OUTPUT_SUBDIR: (("null", HYDRA), f"{HYDRA} in the directory of a run says how it was composed; null leaves it out"),
+    "hydra.job.chdir": (("false",), "a command stays in the directory that it is called in"),
 }
 # Hydra's parser takes a millisecond per value, and for lists the square of it.
 _MOST_ARGUMENTS = 1000
@@ -34,6 +37,8 @@ _MOST_CHARACTERS = 2**16  # of one
 _DEEPEST = 64  # lists in lists
 # As people know it from other trainers: the recipe's batch stays what a step sees, in as few parts as memory allows.
 _ALSO_CALLED = {"trainer.batch_size=auto": "trainer.accumulate=auto"}
+_ALSO_CALLED |= dict.fromkeys(("logger=null", "logger=none", "~logger"), "logger=[]")
+_SHORT = {"init": "init.path"}  # a section, and the one of its options that is meant where it is given a plain value
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class Arguments:
     overrides: list[str]
     config_dir: Path | None  # of options of the user's own
     sweep: bool
+    config_path: Path | None = None  # where the primary configuration lies, if not with ours
+    config_name: str | None = None  # what it is called, if not as ours
 
     def as_hydra_takes_them(self) -> list[str]:
         """Argparse takes flags before or after the overrides, not among them."""
@@ -59,13 +66,16 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
     """Raises ConfigError for what Hydra cannot read, or not in seconds, does not take, or takes without effect."""
     _check_texts(arguments)
     flags, overrides = _split(arguments)
-    overrides = [_ALSO_CALLED.get(override, override) for override in overrides]
+    overrides = [_in_full(override) for override in overrides]
     for override in overrides:
         if not key_of(override):
             raise ConfigError(f"cannot read '{override}': an override is KEY=VALUE")
     given = _check_flags([*flags, *overrides])
     for override in overrides:
         _check_effect(override, sweep=given.multirun)
+    # Hydra itself would write .hydra before anything is checked, and not where the run lies.
+    overrides = [override.lstrip("+") if key_of(override) == OUTPUT_SUBDIR else override for override in overrides]
+    overrides = [override for override in overrides if override != f"{OUTPUT_SUBDIR}={HYDRA}"]
     overrides = [readable(override, sweep=given.multirun) for override in overrides]
     config_dir = None if given.config_dir is None else Path(given.config_dir).absolute()
     if config_dir is not None:
@@ -73,7 +83,19 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
     if any(_names_a_run(override) for override in overrides):
         # A run's own options need not be among the defaults that Hydra composes: data.path of a folder, say.
         overrides = [f"++{o}" if "." in key_of(o) and o[0] not in "+~" else o for o in overrides]
-    return Arguments(flags, overrides, config_dir, sweep=given.multirun)
+    config_path = None if given.config_path is None else Path(given.config_path)
+    if config_path is not None and not config_path.is_dir():
+        raise ConfigError(f"--config-path: there is no folder {config_path}")
+    return Arguments(flags, overrides, config_dir, given.multirun, config_path, given.config_name)
+
+
+def _in_full(override: str) -> str:
+    """An override as a configuration has it."""
+    key, equals, value = override.partition("=")
+    name = key.lstrip("+")
+    if name in _SHORT and equals and not value.startswith("{"):
+        key = f"{key.removesuffix(name)}{_SHORT[name]}"
+    return _ALSO_CALLED.get(override, f"{key}{equals}{value}")
 
 
 def _check_effect(override: str, *, sweep: bool) -> None:
@@ -81,7 +103,7 @@ def _check_effect(override: str, *, sweep: bool) -> None:
     key, value = key_of(override), override.partition("=")[2]
     if key in _NO_EFFECT:
         harmless, instead = _NO_EFFECT[key]
-        if value.lower() != harmless:
+        if value.lower() not in harmless:
             raise ConfigError(f"{key}: has no effect here; {instead}")
     if key == RUN_DIR and sweep:
         raise ConfigError(f"{key}: has no effect with -m; hydra.sweep.dir says where a sweep goes")
@@ -131,10 +153,17 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             if not remaining:
                 raise ConfigError(f"{argument}: needs a value")
             value = remaining.pop()
-            flags += [argument, os.path.expanduser(value) if argument in _CONFIG_DIR else value]
+            flags += [argument, _folder(argument, value)]
         else:
-            flags.append(f"{flag}={os.path.expanduser(value)}" if equals and flag in _CONFIG_DIR else argument)
+            flags.append(f"{flag}={_folder(flag, value)}" if equals else argument)
     return flags, overrides
+
+
+def _folder(flag: str, value: str) -> str:
+    """The value of a flag; if it is a folder, as it is seen from here. Hydra would look beside its caller's file."""
+    if flag in _CONFIG_DIR:
+        return os.path.expanduser(value)
+    return os.path.abspath(os.path.expanduser(value)) if flag in _CONFIG_PATH else value
 
 
 def _check_flags(arguments: list[str]) -> argparse.Namespace:

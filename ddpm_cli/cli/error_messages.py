@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ddpm_cli.cli.arguments import read_arguments
+from ddpm_cli.cli.other_primary import other_primary
 from ddpm_cli.config.errors import ConfigError, nearest, shown
 from ddpm_cli.config.schema import check_key
 from ddpm_cli.config.shipped import configs_directory, groups, options
@@ -62,6 +63,7 @@ def _check_overrides(arguments: Sequence[str], config_name: str, target: str) ->
     given = read_arguments(arguments)
     overrides = OverridesParser.create().parse_overrides(given.overrides)
     shipped, theirs, searchpath = options(configs_directory()), {}, []
+    primary = other_primary(given, config_name)
     if given.config_dir is not None:
         theirs, searchpath = (
             options(given.config_dir),
@@ -77,6 +79,10 @@ def _check_overrides(arguments: Sequence[str], config_name: str, target: str) ->
         group, is_dict = override.key_or_group, isinstance(override.value(), dict)
         if group in ours | theirs and override.package is None and not is_dict:
             _check_choice(override, ours, theirs)
+            if primary is not None and override.type is OverrideType.CHANGE:
+                raise ConfigError(
+                    f"{override.input_line}: {primary} is a whole configuration, of which values can be set"
+                )
             choices.append(_first(override))
         elif not override.is_hydra_override():
             settings.append(override)

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ddpm_cli.cli.arguments import key_of
 from ddpm_cli.cli.gpu_lock import pin
 from ddpm_cli.cli.hydra_launchers import SLURM, device_is_auto, runs_in_parallel
+from ddpm_cli.cli.hydra_record import HydraRecord, is_wanted
 from ddpm_cli.cli.launchers import refuse_copies, speaks
 from ddpm_cli.cli.own_yaml import check_what_hydra_loads
 from ddpm_cli.cli.packages import check_packages
@@ -26,6 +27,7 @@ from ddpm_cli.cli.resolvers import register_resolvers
 from ddpm_cli.cli.run_directory import RunDirectory
 from ddpm_cli.cli.run_result import RunResult, result_in, run_resumed
 from ddpm_cli.cli.worker import worker_process
+from ddpm_cli.config.compare import LOGGER
 from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.paths import expanded
@@ -77,11 +79,7 @@ class Job:
     def _run(self, cfg: DictConfig) -> Any:
         refuse_copies(self.program)
         hydra_config = HydraConfig.get()
-        overrides, of_hydra = (  # not yet followed, were there a ${...}
-            OmegaConf.to_container(given) for given in (hydra_config.overrides.task, hydra_config.overrides.hydra)
-        )
-        assert isinstance(overrides, list)
-        assert isinstance(of_hydra, list)
+        overrides, of_hydra = _texts(hydra_config.overrides.task), _texts(hydra_config.overrides.hydra)
         if hydra_config.mode is RunMode.MULTIRUN:
             return self._run_of_sweep(cfg, overrides, Path(hydra_config.runtime.output_dir))
         _refuse_sweep_options(of_hydra)
@@ -150,9 +148,19 @@ class Job:
             else:
                 config = _checked(cfg, self.target, spelt)
         openmp.prepare()
-        call = Invocation(resume, changes, sweep_directory, fork, chosen, spelt, self.run_directory.path)
+        record = HydraRecord(cfg) if is_wanted(_texts(HydraConfig.get().overrides.hydra)) else None
+        sweep = None if sweep_directory is None else Path(HydraConfig.get().sweep.dir).absolute().name
+        own = self.run_directory.path
+        call = Invocation(resume, changes, sweep_directory, fork, chosen, spelt, own, record, sweep)
         work = partial(self.work, config, call)
         return run_resumed(resume, work) if names_a_run and speaks() else work()
+
+
+def _texts(overrides: Any) -> list[str]:
+    """Overrides as they were given: references in them, `${...}`, are not yet followed."""
+    texts = OmegaConf.to_container(overrides)
+    assert isinstance(texts, list)
+    return [str(text) for text in texts]
 
 
 def _changes(typed: Iterable[Override], cfg: DictConfig) -> dict[str, Any]:
@@ -176,9 +184,10 @@ def _spelt(typed: Iterable[Override]) -> dict[str, str]:
 
 
 def _chosen(changes: dict[str, Any], cfg: DictConfig) -> dict[str, dict]:
-    """By group, the options of what `changes` choose of it, as they have been composed."""
+    """By group, the options of what `changes` choose of it, as they have been composed; of `logger` always."""
     chosen = {}
-    for group in changes.keys() & HydraConfig.get().runtime.choices.keys():
+    # Several options of a group are no choice that Hydra knows of.
+    for group in (changes.keys() & HydraConfig.get().runtime.choices.keys()) | {LOGGER}:
         node = cfg.get(group)
         if OmegaConf.is_dict(node):
             _refuse_missing(cfg, group)

@@ -20,6 +20,7 @@ from ddpm_cli.cli.error_messages import explain
 from ddpm_cli.cli.hydra_launchers import stop_workers
 from ddpm_cli.cli.job import Job
 from ddpm_cli.cli.launchers import speaks
+from ddpm_cli.cli.other_primary import completed
 from ddpm_cli.cli.own_yaml import check_what_hydra_loads
 from ddpm_cli.cli.resolvers import register_resolvers
 from ddpm_cli.cli.sweep import RefusedSweep, SweepReport
@@ -78,7 +79,7 @@ def _launch(job: Job, config_name: str, report: SweepReport) -> None:
     stop.pass_on = stop_workers
     try:
         with stop.unmistaken(), report.told_by_hydra(), job.run_directory.told_by_hydra():
-            sys.argv[1:] = read_arguments(sys.argv[1:]).as_hydra_takes_them()
+            sys.argv[1:] = completed(read_arguments(sys.argv[1:]), config_name).as_hydra_takes_them()
             check_what_hydra_loads()
             hydra.main(version_base="1.3", config_path=str(configs_directory()), config_name=config_name)(job)()
             if report.begun:

@@ -25,6 +25,7 @@ _LAUNCHERS = (
     _Launcher("mpirun", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
     _Launcher("mpirun", "PMI_SIZE", "PMI_RANK"),
 )
+_ALONE = ("ddpm-import",)  # commands that are not for several processes
 
 
 def refuse_copies(program: str | None) -> None:
@@ -36,6 +37,8 @@ def refuse_copies(program: str | None) -> None:
         program: the command's name; None: of a sweep, which has one process, torchrun or not.
     """
     launcher = _of_copies()
+    if program in _ALONE and (together := _number("WORLD_SIZE") or 1) > 1:
+        raise ConfigError(f"{program} is the work of one process, torchrun has started {together}; start it without")
     if program is None and launcher is None and (together := _number("WORLD_SIZE") or 1) > 1:
         raise ConfigError(
             f"-m: torchrun has started {together} processes (WORLD_SIZE), which work on one run together; start a "
@@ -47,6 +50,8 @@ def refuse_copies(program: str | None) -> None:
     started = f"{launcher.name} has started {size} processes ({launcher.size}), and each would"
     if program is None:
         raise ConfigError(f"-m: {started} run the whole sweep; start it once")
+    if program in _ALONE:
+        raise ConfigError(f"{started} write the same files; start {program} once")
     what = "train the same run" if program == "ddpm-train" else "draw the same images"
     raise ConfigError(
         f"{started} {what}; together they are started by torchrun:\n  {_command(launcher, size, program)}\n"

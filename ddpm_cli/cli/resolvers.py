@@ -21,6 +21,8 @@ def register_resolvers() -> None:
         "groups": help_on_groups,
         "values": help_on_values,
         "learned": _learned,
+        "rescaled": _rescaled,
+        "channels": _channels,
         # As nodes: OmegaConf puts no plain list in the place of a reference.
         "channel_mults": lambda *given: OmegaConf.create(channel_mults(*given)),
         "attention_resolutions": lambda *given: OmegaConf.create(attention_resolutions(*given)),
@@ -36,6 +38,16 @@ def register_resolvers() -> None:
 def _learned(variance: object) -> bool:
     """Whether a network has to have channels for a variance, whose class is not imported here."""
     return isinstance(variance, str) and class_variable(variance, "learned") is True
+
+
+def _rescaled(timesteps: object) -> float:
+    """What t is multiplied by so that it goes up to 1000; 1 for what is no number of timesteps, and refused as such."""
+    return 1000 / timesteps if isinstance(timesteps, int) and timesteps > 0 else 1.0
+
+
+def _channels(background: object) -> int:
+    """Of pictures in colour: a fourth one where transparency is kept."""
+    return 4 if background == "keep" else 3
 
 
 @functools.cache  # every command composes its configuration, and with it the help text, twice

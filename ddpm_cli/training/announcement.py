@@ -8,13 +8,18 @@ from ddpm_cli.config.train_options import TrainOptions
 from ddpm_cli.config.unet_levels import levels_text
 from ddpm_cli.data.degenerate import degenerate
 from ddpm_cli.io import run_dir
-from ddpm_cli.io.images import grid, save_png
+from ddpm_cli.io.images import grid, on_checks, save_png
 from ddpm_cli.io.run_identity import identity_of
 from ddpm_cli.io.text import printable, size_text
 from ddpm_cli.runtime.logs import log
 from ddpm_cli.training.trainer import Trainer
 
 CLASSES_SHOWN = 20  # by name
+_FLIPPED = {
+    "none": "",
+    "horizontal": "half of them flipped left to right",
+    "both": "half of them flipped left to right, half top to bottom",
+}
 PICTURED = 64  # images in the picture of the data
 PICTURED_PIXELS = PICTURED * 256 * 256  # of larger images there are fewer in it
 
@@ -28,6 +33,9 @@ def announce(trainer: Trainer, options: TrainOptions, directory: Path, *, resume
     left_out = f"; left out: {images.left_out}" if images.left_out else ""
     held_out = f"; held out: {len(images) - count:,}" if count < len(images) else ""
     log.info(f"data     {images.name}: {len(images):,} images, {size_text(images.shape)}{held_out}{left_out}")
+    drawn = ", ".join(filter(None, [images.treatment, _FLIPPED[images.flip]]))
+    if drawn:
+        log.info(f"pictures {drawn}")
     if images.fingerprint is None:
         log.warning("data     the set has no checksums of its images: resuming cannot tell them from others")
     if images.labels is not None:
@@ -47,14 +55,20 @@ def announce(trainer: Trainer, options: TrainOptions, directory: Path, *, resume
     log.info(f"device   {trainer.compute}{together}{sharded}{compiled}")
     parts = f" in {config.micro_batches} parts" if config.micro_batches > 1 else ""
     log.info(f"steps    {config.steps:,} of batch {config.batch_size}{parts} ({epochs:,.1f} epochs)")
+    if config.overfit_batches > 0:
+        log.warning(f"overfit  {_overfit(config.overfit_batches)} again and again, of {count:,} images")
     if config.eval_every > 0:
         log.info(f"eval     every {config.eval_every:,} steps: {', '.join(_measured(trainer))}")
     log.info(f"run      {directory}")
     if resumed:
         log.info(f"resumed  at step {trainer.step:,}")
-    elif trainer.step > 0:
+    else:
         for line in origin(directory):
             log.info(line)
+
+
+def _overfit(batches: int) -> str:
+    return "one batch" if batches == 1 else f"{batches:,} batches"
 
 
 def _measured(trainer: Trainer) -> list[str]:
@@ -70,17 +84,22 @@ def picture_data(trainer: Trainer, options: TrainOptions, directory: Path) -> No
     picture = directory / run_dir.DATA_FILE
     if not picture.exists():
         height, width = first.shape[2:]
-        save_png(grid(torch.from_numpy(first[: max(1, PICTURED_PIXELS // (height * width))])), picture)
+        shown = torch.from_numpy(first[: max(1, PICTURED_PIXELS // (height * width))])
+        save_png(on_checks(grid(shown)), picture)
     for line in degenerate(trainer.batches.images, first, options.data):
         log.warning(f"data     {line}")
 
 
 def origin(directory: Path) -> list[str]:
-    """What this run was forked from, and every option that is another."""
+    """What this run was forked from, or took its weights from, and every option that is another."""
     identity = identity_of(directory)
-    if identity is None or identity.forked_from is None:
+    if identity is None:
         return []
-    return [
-        f"forked from {printable(identity.forked_from)}",
-        *(f"  {printable(line)}" for line in identity.differs),
-    ]
+    if identity.forked_from is not None:
+        first = f"forked from {identity.forked_from}"
+    elif identity.init_from is not None:
+        which = "" if identity.init_weights is None else f"the {identity.init_weights} weights of "
+        first = f"init from {which}{identity.init_from}"
+    else:
+        return []
+    return [printable(first), *(f"  {printable(line)}" for line in identity.differs)]

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from ddpm_cli.config.figures import Name
 from ddpm_cli.io import durable, run_dir
+from ddpm_cli.io.metrics_file import lines_of
 from ddpm_cli.training.measured import figure
-from ddpm_cli.training.metrics import lines_of
 
 
 class Best(NamedTuple):

@@ -4,8 +4,9 @@ Heavy modules are imported inside the functions: a mistyped key is answered with
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from ddpm_cli.config.build_ddpm import build_ddpm
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ddpm_cli.data.image_set import ImageSet
+    from ddpm_cli.data.loader import BatchLoader
     from ddpm_cli.diffusion.ddpm import DDPM
     from ddpm_cli.diffusion.samplers import Sampler
     from ddpm_cli.distributed.process_group import World
     from ddpm_cli.ema.ema import EMA
+    from ddpm_cli.loggers.logger import Logger
     from ddpm_cli.runtime.device import Compute
     from ddpm_cli.training.timestep_samplers import Uniform
     from ddpm_cli.training.trainer import Trainer
@@ -41,6 +44,7 @@ class Parts(NamedTuple):
     timestep_sampler: "Uniform"
     optimizer: "Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]"
     ema: "Callable[[nn.Module, nn.Module], EMA]"  # of a network, and of the copy that is to hold its average
+    loggers: "dict[str, Logger]"  # by name; none of them has begun
 
 
 class Training(NamedTuple):
@@ -50,19 +54,26 @@ class Training(NamedTuple):
     sampler: "Sampler"  # of the previews
     options: TrainOptions  # without `auto` where a number has been found for it
     held_out: "ImageSet | None" = None  # what is kept from training; None: nothing is
+    loggers: "Mapping[str, Logger]" = MappingProxyType({})
 
 
-def build_training(options: TrainOptions, world: "World", *, classes: tuple[str, ...] = ()) -> Training:
+def build_training(
+    options: TrainOptions,
+    world: "World",
+    *,
+    classes: tuple[str, ...] = (),
+    begin_with: Callable[[Parts], None] = lambda parts: None,
+) -> Training:
     """What the options of a run describe, in four steps: its parts, whether they fit, where they are, the trainer.
 
     Args:
         classes: names of the labels that its weights know, from 0 on: the data's are numbered as these, if it has them.
+        begin_with: gives the network other weights than those that it is initialised with.
 
     Raises:
         ConfigError: if the configuration cannot be run here; names the key.
     """
     from ddpm_cli.data.holdout import selected
-    from ddpm_cli.data.loader import BatchLoader
     from ddpm_cli.runtime.device import choose_compute
     from ddpm_cli.training.trainer import Trainer
 
@@ -71,6 +82,7 @@ def build_training(options: TrainOptions, world: "World", *, classes: tuple[str,
     with naming("trainer"):
         compute = choose_compute(parts.config.device, parts.config.precision, local_rank=world.local_rank)
     check_compatible(parts, compute, world)
+    begin_with(parts)
     images, held_out = _images(parts, options, world, classes)
 
     replica = place(parts, compute, world)
@@ -86,14 +98,7 @@ def build_training(options: TrainOptions, world: "World", *, classes: tuple[str,
         ema = parts.ema(parts.ddpm.model, replica)
     trainer = Trainer(
         parts.ddpm,
-        BatchLoader(
-            images,
-            config.batch_size,
-            seed=options.seed,
-            rank=world.rank,
-            world_size=world.size,
-            held_out=held_out,
-        ),
+        _batches(images, held_out, config, options.seed, world),
         optimizer=optimizer,
         ema=ema,
         config=config,
@@ -103,7 +108,8 @@ def build_training(options: TrainOptions, world: "World", *, classes: tuple[str,
         world=world,
         pixels_on_device=_pixels_on_device(images, compute),
     )
-    return Training(trainer, parts.sampler, options, selected(images, held_out) if len(held_out) > 0 else None)
+    kept_from_it = selected(images, held_out) if len(held_out) > 0 else None
+    return Training(trainer, parts.sampler, options, kept_from_it, parts.loggers)
 
 
 def _images(
@@ -125,6 +131,22 @@ def _images(
     return images, held_out
 
 
+def _batches(
+    images: "ImageSet", held_out: "np.ndarray", config: "TrainerConfig", seed: int, world: "World"
+) -> "BatchLoader":
+    from ddpm_cli.data.loader import BatchLoader
+
+    return BatchLoader(
+        images,
+        config.batch_size,
+        seed=seed,
+        rank=world.rank,
+        world_size=world.size,
+        held_out=held_out,
+        repeat=config.overfit_batches,
+    )
+
+
 def instantiate_parts(options: TrainOptions) -> Parts:
     """Every node built, but `data`. The network's random numbers are those of the seed, whatever was drawn before.
 
@@ -139,7 +161,7 @@ def instantiate_parts(options: TrainOptions) -> Parts:
     torch.manual_seed(derive_seed(options.seed, "weights"))
     ddpm = build_ddpm(asdict(options))
     with naming("timestep_sampler"):
-        timestep_sampler = instantiate(options.timestep_sampler, "timestep_sampler")(ddpm.schedule.timesteps)
+        timestep_sampler = instantiate(options.timestep_sampler, "timestep_sampler")(ddpm.schedule)
     return Parts(
         config=config,
         ddpm=ddpm,
@@ -147,6 +169,7 @@ def instantiate_parts(options: TrainOptions) -> Parts:
         timestep_sampler=timestep_sampler,
         optimizer=instantiate(options.optimizer, "optimizer"),
         ema=instantiate(options.ema, "ema"),
+        loggers={name: instantiate(node, f"logger.{name}") for name, node in options.logger.items()},
     )
 
 
@@ -202,6 +225,11 @@ def check_images(parts: Parts, images: "ImageSet", image_size: object) -> None:
         )
     if parts.config.label_dropout is not None and given == 0:
         raise ConfigError("trainer.label_dropout: has no effect without labels; data.num_classes=N brings them")
+    if parts.config.label_dropout not in (None, 0) and parts.ddpm.needs_labels:
+        raise ConfigError(
+            "trainer.label_dropout: model.null_label=false is for a network that is trained with every label; "
+            "leave label_dropout out, or choose null_label=true"
+        )
 
 
 def _check_loop(config: "TrainerConfig", compute: "Compute", world: "World") -> None:

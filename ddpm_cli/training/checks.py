@@ -7,6 +7,7 @@ from pathlib import Path
 from ddpm_cli import checkpoint
 from ddpm_cli.checkpoint.metadata import parse
 from ddpm_cli.checkpoint.validate import check_config
+from ddpm_cli.config.compare import LOGGER
 from ddpm_cli.config.schema import targets_in
 from ddpm_cli.config.train_options import TrainOptions
 from ddpm_cli.training.train_state import capture
@@ -54,7 +55,7 @@ def describe(trainer: Trainer, options: TrainOptions) -> checkpoint.Metadata:
         step=trainer.step,
         image_shape=images.shape,
         images=len(images),
-        config=asdict(options),
+        config={key: value for key, value in asdict(options).items() if key != LOGGER},
         versions=checkpoint.versions(),
         classes=tuple(images.class_names),
         data=images.fingerprint or {},

@@ -8,12 +8,12 @@ from typing import Any
 from tqdm import tqdm
 
 from ddpm_cli.io import run_dir
+from ddpm_cli.io.metrics_file import lines_of
 from ddpm_cli.runtime.interruptible import carried_out
 from ddpm_cli.training.best import Best, best_on_record, write_best
 from ddpm_cli.training.build import Training
 from ddpm_cli.training.evaluator import Evaluator
 from ddpm_cli.training.measured import Evaluation, figure, last_evaluation
-from ddpm_cli.training.metrics import lines_of
 
 
 class Evaluations:

@@ -33,7 +33,7 @@ class Evaluator:
     """Measures a run's EMA; every rank has one, and takes its share."""
 
     def __init__(self, training: Training):
-        self.trainer, self.sampler, options, self.held_out = training
+        self.trainer, self.sampler, options, self.held_out, _ = training
         self.seed = options.seed
         self.images = self.trainer.batches.images
         self.extractor = default_extractor(self.images.labels is not None)

@@ -13,6 +13,7 @@ from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.paths import seen_from
 from ddpm_cli.config.schema import check
 from ddpm_cli.config.train_options import OPTIONS, TrainOptions
+from ddpm_cli.io.command_line import override, word
 from ddpm_cli.io.run_identity import Identity, identity_of
 from ddpm_cli.training.build import build_training
 from ddpm_cli.training.resume import Saved, read_checkpoint, run_and_checkpoint, trusted
@@ -20,6 +21,7 @@ from ddpm_cli.training.resume import Saved, read_checkpoint, run_and_checkpoint,
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ddpm_cli.checkpoint import Metadata
     from ddpm_cli.distributed.process_group import World
     from ddpm_cli.training.build import Training
     from ddpm_cli.training.trainer import Trainer
@@ -78,23 +80,32 @@ def fork(origin: Origin, world: "World") -> "Training":
     trainer, saved = training.trainer, origin.saved
     if saved.metadata.step >= trainer.config.steps:
         raise ConfigError(f"fork: {saved.path} has done {saved.metadata.step} steps; add trainer.steps=N to go further")
-    with naming("fork"):
+    try:
         train_state.restore(trainer, _state(origin, trainer), saved.state.ema)
+    except ValueError as error:
+        init = word(override("init", origin.run))
+        raise ConfigError(f"fork: {error}; {init} begins a new run with weights alone, and says which fit") from error
     return training
 
 
-def on_held_out(origin: Origin, training: "Training") -> list[str]:
-    """What is to be said where the images that are held out now are among those that the origin was trained on."""
+def on_held_out(checkpoint: Path, saved: "Metadata", training: "Training") -> list[str]:
+    """What is to be said where the images that are held out now are among those that a checkpoint was trained on.
+
+    Args:
+        saved: what the checkpoint says of itself.
+    """
     if training.held_out is None:
         return []
-    saved, images = origin.saved.metadata, training.trainer.batches.images
+    images = training.trainer.batches.images
     if saved.data and images.fingerprint is not None and saved.data.get("images") != images.fingerprint["images"]:
         return []
-    before = saved.config["data"].get("holdout", 0) if saved.config["seed"] == origin.config["seed"] else 0
+    if "data" not in saved.config:  # of a model that another program trained
+        return []
+    before = saved.config["data"].get("holdout", 0) if saved.config["seed"] == training.options.seed else 0
     if before >= len(training.held_out):
         return []
     return [
-        f"held out {origin.saved.path} was trained on some of the images that are held out now: a loss on these does "
+        f"held out {checkpoint} was trained on some of the images that are held out now: a loss on these does "
         "not show what was learned by heart before"
     ]
 

@@ -34,6 +34,16 @@ def outcome(objective: Name | None, loss: float, last: Mapping[str, Any] | None)
     return Outcome(math.nan if last is None else figure(last, objective), objective)
 
 
+def final_figures(objective: Name | None, loss: float, last: Mapping[str, Any] | None) -> dict[str, float]:
+    """What loggers show of a run that is done: its objective, its last loss, and its last evaluation."""
+    figures = {"objective": float(outcome(objective, loss, last)), "final/loss": loss}
+    for key, value in ({} if last is None else last).items():
+        begins, _, name = key.partition("/")
+        if begins == FIGURE and isinstance(value, int | float):
+            figures[f"final/{name}"] = float(value)
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
+
+
 def last_evaluation(lines: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
     """The last line of a metrics.jsonl that is of an evaluation; None: there is none."""
     of_evaluations = [line for line in lines if any(key.startswith(f"{FIGURE}/") for key in line)]

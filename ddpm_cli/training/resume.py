@@ -117,6 +117,11 @@ def read_checkpoint(directory: Path, checkpoint: Path | None, trust: Iterable[st
     else:
         whole = world.on_main(lambda: checkpoints.verify(checkpoint, *checkpoints.FILES))
         newer = newer_than(checkpoint)
+    if whole.metadata.imported:
+        init = word(override("init", directory))
+        raise ValueError(
+            f"{whole.path} was imported, and has weights but no state of a training; {init} begins a new run with them"
+        )
     if not world.main:
         durable.wait_for(*(whole.path / name for name in checkpoints.FILES))
     return Saved(whole.path, whole.metadata, load_state(whole, trust=trust), damaged, newer)

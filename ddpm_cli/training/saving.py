@@ -11,6 +11,7 @@ from ddpm_cli.config.train_options import TrainOptions
 from ddpm_cli.io import run_dir
 from ddpm_cli.io.command_line import command, override
 from ddpm_cli.io.run_identity import Place
+from ddpm_cli.loggers.of_run import overrides
 from ddpm_cli.runtime.exit_codes import RunError
 from ddpm_cli.runtime.logs import log
 from ddpm_cli.training import ending
@@ -135,15 +136,21 @@ class Checkpoints:
                 return f"Its state could not be saved ({error})"
         return "Nothing of it reached the weights, and resuming replays exactly this step"
 
+    @property
+    def _loggers(self) -> list[str]:
+        """What a command line has to say again."""
+        return overrides(self.options.logger)
+
     def how_to_resume(self) -> str:
         """A sentence with the command."""
         if self.step is None:
             return f"No checkpoint had been saved in {self.directory}"
-        return f"From step {self.step:,} on: {command('ddpm-train', override('resume', self.directory))}"
+        resume = override("resume", self.directory)
+        return f"From step {self.step:,} on: {command('ddpm-train', resume, *self._loggers)}"
 
     def how_to_go_another_way(self) -> str:
         """What is added to it where the same step would come out the same for ever."""
         if self.step is None:
             return ""
-        another = command("ddpm-train", override("fork", self.newest))
+        another = command("ddpm-train", override("fork", self.newest), *self._loggers)
         return f"; with other settings: {another} KEY=VALUE, say a smaller optimizer.lr"

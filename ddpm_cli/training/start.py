@@ -4,11 +4,12 @@ Heavy modules are imported inside the functions: `--help`, `--cfg job` and a mis
 """
 
 import os
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ddpm_cli.config.errors import ConfigError, naming
+from ddpm_cli.config.init_options import init_options
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.train_options import TrainOptions
 from ddpm_cli.io import durable, run_dir, run_identity
@@ -18,11 +19,14 @@ from ddpm_cli.runtime.logs import logging_to
 from ddpm_cli.runtime.signals import Stop
 from ddpm_cli.training.build import build_training
 from ddpm_cli.training.fork import Origin, fork, on_held_out, read_origin
+from ddpm_cli.training.init import began_with, check_alone, on_classes, take_weights
+from ddpm_cli.training.init_source import read_source
+from ddpm_cli.training.new_run import begin
 from ddpm_cli.training.resume import AUTO, directory_key, names_a_run, resume, run_and_checkpoint
 
 if TYPE_CHECKING:
     from ddpm_cli.distributed.process_group import World
-    from ddpm_cli.training.build import Training
+    from ddpm_cli.training.build import Parts, Training
     from ddpm_cli.training.trainer import Trainer
 
 OTHERS_SHOWN = 8  # runs of the same name, in a message
@@ -55,12 +59,13 @@ class _Meant(NamedTuple):
 
 
 def _start(config: dict, invocation: Invocation, stop: Stop, world: "World", held: ExitStack) -> float:
+    from ddpm_cli.io.metrics_file import last_loss, lines_of
     from ddpm_cli.training.checks import check_space
     from ddpm_cli.training.measured import last_evaluation, outcome
-    from ddpm_cli.training.metrics import last_loss, lines_of
     from ddpm_cli.training.run import TrainingRun
 
     origin = None
+    check_alone(invocation)
     if invocation.fork is not None:
         origin = read_origin(invocation, world)
         config = origin.config
@@ -79,14 +84,49 @@ def _start(config: dict, invocation: Invocation, stop: Stop, world: "World", hel
             if world.main:
                 _keep_identity(directory, config["name"] if _by_name(invocation) else None)
     else:
-        training = build_training(TrainOptions(**config), world) if origin is None else fork(origin, world)
-        warnings = [] if origin is None else on_held_out(origin, training)
-        directory = _begin(directory, training, origin, invocation, world, held)
+        training, identity, warnings = _new(config, origin, invocation, world)
+        directory = begin(directory, training, identity, invocation, world, held)
     if world.main:
         with naming(directory_key(invocation)):
             durable.unshare(directory / run_dir.LOG_FILE)
             held.enter_context(logging_to(directory / run_dir.LOG_FILE))
-    return TrainingRun(training, directory, stop).run(remarks, warnings)
+    return TrainingRun(training, directory, stop, sweep=invocation.sweep).run(remarks, warnings)
+
+
+class _New(NamedTuple):
+    """A run that is to begin."""
+
+    training: "Training"
+    identity: Identity
+    warnings: list[str]  # to be said first
+
+
+def _new(config: dict, origin: Origin | None, invocation: Invocation, world: "World") -> _New:
+    """The run of a checked configuration, or of `origin`, at its first step.
+
+    Raises:
+        ConfigError: if it cannot be run here, or the weights that it is to begin with do not fit.
+    """
+    if origin is not None:
+        training = fork(origin, world)
+        said = on_held_out(origin.saved.path, origin.saved.metadata, training)
+        return _New(training, origin.identity(training.options.name), said)
+    options = TrainOptions(**config)
+    init = init_options(options.init)
+    if init.path is None:
+        identity = Identity(name=options.name, begun_in=os.getcwd())
+        return _New(build_training(options, world), identity, [])
+    source = read_source(init, invocation, world)
+    said: list[str] = []
+
+    def begin_with(parts: "Parts") -> None:
+        said.extend(take_weights(source, parts, options, strict=init.strict))
+
+    training = build_training(options, world, classes=source.classes, begin_with=begin_with)
+    said += on_classes(source, training)
+    if source.metadata is not None:
+        said += on_held_out(source.path, source.metadata, training)
+    return _New(training, source.identity(options), said)
 
 
 def _meant(config: dict, invocation: Invocation) -> _Meant:
@@ -104,15 +144,15 @@ def _meant(config: dict, invocation: Invocation) -> _Meant:
         with naming("name"):
             run_dir.check_name(name)
     if invocation.directory is not None:
-        return _in_directory(invocation.directory, invocation)
+        return _in_directory(invocation.directory, config, invocation)
     if name is None and "resume" in invocation.changes and invocation.resume == AUTO:
         raise ConfigError("resume=auto: finds a run by its name; add name=NAME")
     if invocation.resume is None or name is None:
         return _Meant(None)
-    return _of_name(config["output_dir"], name, invocation)
+    return _of_name(name, config, invocation)
 
 
-def _in_directory(directory: Path, invocation: Invocation) -> _Meant:
+def _in_directory(directory: Path, config: dict, invocation: Invocation) -> _Meant:
     """The run that is there already: where a scheduler has put a job of a sweep back into its queue and starts it
     again, or where the same `hydra.run.dir` is given again.
     """
@@ -123,20 +163,20 @@ def _in_directory(directory: Path, invocation: Invocation) -> _Meant:
         if invocation.sweep_directory is None:
             if invocation.resume is None:
                 raise ValueError(f"{directory} holds a run already, and resume=null begins another; choose another one")
-            _check_same_origin(directory, identity, invocation)
+            _check_same_origin(directory, identity, config, invocation)
     return _Meant(directory)
 
 
-def _of_name(output_dir: str, name: str, invocation: Invocation) -> _Meant:
+def _of_name(name: str, config: dict, invocation: Invocation) -> _Meant:
     """The run of this name that was begun last, and which others there are."""
     try:
-        directory, others = run_identity.find(output_dir, name)
+        directory, others = run_identity.find(config["output_dir"], name)
         if directory is None:
             return _Meant(None)
         identity = run_identity.identity_of(directory)
     except ValueError as error:
         raise ConfigError(f"name: {error}. resume=RUN_DIR says which, resume=null begins another") from error
-    _check_same_origin(directory, identity, invocation)
+    _check_same_origin(directory, identity, config, invocation)
     remarks = []
     if others:
         shown = others[:OTHERS_SHOWN] + ([f"{len(others) - OTHERS_SHOWN} more"] if len(others) > OTHERS_SHOWN else [])
@@ -144,23 +184,27 @@ def _of_name(output_dir: str, name: str, invocation: Invocation) -> _Meant:
     return _Meant(directory, None, tuple(remarks))
 
 
-def _check_same_origin(directory: Path, identity: "Identity | None", invocation: Invocation) -> None:
-    """Raise ConfigError if `fork=` would begin with another run than this one, which has its name, began with."""
-    if invocation.fork is None:
-        return
-    own = None if identity is None else identity.fork_of
-    with naming("fork"):
-        run, _ = run_and_checkpoint(invocation.fork, "fork")
-    origin = run_identity.identity_of(run)
-    if own is None or origin is None or own != origin.id:
-        if invocation.run_directory is not None:
-            raise ConfigError(
-                f"hydra.run.dir: {directory} holds a run that was not forked from {run}; choose another directory"
-            )
-        raise ConfigError(
-            f"name: {directory} is of this name and was not forked from {run}; "
-            "choose another name, or resume=null to begin another run under this one"
-        )
+def _check_same_origin(directory: Path, identity: "Identity | None", config: dict, invocation: Invocation) -> None:
+    """Raise ConfigError if `fork=` or `init=` would begin with something else than this run, which is there, did."""
+    if invocation.fork is not None:
+        own = None if identity is None else identity.fork_of
+        with naming("fork"):
+            run, _ = run_and_checkpoint(invocation.fork, "fork")
+        origin = run_identity.identity_of(run)
+        if own is not None and origin is not None and own == origin.id:
+            return
+        what = f"was not forked from {run}"
+    else:
+        init = init_options(config.get("init"))
+        if init.path is None or began_with(identity, init):
+            return
+        what = f"did not begin with the {init.weights} weights of {init.path}"
+    if invocation.run_directory is not None:
+        raise ConfigError(f"hydra.run.dir: {directory} holds a run that {what}; choose another directory")
+    raise ConfigError(
+        f"name: {directory} is of this name and {what}; "
+        "choose another name, or resume=null to begin another run under this one"
+    )
 
 
 def _has_checkpoint(directory: Path) -> bool:
@@ -169,8 +213,8 @@ def _has_checkpoint(directory: Path) -> bool:
 
 def _is_done(trainer: "Trainer", metrics: Path) -> bool:
     """Whether a run has done its steps, and has put the last one and what was to be measured then on record."""
+    from ddpm_cli.io.metrics_file import lines_of, recorded_to
     from ddpm_cli.training.measured import last_evaluation
-    from ddpm_cli.training.metrics import lines_of, recorded_to
 
     step, config = trainer.step, trainer.config
     if step < config.steps or (trainer.owes_progress and recorded_to(metrics) < step):
@@ -197,74 +241,6 @@ def _keep_identity(directory: Path, name: str | None) -> None:
         identity.write(directory)
     if name is not None and directory.parent.name == name:
         run_identity.remember(directory.parent.parent, name, directory, identity)
-
-
-def _begin(
-    directory: Path | None,
-    training: "Training",
-    origin: Origin | None,
-    invocation: Invocation,
-    world: "World",
-    held: ExitStack,
-) -> Path:
-    """The directory of a new run: `directory`, if one has been begun there that has saved nothing, or a new one."""
-    from ddpm_cli.training.checks import check_readable, check_space
-
-    options = training.options
-    with naming("the configuration"):
-        check_readable(training.trainer, options)
-    with naming(directory_key(invocation)):
-        check_space(invocation.directory or Path(options.output_dir), training.trainer)
-        begun = Identity(name=options.name, begun_in=os.getcwd())
-        identity = begun if origin is None else origin.identity(options.name)
-        if directory is None:
-            data = run_dir.plain_name(training.trainer.batches.images.name)
-            directory = world.on_main(lambda: _new_directory(options, data, identity, invocation, held))
-        elif world.main:
-            identity.write(directory)
-            if options.name is not None and invocation.directory is None:
-                run_identity.remember(options.output_dir, options.name, directory, identity)
-    return directory
-
-
-def _new_directory(
-    options: TrainOptions, data: str, identity: Identity, invocation: Invocation, held: ExitStack
-) -> Path:
-    """A locked directory of the run's own, in which it says who it is.
-
-    What of it and those above it was made goes when `held` is closed, if nothing has come of it.
-    """
-    if invocation.directory is not None:
-        return _in_new_directory(invocation.directory, identity, held)
-    name, others = data if options.name is None else options.name, nullcontext()
-    above = durable.absent(Path(options.output_dir, name))
-    if options.name is not None:
-        others = run_identity.choosing(options.output_dir, name)
-    with others:
-        if options.name is not None and invocation.resume is not None:  # when this command began to look there was none
-            begun = run_identity.find(options.output_dir, name).directory
-            if begun is not None:
-                raise ConfigError(f"name: another process has begun {begun} meanwhile; resume=null begins another run")
-        directory = run_dir.create(options.output_dir, name)
-        held.callback(durable.remove_empty, [directory, *above])
-        held.enter_context(run_dir.locked_for_training(directory))
-        identity.write(directory)
-        if options.name is not None:
-            run_identity.remember(options.output_dir, name, directory, identity)
-    return directory
-
-
-def _in_new_directory(directory: Path, identity: Identity, held: ExitStack) -> Path:
-    made = durable.absent(directory)
-    if not directory.is_dir():
-        with suppress(FileExistsError):
-            durable.make_directory(directory)
-    held.callback(durable.remove_empty, made)
-    held.enter_context(run_dir.locked_for_training(directory))
-    if run_identity.identity_of(directory) is not None:
-        raise ConfigError(f"another process has begun a run in {directory} meanwhile; choose another directory")
-    identity.write(directory)
-    return directory
 
 
 def _lock(directory: Path, world: "World", held: ExitStack, key: str) -> None:

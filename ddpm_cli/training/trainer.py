@@ -82,7 +82,7 @@ class Trainer:
         self.pixels_on_device = pixels_on_device
         self.optimizer = optimizer
         self.ema = ema
-        self.timestep_sampler = Uniform(ddpm.schedule.timesteps) if timestep_sampler is None else timestep_sampler
+        self.timestep_sampler = Uniform(ddpm.schedule) if timestep_sampler is None else timestep_sampler
         self.config = config
         self.compute = compute
         self.seed = seed
@@ -206,6 +206,8 @@ class Trainer:
 
     def _drop_labels(self, labels: Tensor) -> Tensor:
         """This rank's labels, -1 (none) in place of some: the network learns both (Ho & Salimans 2022, algorithm 1)."""
+        if self.ddpm.needs_labels:
+            return labels
         source = generator(self.seed, "labels", self.step, device=labels.device)
         drawn = torch.rand(self.config.batch_size, generator=source, device=labels.device)
         dropped = drawn < self.config.dropped_labels

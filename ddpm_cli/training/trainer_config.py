@@ -7,7 +7,10 @@ from ddpm_cli.config.figures import Name
 
 _CHOICES = {"precision": ("auto", "fp32", "bf16", "fp16"), "lr_decay": ("constant", "cosine", "linear")}
 
+_DEBUG = ("overfit_batches", "profile_steps")
+
 COMPILE_FROM = 5000  # steps: compiling takes a minute or two, and saves milliseconds a step
+PROFILE_FROM = 10  # steps: until then memory is found, kernels are chosen, networks compiled
 LABEL_DROPOUT = 0.1  # as Ho & Salimans (2022) recommend, and enough for guidance
 
 
@@ -45,6 +48,8 @@ class TrainerConfig:
     eval_every: int = 0
     eval_images: int = 0
     keep_best: Name | None = None
+    overfit_batches: int = 0
+    profile_steps: int = 0
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -58,7 +63,15 @@ class TrainerConfig:
         for name in ("steps", "batch_size", "log_every", *previews, "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup_steps", "preview_every", "checkpoint_every", "keep_every", "eval_every", "eval_images"):
+        for name in (
+            "warmup_steps",
+            "preview_every",
+            "checkpoint_every",
+            "keep_every",
+            "eval_every",
+            "eval_images",
+            *_DEBUG,
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.accumulate != "auto" and not (self.accumulate >= 1 and self.batch_size % self.accumulate == 0):
@@ -71,6 +84,10 @@ class TrainerConfig:
             raise ValueError(
                 f"keep_every {self.keep_every} must be a multiple of checkpoint_every {self.checkpoint_every}: "
                 "no other step is saved"
+            )
+        if self.profile_steps > 0 and self.steps < PROFILE_FROM + self.profile_steps:
+            raise ValueError(
+                f"profile_steps {self.profile_steps} come after the first {PROFILE_FROM}, of {self.steps} steps in all"
             )
         if self.eval_images == 1:
             raise ValueError("eval_images must be at least 2, which have a covariance, or 0, got 1")

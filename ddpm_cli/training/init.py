@@ -1,0 +1,128 @@
+"""A new run that begins with trained weights, and with nothing else: fine-tuning.
+
+Heavy modules are imported inside the functions: a mistyped key is answered without torch.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddpm_cli.config.errors import ConfigError, naming
+from ddpm_cli.config.init_options import InitOptions
+from ddpm_cli.config.invocation import Invocation
+from ddpm_cli.config.shipped import options_by_target
+from ddpm_cli.config.train_options import TrainOptions
+from ddpm_cli.io import run_dir
+from ddpm_cli.io.run_identity import Identity, identity_of
+from ddpm_cli.io.text import printable
+from ddpm_cli.training.init_source import Source
+from ddpm_cli.training.resume import names_a_run
+
+if TYPE_CHECKING:
+    from ddpm_cli.training.build import Parts, Training
+
+SHOWN = 4  # tensors, options or classes in a message; the log has them all
+
+
+def check_alone(invocation: Invocation) -> None:
+    """Raise ConfigError where the command line asks for weights and for a run that has some."""
+    if not any(key.partition(".")[0] == "init" for key in invocation.changes):
+        return
+    if names_a_run(invocation):
+        raise ConfigError(
+            "init: begins a new run with trained weights alone, resume=RUN_DIR goes on with a run as it is; give one "
+            "of them"
+        )
+    if invocation.fork is not None:
+        raise ConfigError(
+            "init: begins a new run with trained weights alone, fork= with everything of a run (moments, averages, "
+            "step, configuration); give one of them"
+        )
+
+
+def take_weights(source: Source, parts: "Parts", options: TrainOptions, *, strict: bool) -> list[str]:
+    """Give the network the weights, on the CPU, before anything is made of it.
+
+    Returns:
+        What there is to say: a line for each tensor that is left out, and for what makes the network another one.
+
+    Raises:
+        ConfigError: if they do not fit and are to, or none of them does.
+    """
+    from ddpm_cli.training.weights_fit import fit
+
+    model = parts.ddpm.model
+    own = model.state_dict()
+    found = fit(options.model, own, source.config["model"], source.tensors)
+    if not found.fitting:
+        raise ConfigError(f"init: nothing of {source.path} fits the network: {listed(found.misfits)}")
+    if strict and (found.misfits or found.options):
+        raise ConfigError(_refusal(source, found.misfits, found.options, found.cure, len(own)))
+    model.load_state_dict(own | found.fitting)
+    said = [f"init     {printable(remark)}" for remark in source.remarks]
+    if found.misfits:
+        said.append(f"init     takes {len(found.fitting):,} of {len(own):,} tensors")
+    said += [f"init     left out: {printable(line)}" for line in found.misfits]
+    said += [f"init     another network than that of the weights: {printable(line)}" for line in found.options]
+    there, here = (_called("prediction", config.get("prediction")) for config in (source.config, vars(options)))
+    if there is not None and there != here:
+        said.append(
+            f"init     the weights predict {there}, and have to learn to predict {here} first; prediction={there} "
+            "trains them as they are"
+        )
+    return said
+
+
+def on_classes(source: Source, training: "Training") -> list[str]:
+    """What is to be said where the labels that the weights know are not those of the data."""
+    images = training.trainer.batches.images
+    if images.labels is None or not source.classes or images.class_names == source.classes:
+        return []
+    pairs = zip(source.classes, images.class_names, strict=False)
+    other = listed([f"{there} is now {here}" for there, here in pairs if there != here])
+    return [f"init     what the weights know of labels was learned of other classes: {printable(other)}"]
+
+
+def _called(group: str, node: dict | None) -> str | None:
+    """What an option of ours is called on the command line."""
+    if node is None:
+        return None
+    target = str(node["_target_"])
+    return next(iter(options_by_target(group).get(target, [])), target)
+
+
+def listed(lines: list[str]) -> str:
+    """The first of many lines, as one text."""
+    more = f"; and {len(lines) - SHOWN:,} more" if len(lines) > SHOWN else ""
+    return f"{'; '.join(lines[:SHOWN])}{more}"
+
+
+def _refusal(source: Source, misfits: list[str], options: list[str], cure: str, count: int) -> str:
+    if misfits:
+        first = f"of {count} tensors of the network {len(misfits)} do not fit: {listed(misfits)}"
+        otherwise = "init.strict=false leaves these as they are initialised"
+    else:
+        first = f"its weights fit, but mean another network: {listed(options)}"
+        otherwise = "init.strict=false trains them in this one all the same"
+    lines = [f"init: {source.path}: {first}"]
+    if cure:
+        lines.append(f"{cure} makes it the network of the weights")
+    return "\n  ".join([*lines, otherwise])
+
+
+def began_with(identity: Identity | None, init: InitOptions) -> bool:
+    """Whether a run took its first weights from what `init` names, which need not be there any more."""
+    from ddpm_cli.checkpoint import EMA_FILE
+
+    if identity is None or identity.init_from is None or init.path is None:
+        return False
+    if identity.init_weights not in (None, init.weights):
+        return False
+    asked, recorded = Path(os.path.abspath(init.path)), Path(identity.init_from)
+    if recorded.is_relative_to(asked.parent if asked.name in (run_dir.BEST_FILE, EMA_FILE) else asked):
+        return True
+    if not (asked / run_dir.CHECKPOINTS).is_dir():
+        return False
+    with naming("init"):
+        of_run = identity_of(asked)  # it may have been moved
+    return of_run is not None and of_run.id == identity.init_of
