@@ -110,7 +110,8 @@ def wait_for(condition: Callable[[], object], process: Process) -> None:
 def _server() -> socket.socket:
     """The end of the server's socket at which commands are asked for. The server ends when it is closed."""
     ours, theirs = socket.socketpair()
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # Neither OpenMP nor pyarrow's allocator, which pandas brings where it is installed, is to begin a thread.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
     path = environment.pop("PYTHONPATH", "")
     with theirs:
         subprocess.Popen(

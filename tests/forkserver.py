@@ -37,7 +37,7 @@ LIBRARIES = (  # what is imported inside functions, or by functions of torch
     "torchvision.datasets",
 )
 # Each is to be `__main__`, hence not imported before.
-COMMANDS = ("ddpm_cli.train", "ddpm_cli.sample", "ddpm_cli.eval", "ddpm_cli.compare")
+COMMANDS = tuple(f"ddpm_cli.{name}" for name in ("train", "sample", "eval", "compare", "import_model", "export_model"))
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 THREADS = Path("/proc/self/task")  # where there is one
 POLL_SECONDS = 0.005
@@ -54,7 +54,7 @@ def preload() -> None:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):  # imports plug-ins; its parsers learn the grammar
         compose("train", ["trainer.steps=1", "sampler.steps=[1,2]", "schedule=linear"])
     resolvers = sys.modules["ddpm_cli.cli.resolvers"]
-    for program in ("train", "sample", "eval"):  # what a process reads once of our own YAML files
+    for program in ("train", "sample", "eval", "import", "export"):  # what a process reads once of our own YAML files
         resolvers.help_on_groups(program)
         resolvers.help_on_values(program)
     sys.modules["ddpm_cli.config.shipped"].shipped_targets()

@@ -10,11 +10,13 @@ from ddpm_cli.config.shipped import configs_directory, groups
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "reference.md"
 BEGINNING = """# Reference
 
-Every option of `ddpm-train`, `ddpm-sample` and `ddpm-eval` as the YAML files in [configs/](../configs) have it, out of
-which `scripts/reference` makes this page. Options of a group are chosen with `GROUP=OPTION`, values are set with
-`KEY=VALUE`.
+Every option of `ddpm-train`, `ddpm-sample`, `ddpm-eval`, `ddpm-import` and `ddpm-export` as the YAML files in
+[configs/](../configs) have it, out of which `scripts/reference` makes this page. Options of a group are chosen with
+`GROUP=OPTION`, values are set with `KEY=VALUE`.
 """
-COMMANDS = ("train", "sample", "eval")
+COMMANDS = ("train", "sample", "eval", "import", "export")
+# What a file has where the number of channels follows the background; at the background of the file.
+_CHANNELS = "${channels:${.background}}"
 # What a U-Net's file has where its levels follow the image size; the list is what they are at the size of the file.
 _FOLLOWS_THE_SIZE = re.compile(r"\$\{\w+:\$\{\.image_size\},\d+,(\[.*\])\}")
 
@@ -72,7 +74,9 @@ def _named(file: Path, group: str) -> Commented:
     found = read_comments(file)
     if "# @package _global_" in file.read_text(encoding="utf-8"):
         return found
-    options = [Option(f"{group}.{option.key}", option.value, option.meaning) for option in found.options]
+    package = re.match(r"# @package (\S+)", file.read_text(encoding="utf-8"))  # one of several: logger.wandb
+    place = group if package is None else package[1]
+    options = [Option(f"{place}.{option.key}", option.value, option.meaning) for option in found.options]
     return Commented(found.meaning, found.defaults, options)
 
 
@@ -90,6 +94,8 @@ def _rows(group: str, comments: dict[str, Commented]) -> Iterator[str]:
 
 
 def _default(option: Option) -> str:
+    if option.value == _CHANNELS:
+        return "`3`"
     follows = _FOLLOWS_THE_SIZE.fullmatch(option.value)
     value = option.value if follows is None else follows[1]
     return "must be given" if value == "???" else f"`{value}`"

@@ -28,6 +28,9 @@ from ddpm_cli.runtime.signals import Stop
 
 NETWORK = {"image_size": 8, "in_channels": 1, "base_channels": 8, "channel_mults": [1], "num_res_blocks": 1}
 NETWORK |= {"attention_resolutions": [], "dropout": 0.0, "norm_groups": 4}
+# What a file that leaves it out is taken to mean.
+NETWORK |= {"head_channels": None, "norm_eps": 1e-6, "time_cos_first": False, "time_freq_shift": 1, "time_scale": 1.0}
+NETWORK |= {"downsample_padding": "same", "scale_shift_norm": False, "resblock_updown": False, "null_label": True}
 UNIFORM = {"_target_": "ddpm_cli.diffusion.weighting.Uniform"}
 CONFIG = {
     "model": {"_target_": "ddpm_cli.models.unet.UNet", **NETWORK},
@@ -244,6 +247,11 @@ def test_a_small_file_cannot_describe_a_giant(tmp_path: Path):
         ("model", "channel_mults", [1] * 65),
         ("model", "dropout", float("inf")),
         ("model", "image_size", "8" * 5000),
+        ("model", "head_channels", 2**18 + 1),
+        ("model", "norm_eps", 1e9),
+        ("model", "norm_eps", float("nan")),
+        ("model", "time_scale", 1e30),
+        ("model", "time_freq_shift", -2),
         ("schedule", "timesteps", 10**400),
     ],
 )
@@ -449,6 +457,9 @@ def test_images_the_network_does_not_take_are_refused(tmp_path: Path):
         ("prediction", CONFIG["prediction"] | {"_partial_": True}),
         ("schedule", CONFIG["schedule"] | {"timesteps": 10**13}),
         ("model", CONFIG["model"] | {"base_channels": 10**9}),
+        ("model", CONFIG["model"] | {"downsample_padding": "circular"}),
+        ("model", CONFIG["model"] | {"downsample_padding": ["same"]}),
+        ("model", CONFIG["model"] | {"scale_shift_norm": 1}),
     ],
 )
 def test_a_checkpoint_builds_only_what_is_on_the_list(tmp_path: Path, monkeypatch, group: str, node: object):

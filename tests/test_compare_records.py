@@ -155,5 +155,5 @@ def test_yaml_of_a_run_is_read_as_it_was_written(tmp_path: Path):
     }
     assert values["data.extensions"] == ["png", "jpg"]
     assert values["trainer.grad_clip"] is None
-    assert values["data.flip"] is False
+    assert values["data.flip"] == "none"
     assert float(found.config["optimizer.eps"]) == 1e-8

@@ -261,6 +261,8 @@ def test_signature_reads_every_kind_of_target():
         "chosen",
         "spelt",
         "run_directory",
+        "record",
+        "sweep",
     ]
 
 

@@ -12,6 +12,8 @@ from ddpm_cli.cli.resolvers import register_resolvers
 from ddpm_cli.config.build_ddpm import DDPM_GROUPS, build_ddpm
 from ddpm_cli.config.common_options import common_options, without_common
 from ddpm_cli.config.eval_options import EvalOptions
+from ddpm_cli.config.export_options import ExportOptions
+from ddpm_cli.config.import_options import ImportOptions
 from ddpm_cli.config.instantiate import instantiate
 from ddpm_cli.config.sample_options import SampleOptions
 from ddpm_cli.config.schema import check
@@ -24,6 +26,7 @@ from ddpm_cli.diffusion.schedule import cosine, linear
 FILES = sorted(configs_directory().glob("*/*.yaml"))
 OF_SAMPLING = ("guidance", "mode", "threshold")  # groups that ddpm-train has not
 OF_EVALUATION = ("features", "reference")  # groups that only ddpm-eval has
+OF_IMPORT = ("preset",)  # groups that only ddpm-import has
 GROUPS = sorted({file.parent.name for file in FILES})
 
 
@@ -49,14 +52,21 @@ def test_every_option_composes_checks_and_builds(file: Path, tmp_path: Path):
         check(config, "ddpm_cli.config.eval_options.EvalOptions")
         instantiate(config[group], group)
         return
+    if group in OF_IMPORT:
+        config = compose("import", "source=x", "out=y", f"{group}={option}")
+        check(config, "ddpm_cli.config.import_options.ImportOptions")
+        instantiate(config[group], group)
+        return
     also = {
         "folder": ["data.path=DIR"],
         "folder_64": ["data.path=DIR"],
         "webdataset": ["data.path=DIR"],
+        "huggingface": ["data.dataset=NAME"],
         "unet_28": ["data=mnist"],
         "custom": ["schedule.betas=[0.1,0.2,0.3,0.4,0.5,0.6]", "sampler=ddpm"],
         "learned_range": ["loss=hybrid"],
         "hybrid": ["variance=learned_range"],
+        "mlflow": ["logger.mlflow.tracking_uri=DIR"],
     }.get(option, [])
     config = compose("train", *also, f"{group}={option}")
     check(config, "ddpm_cli.config.train_options.TrainOptions")
@@ -66,6 +76,8 @@ def test_every_option_composes_checks_and_builds(file: Path, tmp_path: Path):
     assert optimizer(torch.nn.Linear(1, 1).parameters()).param_groups[0]["lr"] == config["optimizer"]["lr"]
     assert sum(p.numel() for p in model.parameters()) > 1e6
     assert instantiate(config["trainer"], "trainer").steps == config["trainer"]["steps"]
+    for name, node in config["logger"].items():
+        instantiate(node, f"logger.{name}")
     assert instantiate(config["ema"], "ema")(torch.nn.Linear(1, 1)).decays == tuple(config["ema"]["decays"])
     schedule = instantiate(config["schedule"], "schedule")
     times = instantiate(config["sampler"], "sampler").times(schedule)
@@ -76,7 +88,9 @@ def test_every_option_composes_checks_and_builds(file: Path, tmp_path: Path):
     log_variance = instantiate(config["variance"], "variance").log_variance(schedule, t, t - 1, x.shape, x)
     assert schedule.log_posterior_variance(t, t - 1, x.shape) <= log_variance <= 0
     assert instantiate(config["weighting"], "weighting")(*torch.zeros(2, 3)).shape == (3,)
-    assert instantiate(config["timestep_sampler"], "timestep_sampler")(50).draw(4, torch.Generator()).t.shape == (4,)
+    assert instantiate(config["timestep_sampler"], "timestep_sampler")(schedule).draw(4, torch.Generator()).t.shape == (
+        4,
+    )
     if option == "digits":
         assert instantiate(without_common(config["data"])[0], "data").shape == (1, 16, 16)
 
@@ -89,8 +103,9 @@ def test_an_ema_that_was_chosen_is_the_ema_that_runs(data: str):
 
 def test_the_tests_above_saw_every_group():
     assert GROUPS == [
-        "data", "ema", "experiment", "features", "guidance", "loss", "mode", "model", "optimizer", "prediction",
-        "reference", "sampler", "schedule", "threshold", "timestep_sampler", "trainer", "variance", "weighting",
+        "data", "debug", "ema", "experiment", "features", "guidance", "logger", "loss", "mode", "model", "optimizer",
+        "prediction", "preset", "reference", "sampler", "schedule", "threshold", "timestep_sampler", "trainer",
+        "variance", "weighting",
     ]  # fmt: skip
 
 
@@ -112,7 +127,7 @@ def test_cifar10_alone_is_ddpms_recipe():
     assert trainer["grad_clip"] == 1.0
     assert (config["optimizer"]["_target_"].rpartition(".")[2], config["optimizer"]["lr"]) == ("adamw", 2e-4)
     assert config["ema"]["decays"] == [0.9999]
-    assert config["data"]["flip"] is True
+    assert config["data"]["flip"] == "horizontal"
     assert instantiate(config["schedule"], "schedule").log_alpha_bar.equal(cosine(1000).log_alpha_bar)
 
 
@@ -124,6 +139,18 @@ def test_cifar10_ddpm_is_ho_et_al():
     assert config["optimizer"] == compose("train", "optimizer=adam", "data=cifar10")["optimizer"]
     assert (config["trainer"]["batch_size"], config["trainer"]["steps"]) == (128, 800_000)
     assert config["ema"]["decays"] == [0.9999]
+
+
+def test_cifar10_improved_is_nichol_and_dhariwals_training():
+    """Their network is in test_openai_import.py; they clip nothing, warm nothing up, mirror nothing."""
+    config = compose("train", "experiment=cifar10_improved")
+    assert build_ddpm(config).schedule.log_alpha_bar.equal(cosine(4000, beta_min=0.0, beta_max=0.999).log_alpha_bar)
+    trainer, optimizer = config["trainer"], config["optimizer"]
+    assert (trainer["batch_size"], trainer["steps"]) == (128, 500_000)
+    assert (trainer["grad_clip"], trainer["warmup_steps"], trainer["lr_decay"]) == (None, 0, "constant")
+    assert (optimizer["lr"], optimizer["weight_decay"], config["ema"]["decays"]) == (1e-4, 0.0, [0.9999])
+    assert config["loss"]["bound_weight"] == 0.001
+    assert config["data"]["flip"] == "none"
 
 
 def test_folder_64_is_the_64_pixel_recipe():
@@ -148,12 +175,21 @@ def test_the_command_line_wins_over_recipes_and_experiments():
 
 
 def test_every_key_of_the_commands_is_an_option_and_the_other_way_round():
-    for name, options in (("train", TrainOptions), ("sample", SampleOptions), ("eval", EvalOptions)):
-        keys = set(compose(name, *(["ckpt=x"] if name == "sample" else [])))
+    commands = {
+        "train": TrainOptions,
+        "sample": SampleOptions,
+        "eval": EvalOptions,
+        "import": ImportOptions,
+        "export": ExportOptions,
+    }
+    for name, options in commands.items():
+        keys = set(compose(name))
         assert keys == set(options.__dataclass_fields__)
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.parent.name not in ("experiment", "trainer")], ids=str)
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if file.parent.name not in ("debug", "experiment", "trainer")], ids=str
+)
 def test_options_spell_out_every_argument(file: Path):
     """What can be set is visible in the YAML: no argument hides in a signature."""
     content = yaml.safe_load(file.read_text())
@@ -162,5 +198,5 @@ def test_options_spell_out_every_argument(file: Path):
     settable = {p.name for p in parameters if not (node.get("_partial_") and p.positional)}
     assert not settable & common_options(file.parent.name).keys(), "what the program takes for itself"
     if file.parent.name == "data":
-        settable -= {"split"}  # of well-known sets: for evaluation, which sets it itself
+        settable -= {"split"} - node.keys()  # of well-known sets: for evaluation, which sets it itself
     assert settable == set(node) - {"_target_", "_partial_"}

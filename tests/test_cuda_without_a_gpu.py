@@ -116,12 +116,13 @@ ALSO: dict[str, Overrides] = {
     "variance=learned_range": ("loss=hybrid",),
     "loss=hybrid": ("variance=learned_range",),
     "schedule=custom": (f"schedule.betas={[0.05] * TIMESTEPS}",),
+    "model=adm_64": ("model.head_channels=4",),
 }
 OF_A_STEP = (
     *("schedule", "model", "prediction", "loss", "variance", "weighting", "timestep_sampler", "optimizer", "ema"),
 )
 # Groups of ddpm-train that a step knows nothing of: whatever the data, what arrives is uint8; previews are samplings.
-NOT_OF_A_STEP = {"data", "experiment", "sampler", "trainer"}
+NOT_OF_A_STEP = {"data", "debug", "experiment", "logger", "sampler", "trainer"}
 CHOSEN: list[Overrides] = [
     (f"{group}={option}", *ALSO.get(f"{group}={option}", ()))
     for group in OF_A_STEP
@@ -140,19 +141,28 @@ VALUES: list[Overrides] = [
     ("trainer.grad_clip=null",),
     ("trainer.warmup_steps=2", "trainer.lr_decay=linear"),
     ("trainer.label_dropout=0.5", LABELS),
-    ("data.flip=true", "model.channel_mults=[1,2]", "model.attention_resolutions=[4]", "model.num_heads=2"),
+    ("data.flip=horizontal", "model.channel_mults=[1,2]", "model.attention_resolutions=[4]", "model.num_heads=2"),
+    ("model.null_label=false", LABELS, "model.scale_shift_norm=true", "model.resblock_updown=true"),
+    (
+        "model.downsample_padding=symmetric",
+        "model.time_cos_first=true",
+        "model.time_freq_shift=0",
+        "model.time_scale=2",
+    ),
+    ("model.head_channels=4", "model.norm_eps=1.0e-5"),
     ("ema.decays=[0.999,0.9,0.0]", "ema.posthoc=[0.05,0.1]"),
     ("schedule.zero_terminal_snr=true", "prediction=v", "optimizer.weight_decay=0.1"),
     ("timestep_sampler=loss_second_moment", "timestep_sampler.history=1", "schedule.timesteps=2", "sampler.steps=1"),
     (
         *("variance=learned_range", "loss=hybrid", "prediction=v", "weighting=min_snr", "timestep_sampler=stratified"),
         *("optimizer=adam", "ema=posthoc", "trainer.precision=bf16", "trainer.accumulate=2", "model.dropout=0.1"),
-        *(LABELS, "data.flip=true", "trainer.activation_checkpointing=true"),
+        *(LABELS, "data.flip=horizontal", "trainer.activation_checkpointing=true"),
     ),
 ]
 # Values of `trainer` that say when something is done, or how often, or that are not for one GPU without a compiler.
 NOT_IN_A_STEP = {"steps", "batch_size", "log_every", "preview_every", "preview_images", "checkpoint_every", "keep_last"}
 NOT_IN_A_STEP |= {"keep_every", "fsdp", "device", "deterministic", "eval_every", "eval_images", "keep_best"}
+NOT_IN_A_STEP |= {"overfit_batches", "profile_steps"}
 
 # Where the host looks at the device in every step, as `Trainer.defers_finite_check` says that it must.
 FINITE = {"Trainer._update", "Trainer._take_step"}
@@ -169,7 +179,7 @@ def test_no_option_is_left_out():
     assert set(MODES) == set(OPTIONS["mode"])
     taken = {override.partition("=")[0] for overrides in (*VALUES, *DRAWN) for override in overrides}
     taken |= {override.partition("=")[0] for override in LOOKS}
-    for group, apart in (("trainer", NOT_IN_A_STEP), ("guidance", set()), ("sampler", {"variance"})):
+    for group, apart in (("trainer", NOT_IN_A_STEP), ("guidance", {"guide", "weights"}), ("sampler", {"variance"})):
         keys = {key for option in OPTIONS[group] for key in yaml.safe_load(_text(group, option))}
         assert {key for key in keys if not key.startswith("_") and f"{group}.{key}" not in taken} == apart
 
@@ -387,7 +397,9 @@ def test_no_loss_of_whatever_is_predicted_waits(loss: str):
 
 
 def _node(group: str, option: str):
-    return instantiate(yaml.safe_load(_text(group, option)), group)
+    node = OmegaConf.to_container(OmegaConf.create(_text(group, option)), resolve=True)
+    assert isinstance(node, dict)
+    return instantiate(node, group)
 
 
 # Drawing --------------------------------------------------------------------------------------------------------------

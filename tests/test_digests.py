@@ -14,11 +14,20 @@ TRAININGS = [arguments for recipe in recipes.RECIPES.values() for arguments in (
 SAMPLES = [arguments for recipe in recipes.RECIPES.values() for arguments in recipe.samples.values()]
 
 
+# Groups that look on, and options that others show to compute what there is a recipe of.
+LOOK_ON = {"debug", "logger"}
+SHOWN_ELSEWHERE = {
+    "data=huggingface",  # the pixels of a folder of the same pictures: test_huggingface
+    "guidance=autoguidance",  # the line through two networks: test_guidance, test_autoguidance
+}
+
+
 def options(config: str) -> set[str]:
     """Every option of the groups of a command, as group=option."""
     defaults = yaml.safe_load((CONFIGS / config).read_text(encoding="utf-8"))["defaults"]
     groups = {group for entry in defaults if isinstance(entry, dict) for group in entry if " " not in group}
-    return {f"{group}={file.stem}" for group in groups for file in (CONFIGS / group).glob("*.yaml")}
+    files = (file for group in groups - LOOK_ON for file in (CONFIGS / group).glob("*.yaml"))
+    return {f"{file.parent.name}={file.stem}" for file in files} - SHOWN_ELSEWHERE
 
 
 @pytest.mark.parametrize(("config", "commands"), [("train.yaml", TRAININGS), ("sample.yaml", SAMPLES)])
@@ -37,6 +46,7 @@ def test_every_option_of_a_run_that_changes_numbers_is_set():
         "trainer.eval_every",  # looks on: test_eval_training shows that nothing else is computed with it
         "trainer.eval_images",
         "trainer.keep_best",
+        "trainer.profile_steps",  # looks on
     }
 
 

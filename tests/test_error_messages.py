@@ -226,9 +226,9 @@ def test_an_option_that_ours_would_hide_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("debug=x", r"debug: nothing of that group is chosen yet; \+debug=x does"),
-        ("+debug=y", r"debug=y: no such option; there are x"),
-        ("+debug=x shedule=1", r"shedule: no such option \(did you mean 'schedule'\?\)"),
+        ("probe=x", r"probe: nothing of that group is chosen yet; \+probe=x does"),
+        ("+probe=y", r"probe=y: no such option; there are x"),
+        ("+probe=x shedule=1", r"shedule: no such option \(did you mean 'schedule'\?\)"),
         (
             "model=odd model.dropout=0.2",
             r"model.dropout: no YAML file that is in use has it; \+model.dropout=0.2 adds it",
@@ -239,7 +239,7 @@ def test_an_option_that_ours_would_hide_is_refused(tmp_path: Path):
 )
 def test_what_is_wrong_beside_options_of_ones_own_is_found(line: str, says: str, tmp_path: Path):
     for file, content in {
-        "debug/x.yaml": "# @package _global_\ntrainer:\n  steps: 3\n",
+        "probe/x.yaml": "# @package _global_\ntrainer:\n  steps: 3\n",
         "model/odd.yaml": "_target_: ddpm_cli.models.unet.UNet\nimage_size: 16\nin_channels: 1\n",
     }.items():
         (tmp_path / "mine" / file).parent.mkdir(parents=True)

@@ -19,13 +19,13 @@ from ddpm_cli.data.holdout import hold_out, others
 from ddpm_cli.evaluation.features.pixels import Pixels
 from ddpm_cli.evaluation.likelihood import held_out_loss
 from ddpm_cli.io.images import to_uint8
+from ddpm_cli.io.metrics_file import last_loss, lines_of, recorded_to
 from ddpm_cli.io.run_dir import run_and_checkpoint
 from ddpm_cli.runtime.interruptible import finished
 from ddpm_cli.runtime.seeds import ImageNoise
 from ddpm_cli.training.best import Best, best_on_record
 from ddpm_cli.training.evaluator import Evaluator
 from ddpm_cli.training.measured import figure, last_evaluation, outcome
-from ddpm_cli.training.metrics import last_loss, lines_of, recorded_to
 from ddpm_cli.training.trainer_config import TrainerConfig
 
 EVALUATED = [*TINY_RUN, "trainer.preview_every=0", "trainer.eval_every=3", "trainer.steps=6", "name=x"]

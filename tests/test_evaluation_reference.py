@@ -52,7 +52,9 @@ def pixels(seed: int = 0, count: int = 30) -> np.ndarray:
 
 
 def of_run(trained_on: np.ndarray, held_out: np.ndarray | None = None) -> Callable[[], RunImages]:
-    sets = [None if images is None else ImageSet(images, "mine", flip=True) for images in (trained_on, held_out)]
+    sets = [
+        None if images is None else ImageSet(images, "mine", flip="horizontal") for images in (trained_on, held_out)
+    ]
     assert sets[0] is not None
     return lambda: RunImages(sets[0], sets[1])
 
@@ -242,7 +244,7 @@ def test_the_splits_of_a_run_are_its_images():
         "resize": "8 x 8",
     }
     np.testing.assert_array_equal(reference.images([4, 0]).numpy(), pixels(1, 5)[[4, 0]])
-    test = ImageSet(pixels(2), "tested", flip=True)
+    test = ImageSet(pixels(2), "tested", flip="horizontal")
     assert Data(split="test").open(of_run(pixels()), lambda: test).name == "tested"
     assert opened(pixels()).identity()["split"] == "train"
     with pytest.raises(ConfigError, match=r"^reference.split=holdout: the run kept no images"):

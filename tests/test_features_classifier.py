@@ -61,7 +61,7 @@ def squares(number: int = 40, *, shape: tuple[int, int, int] = (1, 8, 8), classe
     labels = np.arange(number) % classes
     pixels = np.random.default_rng(0).integers(0, 100, (number, *shape), np.uint8)
     pixels += (labels * 100).astype(np.uint8)[:, None, None, None]
-    return ImageSet(pixels, "squares", flip=False, labels=labels, class_names=tuple(map(str, range(classes))))
+    return ImageSet(pixels, "squares", flip="none", labels=labels, class_names=tuple(map(str, range(classes))))
 
 
 def files(directory: Path) -> list[Path]:

@@ -35,6 +35,8 @@ def built(file: Path) -> Any:
     node = yaml.safe_load(file.read_text(encoding="utf-8"))
     if node.get("variance") == "${variance}":
         node["variance"] = {"_target_": "ddpm_cli.diffusion.variance.FixedLarge"}
+    if str(node.get("sigma_data")).startswith("${"):
+        node["sigma_data"] = 0.5
     return instantiate(node, file.parent.name)
 
 

@@ -9,6 +9,9 @@ MOST_POSITIONAL = 6
 # With the reason, which stands beside each of them too.
 LONGER = {
     "models/unet.py UNet.__init__": "the network, top to bottom, as a figure of it would show it",
+    "data/folder.py folder": "long by its options, which are those of its YAML file",
+    "data/huggingface.py huggingface": "likewise",
+    "data/webdataset.py webdataset": "likewise",
 }
 MORE_POSITIONAL = {
     "models/unet.py UNet.__init__": "the order of its arguments is promised to users",

@@ -26,14 +26,27 @@ ROOMS = {
     "checkpoint": {"config", "diffusion", "ema", "io"},
     "sampling": {"checkpoint", "config", "data", "diffusion", "distributed", "io", "runtime"},
     "evaluation": {"checkpoint", "config", "data", "diffusion", "distributed", "io", "runtime", "sampling"},
+    "conversion": {"checkpoint", "comparison", "config", "diffusion", "io", "models", "runtime"},
+    "loggers": {"config", "io", "runtime"},
     "training": {
-        *("checkpoint", "config", "data", "diffusion", "distributed", "ema", "evaluation", "io", "models", "runtime"),
-        "sampling",
+        *(
+            "checkpoint",
+            "config",
+            "conversion",
+            "data",
+            "diffusion",
+            "distributed",
+            "ema",
+            "evaluation",
+            "io",
+            "loggers",
+        ),
+        *("models", "runtime", "sampling"),
     },
     "comparison": {"config", "io"},
     "cli": {"comparison", "config", "io", "runtime"},
 }
-COMMANDS = {"train", "sample", "eval", "compare"}
+COMMANDS = {"train", "sample", "eval", "compare", "import_model", "export_model"}
 ONLY_IN_BUILD_DDPM = {"config": "diffusion"}  # configurations meet the mathematics in one file
 
 
@@ -59,7 +72,7 @@ def ours(module: Path) -> set[str]:
 
 
 def test_at_the_root_stand_the_commands_alone():
-    assert {module.stem for module in PACKAGE.glob("*.py")} == {"__init__"} | COMMANDS
+    assert {module.stem for module in PACKAGE.glob("*.py")} == {"__init__", "__main__"} | COMMANDS
     assert {folder.parent.name for folder in PACKAGE.glob("*/__init__.py")} == set(ROOMS)
 
 
@@ -131,7 +144,8 @@ def test_the_public_names_cost_nothing_until_they_are_used():
     "module",
     [
         *("ddpm_cli.train", "ddpm_cli.sample", "ddpm_cli.eval", "ddpm_cli.compare"),
-        *("ddpm_cli.config.schema", "ddpm_cli.data.decode"),
+        *("ddpm_cli.import_model", "ddpm_cli.export_model"),
+        *("ddpm_cli.config.schema", "ddpm_cli.data.decode", "ddpm_cli.loggers.process"),
     ],
 )
 def test_no_torch_before_there_is_work(module: str):

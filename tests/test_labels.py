@@ -20,7 +20,7 @@ def _cache(tmp_path, monkeypatch):
 
 def labelled(labels: np.ndarray | None, class_names: tuple[str, ...]) -> ImageSet:
     """Three images."""
-    return ImageSet(np.zeros((3, 1, 2, 2), np.uint8), "tiny", flip=False, labels=labels, class_names=class_names)
+    return ImageSet(np.zeros((3, 1, 2, 2), np.uint8), "tiny", flip="none", labels=labels, class_names=class_names)
 
 
 def test_an_image_set_has_labels_only_if_it_is_given_some():

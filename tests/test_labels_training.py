@@ -19,7 +19,7 @@ from ddpm_cli.data.datasets import digits
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.data.loader import BatchLoader
 from ddpm_cli.diffusion.ddpm import DDPM
-from ddpm_cli.diffusion.schedule import cosine
+from ddpm_cli.diffusion.schedule import cosine, linear
 from ddpm_cli.ema.ema import EMA
 from ddpm_cli.models.unet import UNet
 from ddpm_cli.runtime.device import choose_compute
@@ -117,7 +117,7 @@ def test_every_image_is_trained_with_its_own_label(accumulate: int):
     labels = np.arange(40) % 10
     pixels = np.zeros((40, 1, 8, 8), dtype=np.uint8)
     pixels[:, 0, 3, 1] = 25 * labels + 20
-    images = ImageSet(pixels, "bright", flip=True, labels=labels, class_names=tuple("0123456789"))
+    images = ImageSet(pixels, "bright", flip="horizontal", labels=labels, class_names=tuple("0123456789"))
     trainer = make_trainer(images=images, accumulate=accumulate, label_dropout=0.25)
     run(trainer)
     seen = trainer.ddpm.__dict__["seen"]
@@ -149,7 +149,7 @@ def test_labels_change_what_is_learned_and_data_without_labels_has_none():
 def loss_second_moment(**config) -> Trainer:
     """Its history is full after a step or two."""
     options = {"steps": 9, "batch_size": 32, "log_every": 4, "warmup_steps": 3} | config
-    return make_trainer(T=4, timestep_sampler=LossSecondMoment(4, history=2, uniform=0.1), **options)
+    return make_trainer(T=4, timestep_sampler=LossSecondMoment(linear(4), history=2, uniform=0.1), **options)
 
 
 def test_a_run_that_remembers_losses_resumes_to_the_bit(tmp_path: Path):
@@ -281,9 +281,9 @@ def test_a_run_is_not_gone_on_with_where_its_classes_have_other_names(tmp_path: 
 
 
 def test_classes_of_a_network_that_never_saw_a_label_are_refused():
-    config = {"trainer": {"label_dropout": 1.0}}
-    pretrained = SimpleNamespace(ddpm=SimpleNamespace(num_classes=3), config=config)
+    ddpm = SimpleNamespace(num_classes=3, needs_labels=False)
+    pretrained = SimpleNamespace(ddpm=ddpm, label_dropout=1.0)
     with pytest.raises(ConfigError, match="classes: the network was trained with every label left out"):
         prepare_sampling._classes(pretrained, SimpleNamespace(classes="all"))
-    config["trainer"]["label_dropout"] = 0.5
+    pretrained.label_dropout = 0.5
     assert prepare_sampling._classes(pretrained, SimpleNamespace(classes="all")) == [0, 1, 2]

@@ -28,7 +28,7 @@ CPU = choose_compute("cpu", "fp32")
 def gaussian_images(count: int) -> ImageSet:
     """Independent pixels N(0, STD^2), in the 256 levels that images have."""
     x_0 = rounded(STD * torch.randn(count, 1, 16, 16, generator=torch.Generator().manual_seed(0)))
-    return ImageSet(to_uint8(x_0).numpy(), "gaussian", flip=False)
+    return ImageSet(to_uint8(x_0).numpy(), "gaussian", flip="none")
 
 
 def test_the_bound_of_gaussian_data_is_their_entropy():
@@ -72,7 +72,7 @@ def network() -> DDPM:
 def images() -> ImageSet:
     whole = digits(image_size=8, num_classes=10)
     assert whole.labels is not None
-    return ImageSet(np.asarray(whole.pixels[:7]), "few", False, labels=whole.labels[:7], class_names=whole.class_names)
+    return ImageSet(np.asarray(whole.pixels[:7]), "few", "none", labels=whole.labels[:7], class_names=whole.class_names)
 
 
 @pytest.mark.parametrize(("measure", "calls"), [(bpd, bpd_calls), (held_out_loss, held_out_calls)])

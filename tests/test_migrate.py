@@ -130,6 +130,7 @@ def test_a_kept_one_has_all_options_there_are_and_no_others(kept: str):
             shipped[node["_target_"]] = shipped.get(node["_target_"], set()) | node.keys()
     config = parse(KEPT[kept].read_text(), KEPT[kept]).config
     recent = {"fsdp", "compile", "eval_every", "eval_images", "keep_best"}  # which may change in a run
+    recent |= {"overfit_batches", "profile_steps"}  # likewise, or as if it were 0
     for group in GROUPS:
         missing = shipped[config[group]["_target_"]] - config[group].keys()
         assert missing <= (recent if group == "trainer" else set()), group
@@ -144,7 +145,10 @@ def test_what_has_changed_since_format_1_is_what_was_asked_for():
         "loss": {"_target_": "Simple"},
         "timestep_sampler": {"_target_": "Uniform"},
         "schedule": config["schedule"] | {"_target_": "cosine", "zero_terminal_snr": False},
-        "model": config["model"] | {"_target_": "UNet", "num_classes": None, "learn_variance": False},
+        "model": config["model"]
+        | {"_target_": "UNet", "num_classes": None, "learn_variance": False}
+        | {"head_channels": None, "norm_eps": 1e-6, "time_cos_first": False, "time_freq_shift": 1, "time_scale": 1.0}
+        | {"downsample_padding": "same", "scale_shift_norm": False, "resblock_updown": False, "null_label": True},
         "prediction": {"_target_": "Epsilon"},
         "variance": {"_target_": "FixedSmall"},
         "weighting": {"_target_": "Uniform"},
@@ -154,7 +158,7 @@ def test_what_has_changed_since_format_1_is_what_was_asked_for():
         "ema": {"_target_": "EMA", "decays": [0.995], "posthoc": []},
         "trainer": {key: value for key, value in config["trainer"].items() if key != "checkpoint_activations"}
         | {"_target_": "TrainerConfig", "activation_checkpointing": False, "label_dropout": None},
-        "data": config["data"] | {"_target_": "digits", "num_classes": None, "holdout": 0},
+        "data": config["data"] | {"_target_": "digits", "flip": "none", "num_classes": None, "holdout": 0},
     }
     assert config.keys() <= found.keys()
 

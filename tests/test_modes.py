@@ -389,7 +389,7 @@ def test_a_film_shows_the_same_images_however_they_are_batched():
 
 
 def test_labels_reach_the_denoiser_in_the_images_order():
-    plan = Generate().plan(setting(classes=3, n=2))._replace(labels=[4, 0, 7])
+    plan = Generate().plan(setting(classes=3, n=2))._replace(labels=[4, 4, 0, 0, 7, 7])
     seen = []
 
     def denoiser(labels: Tensor | None):

@@ -73,7 +73,7 @@ class Clipped:
 def stripes(*, image_size: int, channels: int) -> ImageSet:
     pixels = np.zeros((9, channels, image_size, image_size), np.uint8)
     pixels[:, :, ::2] = 255
-    return ImageSet(pixels, "stripes", flip=False)
+    return ImageSet(pixels, "stripes", flip="none")
 """
 CONFIGS = {
     "sampler/slow": "_target_: own_parts.Slow\nsteps: 3\nspacing: linspace\ndirection: down\n",

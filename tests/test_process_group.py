@@ -254,7 +254,7 @@ def test_a_batch_that_does_not_divide_is_refused_in_one_message(tmp_path: Path):
 
 
 def test_the_parts_of_the_ranks_make_up_the_batch():
-    images = digits(flip=True)
+    images = digits(flip="horizontal")
     whole = BatchLoader(images, 12, seed=3)
     parts = [BatchLoader(images, 12, seed=3, rank=rank, world_size=3) for rank in range(3)]
     for step in (0, 149, 150):

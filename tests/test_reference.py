@@ -55,7 +55,7 @@ def test_comments_are_read_wherever_they_stand(tmp_path: Path):
     ]
 
 
-@pytest.mark.parametrize("program", ["train", "sample", "eval"])
+@pytest.mark.parametrize("program", ["train", "sample", "eval", "import", "export"])
 def test_the_help_texts_are_whole_aligned_and_narrow(program: str):
     command = read_comments(configs_directory() / f"{program}.yaml")
     values = [option for option in command.options if option.key not in groups(program)]

@@ -54,7 +54,7 @@ def make_ddpm(device: str = "cpu") -> DDPM:
 
 def make_plan(sampler: Sampler, ddpm: DDPM, *, n: int) -> Plan:
     context = SampleContext(ddpm.schedule, sampler, SHAPE, n=n, classes=3, seed=0, device=ddpm.device)
-    return Generate().plan(context)._replace(labels=[0, 1, 2])
+    return Generate().plan(context)._replace(labels=[label for label in range(3) for _ in range(n)])
 
 
 # Waiting for the device ----------------------------------------------------------------------------------------------

@@ -35,8 +35,8 @@ def test_a_run_says_what_it_is_about_to_do(trained):
 def test_a_run_leaves_what_is_promised(trained):
     directory, _ = trained
     assert sorted(p.name for p in directory.iterdir()) == [
-        ".lock", "checkpoints", "config.yaml", "data.png", "metrics.jsonl", "previews", "run.json", "tensorboard",
-        "train.log",
+        ".hydra", ".lock", "checkpoints", "config.yaml", "data.png", "metrics.jsonl", "previews", "run.json",
+        "tensorboard", "train.log",
     ]  # fmt: skip
     assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["step_00000002", "step_00000004"]
     assert sorted(p.name for p in (directory / "previews").iterdir()) == ["step_00000002.png", "step_00000004.png"]
@@ -140,7 +140,7 @@ def test_a_schedule_and_a_dataset_of_ones_own_are_one_function_and_one_yaml(tmp_
         "def stripes(*, image_size: int, channels: int) -> ImageSet:\n"
         "    pixels = np.zeros((9, channels, image_size, image_size), np.uint8)\n"
         "    pixels[:, :, ::2] = 255\n"
-        "    return ImageSet(pixels, 'stripes', flip=False)\n"
+        "    return ImageSet(pixels, 'stripes', flip='none')\n"
     )
     for group, text in {
         "schedule": "_target_: mine.constant\ntimesteps: 20\nbeta: 0.05\n",

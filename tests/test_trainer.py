@@ -351,7 +351,7 @@ def test_impossible_decay_and_learning_rate_are_refused(make):
 def test_a_set_smaller_than_a_batch_trains(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8), dtype=np.uint8)
     trainer = make_trainer(steps=2)
-    trainer.batches = BatchLoader(ImageSet(pixels, "tiny", flip=True), 16, seed=0)
+    trainer.batches = BatchLoader(ImageSet(pixels, "tiny", flip="horizontal"), 16, seed=0)
     assert len(run(trainer)) == 2
 
 
@@ -361,7 +361,7 @@ def test_one_image_is_learned_by_heart():
     image = np.zeros((1, 1, 8, 8), dtype=np.uint8)
     image[..., 2:6, 2:6] = 255
     trainer = make_trainer(steps=400, batch_size=32, decay=0.9)
-    trainer.batches = BatchLoader(ImageSet(image, "square", flip=False), 32, seed=0)
+    trainer.batches = BatchLoader(ImageSet(image, "square", flip="none"), 32, seed=0)
     run(trainer)
     x: Tensor = trainer.ddpm.with_model(trainer.ema.model).sample(8, 8, 1, show_progress=False)
     assert (x - (torch.from_numpy(image) / 127.5 - 1)).abs().mean().item() < 0.1

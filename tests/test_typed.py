@@ -194,7 +194,7 @@ def test_a_run_on_a_relative_folder_is_resumed_from_another_directory(tmp_path: 
         ),
         ("experiment/x.yaml", "# mine\n# @package _global_\nseed: 1\n", "x.yaml, and stands in line 2"),
         ("data/x.yaml", "data:\n  _target_: mine.x\ntrainer:\n  steps: 3\n", "what the file sets is data.KEY instead"),
-        ("debug/x.yml", "trainer:\n  steps: 3\n", "first line of .*mine/debug/x.yml"),
+        ("probe/x.yml", "trainer:\n  steps: 3\n", "first line of .*mine/probe/x.yml"),
     ],
 )
 def test_a_file_without_its_package_is_told_exactly_that(file: str, content: str, says: str, tmp_path: Path):
@@ -202,7 +202,7 @@ def test_a_file_without_its_package_is_told_exactly_that(file: str, content: str
     place.parent.mkdir(parents=True)
     place.write_text(content)
     group = place.parent.name
-    choice = f"+{group}=x" if group == "debug" else f"{group}=x"
+    choice = f"+{group}=x" if group == "probe" else f"{group}=x"
     done = train("--config-dir", "mine", choice, cwd=tmp_path)
     assert_one_message(done, "train", f"{group}=x: '# @package _global_' .*{says}")
 

@@ -33,7 +33,7 @@ CONFIG = {
         "batch_size": 8,
         "grad_clip": 1.0,
     },
-    "data": {"_target_": "ddpm_cli.data.datasets.digits", "image_size": 16, "channels": 1, "flip": False},
+    "data": {"_target_": "ddpm_cli.data.datasets.digits", "image_size": 16, "channels": 1, "flip": "none"},
 }
 LINEAR = {
     "_target_": "ddpm_cli.diffusion.schedule.linear",

@@ -39,8 +39,11 @@ def newest_whole(run_directory: Path) -> tuple[Verified, dict[Path, str]]:
     raise CheckpointError(f"no checkpoint in {run_directory} is whole: {'; '.join(damaged.values())}")
 
 
-def find(path: str | Path) -> Path:
+def find(path: str | Path, *, program: str = "ddpm-sample", key: str = "ckpt") -> Path:
     """What `ckpt=` means: the newest checkpoint of a run directory, its best.json, a checkpoint, or its EMA file.
+
+    Args:
+        program, key: the command, and its option, for a message that says which runs there are.
 
     Returns:
         A checkpoint directory, or a single `.safetensors` file.
@@ -69,7 +72,7 @@ def find(path: str | Path) -> Path:
         return newest(path.parent)
     raise CheckpointError(
         f"{path} is neither a run directory nor a checkpoint nor an EMA file ({EMA_FILE})"
-        f"{runs_to_choose_from(path, 'ddpm-sample', 'ckpt')}"
+        f"{runs_to_choose_from(path, program, key)}"
     )
 
 

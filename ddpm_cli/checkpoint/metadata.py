@@ -18,6 +18,7 @@ DESCRIPTION_FILE = "checkpoint.json"
 MANIFEST_FILE = "manifest.json"
 FILES = (EMA_FILE, TRAINING_FILE, DESCRIPTION_FILE)
 HEADER_KEY = "ddpm_cli"
+IMPORTED = "imported"  # in a configuration: what a network that another program trained was read from
 OWN_KEY = "sha256"  # in a manifest: of the manifest itself
 
 # A checkpoint may come from anywhere: nothing in it may ask for memory without bound.
@@ -67,6 +68,11 @@ class Metadata:
             raise ValueError("data must be SHA-256 digests")
         if not isinstance(self.config, dict) or not isinstance(self.versions, dict):
             raise ValueError("config and versions must be objects")
+
+    @property
+    def imported(self) -> bool:
+        """Whether another program trained the network: then there are its weights and nothing else of a training."""
+        return IMPORTED in self.config
 
     def as_json(self) -> str:
         """What is written in a checkpoint, and what `parse` reads."""

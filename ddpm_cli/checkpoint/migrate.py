@@ -13,7 +13,7 @@ def upgrade(config: dict, written: int) -> dict:
         config = _from_1(config)
     if written < 3:
         config = _from_2(config)
-    return map_nodes(config, _with_later_options)
+    return map_nodes(map_nodes(config, _with_new_names), _with_later_options)
 
 
 # From 1 to 2: more options -------------------------------------------------------------------------------------------
@@ -142,10 +142,38 @@ def _renamed(group: str, node: Node) -> Node:
     return found | {"_target_": name}
 
 
+# Options that have another name, or other values, since format 3 began -----------------------------------------------
+
+# Sources of images of ours; their names have been those of format 3 before there were such options.
+_SOURCES = ("digits", "mnist", "fashion_mnist", "cifar10", "folder", "webdataset")
+_FLIPS = {True: "horizontal", False: "none"}
+
+
+def _with_new_names(group: str, node: Node) -> Node:
+    if group != "data" or node["_target_"] not in _SOURCES:
+        return node
+    found = {"background" if key == "alpha" and "background" not in node else key: node[key] for key in node}
+    if isinstance(found.get("flip"), bool):
+        found["flip"] = _FLIPS[found["flip"]]
+    return found
+
+
 # Options that format 3 has got since, without another number: absent they mean what is here -------------------------
 
-_PICTURES: Node = {"value_range": None, "alpha": "white"}
+_PICTURES: Node = {"value_range": None, "background": "white", "crop": "center"}
+_NETWORK: Node = {
+    "head_channels": None,
+    "norm_eps": 1e-6,
+    "time_cos_first": False,
+    "time_freq_shift": 1,
+    "time_scale": 1.0,
+    "downsample_padding": "same",
+    "scale_shift_norm": False,
+    "resblock_updown": False,
+    "null_label": True,
+}
 _LATER: dict[str, dict[str, Node]] = {
+    "model": {"UNet": _NETWORK},
     "data": {
         "folder": {"extensions": ["png", "jpg", "jpeg", "webp", "bmp"], "follow_links": False, "cache_gb": 50}
         | _PICTURES,

@@ -31,6 +31,14 @@ class Pretrained(NamedTuple):
     step: int  # it was trained for
     config: dict  # it was trained with
 
+    @property
+    def label_dropout(self) -> float | None:
+        """The share of images that the network was trained on without their label; None: it knows no labels."""
+        if self.ddpm.needs_labels:
+            return 0.0
+        trainer = self.config.get("trainer")
+        return trainer.get("label_dropout") if isinstance(trainer, dict) else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
@@ -129,10 +137,14 @@ def select(
     ema_length: float | None = None,
     trust: Iterable[str] = (),
     sha256: str | None = None,
+    key: str = "weights",
 ) -> Selection:
     """Find the weights that `load` is asked for and verify the files that hold them, each once. Arguments as of `load`.
 
     Of several processes one does so, tells the others what it has found, and all of them `rebuild`.
+
+    Args:
+        key: what the option for `weights` is called, for messages.
 
     Raises:
         CheckpointError, ConfigError: as `load`, but for what `rebuild` raises.
@@ -146,13 +158,25 @@ def select(
             checkpoint=checkpoint.verify(found, TRAINING_FILE, DESCRIPTION_FILE, sha256=sha256), prefix=MODEL
         )
     if weights != "ema":
-        return _one_of_several(found, weights, trust=trust, sha256=sha256)
+        return _one_of_several(found, weights, trust=trust, sha256=sha256, key=key)
     verified = checkpoint.verify(found, EMA_FILE, sha256=sha256)
     average = () if ema_length is None else _average(verified, ema_length, trust=trust)
     return Selection(checkpoint=verified, average=average)
 
 
-def _one_of_several(found: Path, weights: str, *, trust: frozenset[str], sha256: str | None) -> Selection:
+def own_threshold(selection: Selection, *, trust: Iterable[str] = ()) -> dict | None:
+    """How x_0 is kept in bounds for a model that has come with that, as a configuration has it; None for any other.
+
+    Raises:
+        ConfigError: if it is not on the list, or holds an impossible value.
+    """
+    node = selection.checkpoint.metadata.config.get("threshold")
+    if node is not None:
+        check_node("threshold", node, trust=trust)
+    return node
+
+
+def _one_of_several(found: Path, weights: str, *, trust: frozenset[str], sha256: str | None, key: str) -> Selection:
     """The exponential average called `weights`, as the description says where it is."""
     verified = checkpoint.verify(found, DESCRIPTION_FILE if found.is_dir() else EMA_FILE, sha256=sha256)
     config = verified.metadata.config
@@ -161,7 +185,7 @@ def _one_of_several(found: Path, weights: str, *, trust: frozenset[str], sha256:
     if weights not in prefixes:
         names = list(prefixes)
         listed = ["ema", *(f"{name} (the same)" for name in names[:1]), *names[1:], "model"]
-        raise ConfigError(f"weights: this checkpoint has {shown(', '.join(listed))}, not {shown(repr(weights))}")
+        raise ConfigError(f"{key}: this checkpoint has {shown(', '.join(listed))}, not {shown(repr(weights))}")
     if weights == next(iter(prefixes)):
         return Selection(checkpoint=verified.also(EMA_FILE))
     return Selection(checkpoint=verified.also(TRAINING_FILE), prefix=prefixes[weights])

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # The largest magnitude of a number by the name of its option: those that decide how much memory or time is taken.
 _MOST = {
     "timesteps": 100_000,
+    "diffusion_steps": 100_000,
     "image_size": 2**14,
     "in_channels": 64,
     "channels": 64,
@@ -30,6 +31,11 @@ _MOST = {
     "num_res_blocks": 16,
     "attention_resolutions": 2**14,
     "num_heads": 1024,
+    "head_channels": 2**18,
+    "num_head_channels": 2**18,
+    "norm_eps": 1,
+    "time_freq_shift": 1,
+    "time_scale": 2**20,
     "num_classes": 2**20,
     "history": 2**12,
     "norm_groups": 4096,
@@ -40,6 +46,9 @@ _MOST = {
     "eval_images": 2**20,
     "workers": 1024,
     "window": 2**20,
+    "background": 255,
+    "overfit_batches": 2**20,
+    "profile_steps": 2**12,
     "memory_mb": 2**20,
 }
 _MOST_OTHERWISE = 2**63

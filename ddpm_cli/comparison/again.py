@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from ddpm_cli.comparison.flat_config import DECIDE_NOTHING
 from ddpm_cli.comparison.run import Run
 from ddpm_cli.config.shipped import configs_directory, groups, options_by_target
 from ddpm_cli.io.command_line import command, hydra_text, word
@@ -65,7 +66,7 @@ def _with_recipe(nodes: Mapping[str, Any], recipe: str, forked: bool) -> list[st
         if group == "data":
             chosen += [f"data={recipe}"] if recipe != groups("train")["data"] or forked else []
             base, laid_over = {**_first().get("data", {}), **content.get("data", {})}, {}
-        elif node is None:  # an older version had no such group, or nothing is chosen
+        elif node is None or group in DECIDE_NOTHING:  # an older version had no such group, or nothing is chosen
             continue
         else:
             option = _nearest(nodes, group, implied.get(group), content)
@@ -99,12 +100,16 @@ def _nearest(nodes: Mapping[str, Any], group: str, implied: str | None, recipe: 
 
 def _top_level(nodes: Mapping[str, Any], forked: bool) -> Iterator[str]:
     ours = _first()
-    of_none = ("hydra", "defaults", *groups("train"), *_OF_THE_RUN)
+    of_none = ("hydra", "defaults", "init", *groups("train"), *_OF_THE_RUN)
     for key, value in nodes.items():
         if key in ours and key not in of_none and (value != ours[key] or forked):
             text = _text(value)
             if text is not None and not (forked and value is None):
                 yield f"{key}={text}"
+    init = nodes.get("init")
+    if isinstance(init, dict) and init.get("path") is not None and not forked:
+        said = {name: _text(value) for name, value in init.items() if value != ours["init"].get(name)}
+        yield from (f"init.{name}={text}" for name, text in said.items() if text is not None)
 
 
 def _changes(key: str, value: Any, base: Any, laid_over: Any, nodes: Mapping[str, Any]) -> Iterator[str | None]:

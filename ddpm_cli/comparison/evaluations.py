@@ -30,6 +30,7 @@ class Evaluation:
     of_class: str | None
     step: int | None
     weights: str | None
+    ema_length: float | None  # of an average made afterwards, which is none of `weights` then
     sampler: str | None
     sampler_steps: int | None
     network_calls: int | None
@@ -83,6 +84,7 @@ def _figures(file: Path) -> list[Evaluation]:
         "file": file,
         "step": record_files.whole(model.get("step")),
         "weights": record_files.text(model.get("weights")),
+        "ema_length": record_files.number(model.get("ema_length")),
         "sampler": record_files.text(samples.get("sampler_name")),
         "sampler_steps": record_files.whole(samples.get("steps")),
         "network_calls": record_files.whole(samples.get("network_calls")),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from ddpm_cli.config.shipped import options_by_target
 
 # They say where a run lies, and how it was called, and decide nothing that it learns.
-DECIDE_NOTHING = ("name", "output_dir", "resume", "trust")
+DECIDE_NOTHING = ("name", "output_dir", "resume", "trust", "logger")
 MOST_KEYS = 2000  # of a configuration that may be anybody's: aliases in YAML make much of little
 DEEPEST = 12
 LONGEST_VALUE = 300  # characters
@@ -32,6 +32,8 @@ def _flatten(node: Mapping[str, object], path: str, found: dict[str, str], depth
         where = f"{path}.{key}" if path else str(key)
         if key in ("_target_", "_partial_") or where in DECIDE_NOTHING or len(where) > LONGEST_VALUE:
             continue
+        if where == "init" and isinstance(value, Mapping) and value.get("path") is None:
+            continue  # the rest says how that is taken
         if isinstance(value, Mapping) and value and depth < DEEPEST:
             _flatten(value, where, found, depth + 1)
         else:

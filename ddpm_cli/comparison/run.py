@@ -124,7 +124,7 @@ def _of_overrides(overrides: list[str]) -> dict[str, str]:
         with suppress(yaml.YAMLError, ValueError, RecursionError):
             if isinstance(plain := yaml.safe_load(value), str):  # without its quotes
                 found[key] = plain
-    return {key: value for key, value in found.items() if key not in DECIDE_NOTHING}
+    return {key: value for key, value in found.items() if key.partition(".")[0] not in DECIDE_NOTHING}
 
 
 def _last_preview(directory: Path) -> tuple[int, Path] | None:

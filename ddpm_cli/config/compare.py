@@ -5,6 +5,7 @@ from collections.abc import Collection
 from typing import Any
 
 from ddpm_cli.config.errors import ConfigError, nearest
+from ddpm_cli.config.renamed import new_key, new_value
 from ddpm_cli.config.schema import is_node
 
 # Everything else decides what the run learns, and may not change under its feet.
@@ -14,12 +15,13 @@ CHANGEABLE = (
     *("trainer.fsdp", "trainer.compile"),
     *("trainer.deterministic", "trainer.log_every", "trainer.preview_every", "trainer.preview_images"),
     *("trainer.checkpoint_every", "trainer.keep_last", "trainer.keep_every"),
-    *("trainer.eval_every", "trainer.eval_images", "trainer.keep_best"),
+    *("trainer.eval_every", "trainer.eval_images", "trainer.keep_best", "trainer.profile_steps"),
     *("data.path", "data.root", "data.download", "data.workers", "data.cache_dir", "data.memory_mb", "data.on_bad"),
-    *("data.follow_links", "data.cache_gb"),
+    *("data.follow_links", "data.cache_gb", "data.dataset"),
 )
+LOGGER = "logger"  # not in checkpoints at all: one of somebody else's is not to have anything sent anywhere
 # Said anew each time; what the checkpoint has of them counts for nothing.
-OF_THE_INVOCATION = ("resume", "fork", "trust")
+OF_THE_INVOCATION = ("resume", "fork", "init", "trust", LOGGER)
 SAMPLER = "sampler"  # of previews: only they come of it
 STEPS, LR_DECAY = "trainer.steps", "trainer.lr_decay"  # who goes further may say what becomes of the rate
 
@@ -30,12 +32,14 @@ def merge(saved: dict, changes: dict[str, Any], chosen: dict[str, dict]) -> dict
     Args:
         saved: the configuration in the run's checkpoint; not modified.
         changes: what the command line sets, by dotted key.
-        chosen: by group, the options of what it chooses of that group.
+        chosen: by group, the options of what it chooses of that group; of `logger` always.
 
     Raises:
         ConfigError: if a change would make it another run; names the key, the old and the new value.
     """
-    merged = _without_download(saved)
+    merged = _as_saved(saved)
+    if LOGGER in chosen:
+        merged[LOGGER] = chosen[LOGGER]
     if SAMPLER in chosen:
         merged[SAMPLER] = _of_previews(chosen, merged)
     further = changes.get(STEPS, _lookup(saved, STEPS)) != _lookup(saved, STEPS)
@@ -43,7 +47,7 @@ def merge(saved: dict, changes: dict[str, Any], chosen: dict[str, dict]) -> dict
     for key, new in changes.items():
         group, _, option = key.partition(".")
         node = merged.get(group)
-        if key in OF_THE_INVOCATION or (key in chosen and chosen[key] == saved.get(key)):
+        if group in OF_THE_INVOCATION or (key in chosen and chosen[key] == saved.get(key)):
             continue
         if SAMPLER in chosen and SAMPLER in (key, group):
             continue  # in what was chosen
@@ -53,10 +57,12 @@ def merge(saved: dict, changes: dict[str, Any], chosen: dict[str, dict]) -> dict
             node[option] = new
         elif _lookup(saved, key) != new:
             old = _lookup(saved, key)
-            has = f"no such option{nearest(key, CHANGEABLE)}" if old is _ABSENT else repr(_plain(old))
+            hint = new_key(key) or nearest(key, CHANGEABLE)
+            has = f"no such option{hint}" if old is _ABSENT else f"{_plain(old)!r}{new_value(key, new)}"
             raise ConfigError(
                 f"{key}: cannot change when resuming: the run has {has}, this command line {new!r}. "
-                f"What may change: {', '.join(CHANGEABLE)}. fork= instead of resume= begins a new run from it"
+                f"What may change: {', '.join(CHANGEABLE)}. fork= instead of resume= begins a new run from it, "
+                "init= one with its weights alone"
             )
     return merged
 
@@ -67,17 +73,18 @@ def fork(saved: dict, changes: dict[str, Any], chosen: dict[str, dict]) -> dict:
     Args:
         saved: that run's configuration; not modified.
         changes: what the command line sets, by dotted key; new keys are for `schema.check` to judge.
-        chosen: by group, the options of what it chooses of that group.
+        chosen: by group, the options of what it chooses of that group; of `logger` always.
 
     Raises:
         ConfigError: for a key below something that holds no options.
     """
-    merged = _without_download(saved) | copy.deepcopy(chosen)
+    merged = _as_saved(saved) | copy.deepcopy(chosen)
+    merged.pop("init", None)  # the run begins with more than those weights
     if SAMPLER in chosen:
         merged[SAMPLER] = _of_previews(chosen, merged)
     for key, new in changes.items():
         *groups, option = key.split(".")
-        if (groups and groups[0] in chosen) or key in (*chosen, *OF_THE_INVOCATION):
+        if (groups and groups[0] in (*chosen, LOGGER)) or key in (*chosen, *OF_THE_INVOCATION):
             continue
         node = merged
         for group in groups:
@@ -93,9 +100,10 @@ def _of_previews(chosen: dict[str, dict], config: dict) -> dict:
     return {key: config.get(key, value) if key == "variance" else value for key, value in chosen[SAMPLER].items()}
 
 
-def _without_download(saved: dict) -> dict:
-    """A copy: fetching takes the user's word every time, never a checkpoint's."""
+def _as_saved(saved: dict) -> dict:
+    """A copy: fetching, and logging elsewhere, takes the user's word every time, never a checkpoint's."""
     config = copy.deepcopy(saved)
+    config.pop(LOGGER, None)
     data = config.get("data")
     if isinstance(data, dict) and "download" in data:
         data["download"] = False

@@ -1,5 +1,6 @@
 """How a command was called, beside its configuration."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ class Invocation:
     chosen: dict[str, dict] = field(default_factory=dict)  # by group, the options of what `changes` choose of it
     spelt: dict[str, str] = field(default_factory=dict)  # by dotted key, how numbers and truth values were typed
     run_directory: Path | None = None  # the one that hydra.run.dir names; None: it names none
+    # The files of .hydra/ by name, for a directory, and a configuration if it is another than the one that Hydra has
+    # composed; None: there are to be none.
+    record: Callable[[Path, dict | None], dict[str, str]] | None = None
+    sweep: str | None = None  # the name of the sweep, if it is a run of one
 
     @property
     def directory(self) -> Path | None:

@@ -8,11 +8,11 @@ from typing import Any
 
 from ddpm_cli.config.shipped import shipped_targets
 
-_OF_DATA = ("path", "root", "cache_dir")
+_OF_DATA = ("path", "root", "cache_dir", "dataset")
 PATHS = (
-    *("output_dir", "resume", "fork", "ckpt", "out", "image", "mask", "samples"),
+    *("output_dir", "resume", "fork", "init.path", "ckpt", "out", "image", "mask", "samples", "source"),
     *(f"data.{option}" for option in _OF_DATA),
-    *("reference.path", "reference.save", "features.weights"),
+    *("reference.path", "reference.save", "features.weights", "guidance.guide"),
 )
 _GROUPS = dict.fromkeys(key.partition(".")[0] for key in PATHS if "." in key)
 
@@ -49,6 +49,8 @@ def seen_from(directory: str | None, config: dict[str, Any], changes: Collection
         path = data.get(option)
         if not isinstance(path, str) or not path or "://" in path:
             continue
+        if option == "dataset" and f"data.{option}" in changes and not os.path.exists(path):
+            continue  # the name of one on the Hugging Face hub
         if f"data.{option}" in changes:
             found[option] = os.path.abspath(path)
         elif directory is not None and _begins(Path(directory), Path(path)):

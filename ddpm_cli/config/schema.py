@@ -3,7 +3,7 @@
 A configuration is a tree of plain dicts. A node with `_target_` names a function or class, and its other keys are that
 target's arguments; with `_partial_: true` the target is not called yet, and its positional parameters are left to the
 program. A node's keys are therefore checked against the target's signature, which is read from its source: a typo is
-found without importing torch.
+found without importing torch. A section of the top level holds options as a node does, but nothing is built of it.
 
 What a person types is taken for what is meant: 1e5 where a whole number is wanted, a name that looks like a number, one
 value in the place of a list. What a checkpoint holds has to be of its type.
@@ -19,6 +19,8 @@ from typing import Any
 
 from ddpm_cli.config.common_options import DATA_PLACE, common_options
 from ddpm_cli.config.errors import ConfigError, nearest, shown
+from ddpm_cli.config.known_elsewhere import called_here
+from ddpm_cli.config.renamed import new_key, new_value
 from ddpm_cli.config.shipped import shipped_targets
 from ddpm_cli.config.signatures import Parameter, signature
 
@@ -57,17 +59,26 @@ def check_key(config: dict, key: str, target: str, *, groups: Iterable[str] = ()
         ConfigError: if nothing takes an option of that name.
     """
     value: Any = {"_target_": target} | config
-    path = ""
+    path, several = "", False
     for name in key.split("."):
-        if not is_node(value):
+        if several:
+            chosen = value if isinstance(value, dict) else {}
+            if name not in chosen:
+                would = f"{path}=[{','.join([*chosen, name])}]"
+                raise ConfigError(f"{key}: {shown(name)} is not chosen{nearest(name, chosen)}; {would} does")
+            value, path, several = chosen[name], f"{path}.{name}", False
+            continue
+        if not is_node(value) and path not in SECTIONS:
             raise ConfigError(f"{key}: no such option; {path} has none")
         if name not in NODE_KEYS:
-            target = str(value["_target_"])
-            settable = _settable(target, path=path, partial=value.get("_partial_") is True)
+            target = str(value["_target_"]) if is_node(value) else SECTIONS[path]
+            settable = _settable(target, path=path, partial=is_node(value) and value.get("_partial_") is True)
             if settable is None:
                 return absent
-            _check_name(name, settable, target, path=path, groups=groups)
-        value, path = value.get(name, absent), f"{path}.{name}" if path else name
+            _check_name(name, settable, target, path=path, groups=groups, key=key)
+            several = _is_several(settable[name].annotation)
+        inner = value.get(name, absent) if isinstance(value, dict) else absent
+        value, path = inner, f"{path}.{name}" if path else name
     return value
 
 
@@ -101,6 +112,7 @@ def targets_in(config: object) -> Iterator[str]:
 # Checking ------------------------------------------------------------------------------------------------------------
 
 NODE_KEYS = ("_target_", "_partial_")
+SECTIONS = {"init": "ddpm_cli.config.init_options.InitOptions"}  # by key, the class whose fields are its options
 
 
 Trusted = dict[str, frozenset[str]] | None
@@ -148,18 +160,41 @@ def _settable(target: str, *, path: str, partial: bool) -> dict[str, Parameter] 
     return {p.name: p for p in parameters if not (partial and p.positional)} | common_options(path, target)
 
 
-def _check_name(name: str, settable: dict[str, Parameter], target: str, *, path: str, groups: Iterable[str]) -> None:
+def _check_name(
+    name: str,
+    settable: dict[str, Parameter],
+    target: str,
+    *,
+    path: str,
+    groups: Iterable[str],
+    key: str | None = None,  # the whole of which it is a part
+) -> None:
     if name not in settable:
         where, near = (f"{path}.{name}", settable) if path else (name, [*settable, *groups])
+        for asked in (where, key):
+            if asked is not None and (ours := called_here(asked, target)) is not None:
+                raise ConfigError(f"{asked}: here it is {ours}")
         takes = f"{path or 'this command'} takes {', '.join(settable) or 'no options'}"
         if target == DATA_PLACE:
             takes += ", where the images lie; all else of the run's data is in its checkpoint"
-        raise ConfigError(f"{shown(where)}: no such option{nearest(name, near)}; {takes}")
+        raise ConfigError(f"{shown(where)}: no such option{new_key(where) or nearest(name, near)}; {takes}")
 
 
 def _checked_value(
     value: Any, annotation: ast.expr | None, *, key: str, path: str, trusted: Trusted, spelt: Mapping[str, str]
 ) -> Any:
+    if path in SECTIONS:
+        options = value if isinstance(value, dict) else {"path": value}  # as it is spelt short
+        if is_node(options):
+            raise ConfigError(f"{path}._target_: no such option; nothing is built of {path}")
+        return _checked_arguments(options, SECTIONS[path], path=path, partial=False, trusted=trusted, spelt=spelt)
+    if _is_several(annotation) and isinstance(value, dict):
+        _check_several(value, path)
+        node = ast.Name("dict")
+        return {
+            name: _checked_value(one, node, key=key, path=f"{path}.{name}", trusted=trusted, spelt=spelt)
+            for name, one in value.items()
+        }
     if is_node(value):
         target = value["_target_"]
         if not isinstance(target, str):
@@ -177,7 +212,20 @@ def _checked_value(
         meant = _meant(value, alternative, spelt.get(path))
         if meant is not None:
             return meant
-    raise ConfigError(f"{path}: expected {expected}, got {_shown(value)}")
+    raise ConfigError(f"{path}: expected {expected}, got {_shown(value)}{new_value(path, value)}")
+
+
+def _is_several(annotation: ast.expr | None) -> bool:
+    """Whether a parameter takes nodes by name, as `dict[str, dict]`: any number of the options of a group."""
+    return isinstance(annotation, ast.Subscript) and ast.unparse(annotation) == "dict[str, dict]"
+
+
+def _check_several(nodes: dict, path: str) -> None:
+    for name, node in nodes.items():
+        if not is_node(node):
+            chosen = ",".join([*(other for other in nodes if is_node(nodes[other])), str(name)])
+            header = f"'# @package {path}.NAME' has to be the first line of an option of your own"
+            raise ConfigError(f"{path}.{name}: is not chosen; {path}=[{chosen}] does. {header}")
 
 
 def _shown(value: object) -> str:
@@ -220,6 +268,8 @@ def _fits(value: object, annotation: ast.expr) -> tuple[bool, str]:
             return isinstance(value, str) and _is_unicode(value), "text"
         case ast.Name(id="dict"):
             return is_node(value), "a group of options"
+        case ast.Subscript(value=ast.Name(id="dict")):
+            return False, "options of a group, by name"
         case ast.Subscript(value=ast.Name(id="Callable")):
             return is_node(value) or value is None, "a group of options"  # None: filled in by the program
         case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):

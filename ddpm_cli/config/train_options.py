@@ -1,6 +1,6 @@
 """What the top level of configs/train.yaml holds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ddpm_cli.config.figures import Name
 
@@ -15,6 +15,7 @@ class TrainOptions:
     resume: str | None
     trust: list[str]
     fork: str | None = None  # not in checkpoints of before there was such a key
+    init: dict | None = None  # the same; see `init_options`
     objective: Name | None = None  # the same
     schedule: dict
     model: dict
@@ -28,6 +29,7 @@ class TrainOptions:
     ema: dict
     trainer: dict
     data: dict
+    logger: dict[str, dict] = field(default_factory=dict)  # by name; see `compare.LOGGER`
 
 
 OPTIONS = "ddpm_cli.config.train_options.TrainOptions"

@@ -57,8 +57,8 @@ class ImageFiles:
 def open_images(path: Path) -> ImageFiles:
     """The images of a folder and those below it, of a directory that ddpm-sample has filled, or of an .npz file.
 
-    Those of a folder come in the order of their names. An .npz file has uint8 `[N, H, W, C]` (grey also `[N, H, W]`) as
-    arr_0, and perhaps labels as arr_1.
+    Those of a folder come in the order of their names, what is transparent in them over white. An .npz file has uint8
+    `[N, H, W, C]` (grey also `[N, H, W]`) as arr_0, and perhaps labels as arr_1.
 
     Raises:
         ValueError: for what holds no images, or images that are damaged, of different sizes, or of another type.
@@ -114,7 +114,7 @@ def _folder(path: Path) -> ImageSet:
         str(path),
         image_size=size,
         channels=1 if grey else 3,
-        flip=False,
+        flip="none",
         extensions=None,
         follow_links=True,
         on_bad="skip",
@@ -172,16 +172,17 @@ def images_in(file: NpzFile) -> ImageFiles:
         raise ValueError(f"{where}: images must be uint8 [N, H, W, C], called {PIXELS}; it holds {file.names_text()}")
     found = file.member(PIXELS)
     shape = (*found.shape, 1) if len(found.shape) == 3 else found.shape
-    if found.dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape or found.fortran_order:
+    if found.dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3, 4) or 0 in shape or found.fortran_order:
         raise ValueError(
-            f"{where}: {PIXELS} must be uint8 [N, H, W, 3] or [N, H, W], got {found.dtype} {list(found.shape)}"
+            f"{where}: {PIXELS} must be uint8 [N, H, W, 3], [N, H, W, 4] or [N, H, W], "
+            f"got {found.dtype} {list(found.shape)}"
         )
     labels = _labels(file, shape[0]) if LABELS in file.names else None
     cache = cache_directory(None)
     cache.mkdir(parents=True, exist_ok=True)
     pixels = StoredArray(*file.unpacked(PIXELS, cache), (shape[0], shape[1], shape[2], shape[3]))
     names = () if labels is None else tuple(str(number) for number in range(int(labels.max()) + 1))
-    return ImageFiles(ImageSet(pixels, printable(file.path.stem), flip=False, labels=labels, class_names=names))
+    return ImageFiles(ImageSet(pixels, printable(file.path.stem), flip="none", labels=labels, class_names=names))
 
 
 def _labels(file: NpzFile, count: int) -> np.ndarray:

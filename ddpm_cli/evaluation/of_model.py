@@ -7,6 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ddpm_cli.checkpoint.pretrained import Pretrained
+from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.data.holdout import selected
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.distributed.process_group import World
@@ -27,6 +28,11 @@ def of_model(setting: Setting, pretrained: Pretrained, world: World) -> list[Mea
     compared = {"name": images.name, "split": split, "n": len(images), "sha256": sha256}
     ddpm, batch = pretrained.ddpm, setting.options.batch_size
     common = {"compute": setting.compute, "seed": setting.options.seed, "batch_size": batch, "world": world}
+    if ddpm.needs_labels and images.labels is None and {"bpd", "heldout"} & {*wanted}:
+        raise ConfigError(
+            "metrics: for bpd and heldout the network needs the label of each image (model.null_label=false), and "
+            f"{printable(images.name)} has none"
+        )
     found = []
     if "bpd" in wanted:
         calls = bpd_calls(ddpm, len(images), batch, world)

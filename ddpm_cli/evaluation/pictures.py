@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.evaluation.feature_store import FeatureStore
+from ddpm_cli.evaluation.features.extractor import opaque
 from ddpm_cli.evaluation.likelihood import Bpd
 from ddpm_cli.evaluation.likelihood_plot import save_bound_plot
 from ddpm_cli.evaluation.metrics import Measured
@@ -55,8 +56,11 @@ def _bound(figure: Measured, detail: dict[str, Any]) -> Bpd:
 
 
 def pair_sheet(samples: Tensor, nearest: Tensor) -> Tensor:
-    """uint8 `[C, H, W]`: rows of samples, and below each the image nearest to it; both uint8 `[N, C, H, W]`."""
-    rows = []
+    """uint8 `[C, H, W]`: rows of samples, and below each the image nearest to it; both uint8 `[N, C, H, W]`.
+
+    What is transparent is over white, as the features see it.
+    """
+    samples, nearest, rows = opaque(samples), opaque(nearest), []
     for first in range(0, len(samples), PAIRS_IN_A_ROW):
         for images in (samples, nearest):
             part = images[first : first + PAIRS_IN_A_ROW]

@@ -197,7 +197,7 @@ class Data:
             images = of_run.trained_on if self.split == "train" else of_run.held_out
         if images is None:
             raise ConfigError("reference.split=holdout: the run kept no images from training, as data.holdout=N does")
-        unflipped = replace(images, flip=False)
+        unflipped = replace(images, flip="none")
         most = int(self.cache_gb * GIB)
         return Reference(name=images.name, split=self.split, pixels_of=unflipped, save=save, cache_bytes=most)
 

@@ -63,6 +63,9 @@ def _evaluate(task: Task, held: ExitStack) -> Outcome:
         paths.append(str(path))
         if world.main and options.checkpoints is None:
             _print(record, path, before)
+    call = task.invocation
+    if world.main and call.record is not None and call.run_directory is not None:  # the directory is Hydra's own
+        run_dir.keep_hydra(directory, call.record(directory, None))
     task.stop.finish()
     if world.main and options.checkpoints is not None:
         print("\n".join(map(printable, ["", *table.curve(records), "", *paths])))

@@ -36,6 +36,8 @@ def data_node(metadata: Metadata, run: "Path | None", place: DataPlace, *, trust
     Raises:
         ConfigError: if the checkpoint has none, asks for what it may not, or has no option that `place` sets.
     """
+    if metadata.imported:
+        raise ConfigError(f"ckpt: the model was imported, and what it was trained on is not known. {_OTHERS}")
     with naming("ckpt"):
         node = metadata.config.get("data")
         check_node("data", node, trust=trust)

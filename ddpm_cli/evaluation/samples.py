@@ -18,11 +18,17 @@ from ddpm_cli.config.sample_options import option_called
 from ddpm_cli.config.shipped import options_by_target
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.denoiser import Denoised
-from ddpm_cli.diffusion.guidance import guided
+from ddpm_cli.diffusion.guidance import Guidance, guided
 from ddpm_cli.distributed.process_group import World
 from ddpm_cli.evaluation.record import digest
 from ddpm_cli.evaluation.setting import Setting
-from ddpm_cli.sampling.build import build_new_images, digest_of_model, label_dropout, sampler_node
+from ddpm_cli.sampling.build import (
+    build_new_images,
+    digest_of_model,
+    guidance_identity,
+    guidance_of,
+    sampler_node,
+)
 from ddpm_cli.sampling.loop import SamplingLoop
 from ddpm_cli.sampling.model import compile_now
 
@@ -91,7 +97,7 @@ class Drawn:
             "version": __version__,
             "ckpt": f"step {self.pretrained.step:,}, {digest_of_model(self.pretrained)}",
             "sampler": sampler_node(options, self.pretrained),
-            "guidance": options.guidance,
+            "guidance": guidance_identity(options, self.loop),
             "threshold": options.threshold,
             "seed": options.seed,
             "n": self.setting.n,
@@ -113,13 +119,19 @@ class Drawn:
             "sampler_name": option_name("sampler", sampler),
             "steps": self.loop.plan.steps,
             "network_calls": network_calls(self.pretrained.ddpm, sampler, options),
-            "guidance": {key: value for key, value in options.guidance.items() if key != "_target_"},
+            "guidance": {key: value for key, value in self._guidance().items() if key != "_target_"},
             "threshold": option_name("threshold", options.threshold),
             "variance": option_name("variance", sampler["variance"]) if "variance" in sampler else None,
             "precision": compute.precision,
             "device": str(compute.device),
             "classes": self.by_class,
         }
+
+    def _guidance(self) -> dict[str, Any]:
+        """The options, and by what it was guided if that is another model."""
+        guide = self.loop.guide
+        whose = {} if guide is None else {"guide": guide.said, "guide_digest": self.identity()["guidance"]["guide"]}
+        return self.setting.options.guidance | whose
 
     def batches(self, missing: Sequence[range], take: Take, *, show_progress: bool) -> None:
         """As of `Given`."""
@@ -142,7 +154,8 @@ def drawn(setting: Setting, pretrained: Pretrained, classes: Sequence[str]) -> D
     """
     options = setting.options
     labels, by_class = _labels(setting, pretrained, classes)
-    if labels is None and options.guidance.get("scale", 1) != 1:
+    by_labels = isinstance(instantiate(options.guidance, "guidance"), Guidance)
+    if labels is None and by_labels and guidance_of(options).scale != 1:
         raise ConfigError("guidance.scale: has no effect, the network was trained without labels (data.num_classes)")
     if labels is None and options.per_class:
         raise ConfigError("per_class: takes a network trained on labels (data.num_classes), or samples with some")
@@ -155,7 +168,7 @@ def drawn(setting: Setting, pretrained: Pretrained, classes: Sequence[str]) -> D
 def _labels(setting: Setting, pretrained: Pretrained, classes: Sequence[str]) -> tuple[np.ndarray | None, str | None]:
     """The label of every sample, as those of the reference are distributed; and how to say so."""
     known = pretrained.ddpm.num_classes
-    if known is None or label_dropout(pretrained) == 1:
+    if known is None or pretrained.label_dropout == 1:
         return None, None
     n, reference = setting.n, setting.reference
     same = reference is not None and reference.labels is not None and tuple(reference.class_names) == tuple(classes)
@@ -186,7 +199,7 @@ def network_calls(ddpm: DDPM, sampler: dict, options: EvalOptions) -> int:
         return Denoised(torch.zeros_like(x_t), torch.zeros_like(x_t), torch.zeros_like(x_t))
 
     schedule = ddpm.schedule
-    solver, guidance = instantiate(sampler, "sampler"), instantiate(options.guidance, "guidance")
+    solver, guidance = instantiate(sampler, "sampler"), guidance_of(options)
     nothing = torch.zeros(1, 1, 1, 1, device=next(ddpm.model.parameters()).device)
     denoise = guided(counted, counted, schedule, guidance)
     for _ in solver.solve(denoise, schedule, solver.times(schedule), nothing, lambda: nothing):

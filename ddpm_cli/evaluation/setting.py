@@ -16,7 +16,7 @@ from ddpm_cli.config.instantiate import instantiate
 from ddpm_cli.evaluation.record import INCEPTION, WHOLE
 from ddpm_cli.io import run_dir
 from ddpm_cli.io.text import printable, size_text
-from ddpm_cli.sampling.model import agreed, choose, first_on_main, select
+from ddpm_cli.sampling.model import agreed, choose, first_on_main, select, with_own_threshold
 
 if TYPE_CHECKING:
     from ddpm_cli.checkpoint.metadata import Metadata
@@ -60,6 +60,11 @@ class Setting:
     n: int = 0
     prepare_features: Callable[[], object] = lambda: None
 
+    @property
+    def knows_data(self) -> bool:
+        """Whether there is a model, and it says what it was trained on."""
+        return bool(self.checkpoints) and not self.checkpoints[-1].checkpoint.metadata.imported
+
 
 def prepare(options: EvalOptions, changes: Collection[str], world: "World") -> Setting:
     """Find, read and check everything but the networks themselves.
@@ -74,6 +79,8 @@ def prepare(options: EvalOptions, changes: Collection[str], world: "World") -> S
     compute = agreed(world, lambda: choose(options, world))
     run = None if options.ckpt is None else _run_of(Path(options.ckpt))
     checkpoints = [select(options, path, world) for path in world.on_main(lambda: _paths(options, run))]
+    if checkpoints:
+        options = with_own_threshold(options, checkpoints[-1], changes)
     data = functools.cache(lambda: _images(options, run, checkpoints))
     setting = Setting(
         options=options,
@@ -113,7 +120,7 @@ def _with_images(setting: Setting, world: "World", moved: Sequence[str]) -> Sett
     options = setting.options
     given = None if options.samples is None else _given(options)
     if options.features is None:
-        has_labels = bool(setting.checkpoints) and setting.data().trained_on.labels is not None
+        has_labels = setting.knows_data and setting.data().trained_on.labels is not None
         extractor = default_extractor(has_labels)
     else:
         extractor = instantiate(options.features, "features")
@@ -121,14 +128,14 @@ def _with_images(setting: Setting, world: "World", moved: Sequence[str]) -> Sett
     n = _count(options, given, reference)
     alone = reference.statistics_alone
     check(options.metrics, has_probabilities=extractor.name == INCEPTION, statistics_alone=alone)
-    if given is not None and reference.image_shape not in (None, given.shape):
+    if given is not None and reference.image_shape is not None and _seen(given.shape) != _seen(reference.image_shape):
         theirs, others = size_text(given.shape), size_text(reference.image_shape)
         raise ConfigError(f"samples: its images are {theirs}, those of the reference {others}; resize either")
     _check_classes(options, given, reference)
 
     def prepare_features() -> bool:
         with naming("features"):
-            data = (lambda: setting.data().trained_on) if setting.checkpoints else None
+            data = (lambda: setting.data().trained_on) if setting.knows_data else None
             extractor.prepare(data, setting.compute.device)
         reference.check(extractor)
         if moved and not setting.has_read_data() and reference.split is None:
@@ -137,6 +144,12 @@ def _with_images(setting: Setting, world: "World", moved: Sequence[str]) -> Sett
 
     ready = functools.cache(lambda: first_on_main(world, prepare_features))
     return replace(setting, given=given, extractor=extractor, reference=reference, n=n, prepare_features=ready)
+
+
+def _seen(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """(C, H, W) of images as features see them: RGBA over white, in RGB."""
+    channels, height, width = shape
+    return 3 if channels == 4 else channels, height, width
 
 
 def _given(options: EvalOptions) -> "ImageFiles":

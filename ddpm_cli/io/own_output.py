@@ -25,6 +25,7 @@ RESULT_FILE = "result.json"
 
 _OF_A_RUN = (
     *(run_dir.PREVIEWS, run_dir.SAMPLES, run_dir.EVAL, run_dir.TENSORBOARD, run_dir.CHECKPOINTS, run_dir.AVERAGES),
+    run_dir.LOGGERS,
     run_dir.DATA_FILE,
 )
 

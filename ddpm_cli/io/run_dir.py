@@ -23,8 +23,11 @@ TENSORBOARD = "tensorboard"
 PREVIEWS = "previews"
 CHECKPOINTS = "checkpoints"
 AVERAGES = "averages"
+LOGGERS = "loggers"  # what those loggers keep that work in a process of their own
 SAMPLES = "samples"
 EVAL = "eval"
+PROFILE = "profile"
+HYDRA = ".hydra"  # how the configuration was composed, as Hydra's users know it
 MOST_BEST = 2**12  # bytes of best.json; ours has a hundred
 
 
@@ -120,6 +123,15 @@ def run_and_checkpoint(named: str) -> tuple[Path, Path | None]:
     return path, None
 
 
+def keep_hydra(directory: Path, files: dict[str, str]) -> None:
+    """Write `.hydra/`, in place of the one that may be there: each of the files is whole, or not there."""
+    folder = directory / HYDRA
+    if not folder.is_dir():
+        durable.make_directory(folder)
+    for name, text in files.items():
+        durable.replace(folder / name, text.encode())
+
+
 @contextmanager
 def locked_for_training(directory: Path) -> Iterator[None]:
     """Inside, no other process trains in this run directory: two would mix logs and remove each other's checkpoints.
@@ -139,7 +151,7 @@ def locked_for_training(directory: Path) -> Iterator[None]:
         release()
 
 
-_FOLDERS = (TENSORBOARD, PREVIEWS, CHECKPOINTS, AVERAGES)
+_FOLDERS = (TENSORBOARD, PREVIEWS, CHECKPOINTS, AVERAGES, LOGGERS, PROFILE, HYDRA)
 _FILES = (
     CONFIG_FILE,
     RUN_FILE,
@@ -162,5 +174,9 @@ def _check_entries(directory: Path) -> None:
             raise ValueError(f"{path} is a link; everything of a run lies in its directory")
         if path.name in _FOLDERS and not path.is_dir():
             raise ValueError(f"{path} is no folder")
-        if (path.name in _FILES or path.parent.name in (TENSORBOARD, PREVIEWS, AVERAGES)) and not path.is_file():
+        if (
+            path.name in _FILES or path.parent.name in (TENSORBOARD, PREVIEWS, AVERAGES, PROFILE, HYDRA)
+        ) and not path.is_file():
             raise ValueError(f"{path} is no plain file")
+        if path.parent.name == LOGGERS and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is no plain file, and no folder")

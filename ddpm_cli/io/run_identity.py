@@ -34,7 +34,11 @@ class Identity:
         begun_in: the directory that its relative paths were seen from; None: that is not known.
         forked_from: the checkpoint that it began with, of another run; None: it began with new weights.
         fork_of: the id of that run, where it has one.
-        differs: one line for every option that is another than that run's.
+        init_from: what it took its first weights from: a checkpoint, or somebody else's network; None: from nothing.
+        init_weights: which of a checkpoint's.
+        init_of: the id of the run that they were trained in, where that is known.
+        differs: one line for every option that is another than that run's; where it took weights alone, for those that
+            say what weights mean.
     """
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -43,6 +47,9 @@ class Identity:
     begun_in: str | None = None
     forked_from: str | None = None
     fork_of: str | None = None
+    init_from: str | None = None
+    init_weights: str | None = None
+    init_of: str | None = None
     differs: tuple[str, ...] = ()
 
     def write(self, directory: Path) -> None:
@@ -71,7 +78,8 @@ def identity_of(directory: Path) -> Identity | None:
     except TypeError:
         raise ValueError(f"{file} is not ours; removed, the run gets another identity") from None
     texts = (identity.id, identity.begun, *identity.differs)
-    optional = (identity.name, identity.begun_in, identity.forked_from, identity.fork_of)
+    optional = [identity.name, identity.begun_in, identity.forked_from, identity.fork_of]
+    optional += [identity.init_from, identity.init_weights, identity.init_of]
     if not all(isinstance(text, str) for text in (*texts, *(text for text in optional if text is not None))):
         raise ValueError(f"{file} is not ours; removed, the run gets another identity")
     return identity

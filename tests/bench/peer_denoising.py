@@ -35,7 +35,7 @@ class Training:
             _diffusion(place),
             str(place.pictures),
             train_batch_size=max(LEAST_BATCH, place.batch_size),
-            augment_horizontal_flip=place.config["data"]["flip"],
+            augment_horizontal_flip=place.config["data"]["flip"] == "horizontal",
             amp=mixed_precision != "no",
             mixed_precision_type="fp16" if mixed_precision == "fp16" else "bf16",
             calculate_fid=False,

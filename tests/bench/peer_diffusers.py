@@ -23,7 +23,7 @@ class Pictures(Dataset):
         size, channels = place.config["data"]["image_size"], place.config["data"]["channels"]
         self.files = sorted(Path(place.pictures).iterdir())
         self.mode = "L" if channels == 1 else "RGB"
-        flip = [transforms.RandomHorizontalFlip()] if place.config["data"]["flip"] else []
+        flip = [transforms.RandomHorizontalFlip()] if place.config["data"]["flip"] == "horizontal" else []
         self.augment = transforms.Compose(
             [
                 transforms.Resize(size, interpolation=transforms.InterpolationMode.BILINEAR),

@@ -43,16 +43,16 @@ def _data() -> list[Recipe]:
     for name in ("mnist", "fashion_mnist", "cifar10"):
         arguments = [f"data={name}", f"data.root={PUBLISHED}", "trainer.preview_every=0"]
         made.append(Recipe(name, tiny(*arguments)))
-        made.append(Recipe(f"{name}_labels", tiny(*arguments, "data.num_classes=10", "data.flip=true")))
+        made.append(Recipe(f"{name}_labels", tiny(*arguments, "data.num_classes=10", "data.flip=horizontal")))
     folder = ["data=folder", "data.path=../material/folder", *GREY_16]
     shards = ["data=webdataset", "data.path=../material/shards", *GREY_16]
     colour = ("data.image_size=[16,24]", "data.channels=3")
     made += [
         Recipe("digits_8", tiny("data=digits", "data.image_size=8", "model.attention_resolutions=[4]")),
-        Recipe("digits_labels", tiny("data=digits", "data.num_classes=10", "data.flip=true")),
+        Recipe("digits_labels", tiny("data=digits", "data.num_classes=10", "data.flip=horizontal")),
         Recipe("folder", tiny(*folder)),
         Recipe("folder_colour", tiny(*folder, *colour, "model.attention_resolutions=[]", "data.num_classes=3")),
-        Recipe("folder_from_disk", tiny(*folder, "data.flip=false", "data.memory_mb=0", "data.workers=-1")),
+        Recipe("folder_from_disk", tiny(*folder, "data.flip=none", "data.memory_mb=0", "data.workers=-1")),
         Recipe("folder_skips", tiny(*folder, "data.path=../material/broken", "data.on_bad=skip")),
         Recipe("webdataset", tiny(*shards)),
         Recipe("webdataset_colour", tiny(*shards, *colour, "model.attention_resolutions=[]", "data.num_classes=3")),
@@ -69,6 +69,7 @@ def _models() -> list[Recipe]:
         Recipe("unet_28", tiny("data=mnist", f"data.root={PUBLISHED}", "model=unet_28", *own)),
         Recipe("unet_32", tiny("data=cifar10", f"data.root={PUBLISHED}", "model=unet_32", *four_levels)),
         Recipe("unet_64", tiny("data.image_size=32", "model=unet_64", *four_levels)),
+        Recipe("adm_64", tiny("data.image_size=32", "model=adm_64", "model.head_channels=4", *four_levels)),
     ]
 
 
@@ -97,9 +98,10 @@ def _targets() -> list[Recipe]:
         "min_snr": ["weighting.gamma=4"],
         "p2": ["weighting.gamma=0.5", "weighting.k=2"],
         "truncated_snr": [],
+        "edm": ["weighting.sigma_data=0.8"],
     }
     made = []
-    for (weighting, options), prediction in product(weightings.items(), ("eps", "x0", "v")):
+    for (weighting, options), prediction in product(weightings.items(), ("eps", "x0", "v", "edm")):
         arguments = [f"weighting={weighting}", *options, f"prediction={prediction}", "loss=simple"]
         made.append(Recipe(f"{weighting}_{prediction}", tiny(*arguments, "optimizer.lr=0.01")))
     return made
@@ -120,6 +122,7 @@ def _losses() -> list[Recipe]:
         Recipe("uniform_t", tiny("timestep_sampler=uniform")),
         Recipe("stratified_t", tiny("timestep_sampler=stratified")),
         Recipe("loss_second_moment_t", tiny(*by_loss)),
+        Recipe("log_normal_t", tiny("timestep_sampler=log_normal", "timestep_sampler.mean=1")),
     ]
 
 
@@ -143,6 +146,7 @@ def _optimizers_and_averages() -> list[Recipe]:
         Recipe("ema_standard", tiny("ema=standard", "ema.decays=[0.9999,0.9,0.1]")),
         Recipe("ema_short", tiny("ema=short")),
         Recipe("ema_none", tiny("ema=none")),
+        Recipe("overfit", tiny("trainer.overfit_batches=1")),
         Recipe("ema_posthoc", tiny("ema=posthoc", "ema.posthoc=[0.05,0.1,0.2]", "trainer.checkpoint_every=2")),
     ]
 
@@ -168,7 +172,7 @@ def _trainer() -> list[Recipe]:
 def _resumed() -> list[Recipe]:
     """From steps that have not been logged yet, by name and by directory, and beyond the end."""
     learned = ["variance=learned_range", "loss=hybrid", "prediction=v", "data.num_classes=10", "model.dropout=0.1"]
-    more = ["ema.decays=[0.9,0.5]", "ema.posthoc=[0.1]", "timestep_sampler=loss_second_moment", "data.flip=true"]
+    more = ["ema.decays=[0.9,0.5]", "ema.posthoc=[0.1]", "timestep_sampler=loss_second_moment", "data.flip=horizontal"]
     kept = ["timestep_sampler.history=1", "schedule.timesteps=6", "trainer.log_every=4"]
     begun = tiny("name=resumed", *learned, *more, *kept)
     shards = ["data=webdataset", "data.path=../material/shards", *GREY_16, "data.window=2"]

@@ -81,7 +81,7 @@ def _seconds(recipe: str, place: Path, saves: int, steps: int) -> dict:
     settings = instantiate(config["trainer"], "trainer")
     shape = (config["model"]["in_channels"], config["model"]["image_size"], config["model"]["image_size"])
     pixels = np.random.default_rng(0).integers(0, 256, (64, *shape), dtype=np.uint8)
-    batches = BatchLoader(ImageSet(pixels, "noise", flip=False), settings.batch_size, seed=0)
+    batches = BatchLoader(ImageSet(pixels, "noise", flip="none"), settings.batch_size, seed=0)
     optimizer = instantiate(config["optimizer"], "optimizer")(ddpm.model.parameters())
     trainer = Trainer(ddpm, batches, optimizer=optimizer, ema=EMA(ddpm.model), config=settings, compute=compute, seed=0)
     if steps == 0:  # the optimizer's state is there after one step, however small

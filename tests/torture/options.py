@@ -33,6 +33,7 @@ LEAST = {
         "model.base_channels": 2,
         "model.num_res_blocks": 1,
         "model.num_heads": 1,
+        "model.head_channels": 1,
         "model.norm_groups": 1,
     },
     "sample": {"n": 1, "batch_size": 1, "sampler.steps": 1},
@@ -50,6 +51,8 @@ NUMBERS = {
         "schedule.beta_min": ["1", "1.5"],
         "schedule.beta_max": ["0", "1", "1.0"],
         "model.dropout": ["1", "1.5"],
+        "model.norm_eps": ["0", "0.0", "2"],
+        "model.time_scale": ["0", "0.0", "1e9"],
         "optimizer.lr": ["0", "0.0"],
         "optimizer.eps": [],
         "optimizer.weight_decay": [],
@@ -63,13 +66,17 @@ NUMBERS = {
 SWITCHES = {
     "train": [
         *("trainer.activation_checkpointing", "trainer.deterministic", "data.flip", "schedule.zero_terminal_snr"),
-        "model.learn_variance",
+        *("model.learn_variance", "model.time_cos_first", "model.scale_shift_norm", "model.resblock_updown"),
+        "model.null_label",
     ],
     "sample": ["save_trajectory", "compile"],
     "eval": ["per_class", "keep", "compile", "data.download"],
 }
 CHOICES = {
-    "train": ["trainer.precision", "trainer.lr_decay", "sampler.spacing", "trainer.keep_best", "objective"],
+    "train": [
+        *("trainer.precision", "trainer.lr_decay", "sampler.spacing", "trainer.keep_best", "objective"),
+        "model.downsample_padding",
+    ],
     "sample": ["weights", "precision", "save", "sampler.spacing"],
     "eval": ["weights", "precision", "checkpoints", "sampler.spacing", "reference.split"],
 }
@@ -95,7 +102,7 @@ LISTS = {
 NULLABLE = {
     "train": [
         *("name", "trainer.grad_clip", "trainer.label_dropout", "data.num_classes", "model.num_classes"),
-        *("trainer.keep_best", "objective"),
+        *("trainer.keep_best", "objective", "model.head_channels"),
     ],
     "sample": ["out", "ckpt_sha256", "sampler.steps", "ema_length", "guidance.interval", "seeds"],
     "eval": [
@@ -126,6 +133,9 @@ IMPOSSIBLE = {
         ],
         "schedule.zero_terminal_snr": ["true"],  # with prediction=eps
         "model.learn_variance": ["true"],  # with variance=fixed_small
+        "model.head_channels": ["3", "1024"],  # which divide no level
+        "model.time_freq_shift": ["2", "-1", "0.5", "x"],
+        "model.null_label": ["false"],  # without labels
         "data.num_classes": ["-1", "0", "9", "11"],
         "model.num_classes": ["-1", "0", "10"],
         "optimizer.betas": ["[]", "[0.9]", "[1.0,0.999]", "[0.9,1]", "[-0.1,0.9]", "[nan,0.9]", "[0.9,0.9,0.9]"],
@@ -227,7 +237,7 @@ FINE = {
         *("seed=7", "output_dir=elsewhere", "name=fine", "resume=null", "trust=[]", "model.base_channels=16"),
         *("optimizer=adam", "optimizer.lr=3e-4", "ema=none", "prediction=eps", "weighting=uniform"),
         *("variance=fixed_large", "sampler=ddim", "schedule=cosine", "data=digits", "experiment=quickstart"),
-        *("sampler.steps=20", "data.flip=true", "model.dropout=0.1", "trainer.grad_clip=null"),
+        *("sampler.steps=20", "data.flip=horizontal", "model.dropout=0.1", "trainer.grad_clip=null"),
         *("loss=simple", "timestep_sampler=stratified", "sampler.spacing=trailing", "trainer.label_dropout=null"),
     ],
     "sample": [

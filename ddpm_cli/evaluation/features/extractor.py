@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.data.image_set import ImageSet
+from ddpm_cli.data.reading import WHITE, over
 
 AT_ONCE = 16  # images that a network sees: always as many, so that what it makes of one does not depend on its batch
 
@@ -40,9 +41,9 @@ class Extractor(Protocol):
         ...
 
     def __call__(self, images: Tensor, /) -> Tensor:
-        """Features float32 `[B, D]` on the device, of uint8 `[B, C, H, W]`, grey or RGB, of any size.
+        """Features float32 `[B, D]` on the device, of uint8 `[B, C, H, W]`, grey, RGB or RGBA, of any size.
 
-        Each image's features are a function of that image alone.
+        Those of RGBA are of the pictures laid over white. Each image's features are a function of that image alone.
 
         Raises:
             ConfigError: if a feature is not a finite number.
@@ -64,6 +65,7 @@ def extract(network: Callable[[Tensor], Tensor], images: Tensor, device: torch.d
         ConfigError: if a feature is not a finite number.
     """
     check_images(images)
+    images = opaque(images)
     features = []
     exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
     with torch.autocast(device.type, enabled=False), exact:
@@ -76,8 +78,15 @@ def extract(network: Callable[[Tensor], Tensor], images: Tensor, device: torch.d
 def check_images(images: Tensor) -> None:
     assert images.dtype == torch.uint8, images.dtype
     assert images.ndim == 4, images.shape
-    assert images.shape[1] in (1, 3), images.shape
+    assert images.shape[1] in (1, 3, 4), images.shape
     assert images.numel() > 0, images.shape
+
+
+def opaque(images: Tensor) -> Tensor:
+    """uint8 `[B, C, H, W]`: RGBA laid over white, in RGB; others as they are."""
+    if images.shape[1] != 4:
+        return images
+    return torch.from_numpy(over(images.cpu().numpy(), WHITE)).to(images.device)
 
 
 def check_finite(features: Tensor) -> Tensor:

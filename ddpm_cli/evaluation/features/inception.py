@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.config.errors import naming
+from ddpm_cli.config.extras import require
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.evaluation.features.extractor import as_rgb, extract
-from ddpm_cli.evaluation.features.weights import Published, provided, read_state, require
+from ddpm_cli.evaluation.features.weights import Published, provided, read_state
 
 WEIGHTS = Published(
     name="weights-inception-2015-12-05-6726825d.pth",
@@ -38,7 +39,7 @@ class Inception:
     dimensions = 2048
 
     def __init__(self, *, weights: str | None = None, download: bool = False):
-        require("torch_fidelity")
+        require("eval", "torch_fidelity")
         self.weights = weights
         self.download = download
         self._network: Any = None

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.config.errors import naming, nearest, shown
+from ddpm_cli.config.extras import require
 from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.evaluation.features.extractor import as_rgb, extract
-from ddpm_cli.evaluation.features.weights import State, hub_checkpoints, read_state, require, sha256_of
+from ddpm_cli.evaluation.features.weights import State, hub_checkpoints, read_state, sha256_of
 from ddpm_cli.io.text import printable
 
 # Networks and sizes that papers have a name for. Stein et al. 2023, "Exposing flaws of generative model evaluation
@@ -39,7 +40,7 @@ class Timm:
     def __init__(
         self, *, model: str, image_size: int | None = None, weights: str | None = None, download: bool = False
     ):
-        require("timm")
+        require("eval", "timm")
         if image_size is not None and image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {image_size}")
         self.model = model

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import http.client
-import importlib.util
 import os
 import pickle
 import stat
@@ -38,13 +37,6 @@ class Published:
     size: int  # bytes
     sha256: str
     url: str
-
-
-def require(*modules: str) -> None:
-    """Raise ValueError if one of these modules, which the extra `eval` brings, is not installed; imports none."""
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
-        raise ValueError(f"{', '.join(missing)} is not installed: pip install 'ddpm-cli[eval]'")
 
 
 def hub_checkpoints() -> Path:

@@ -1,0 +1,10 @@
+"""Packages that are not among the core ones: which extra of ours brings them, said where one is missing."""
+
+import importlib.util
+
+
+def require(extra: str, *modules: str) -> None:
+    """Raise ValueError if one of these modules, which an extra brings, is not installed; imports none of them."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} is not installed: pip install 'ddpm-cli[{extra}]'")
