@@ -50,6 +50,15 @@ def test_a_network_of_theirs_is_the_same_function_here(variant: str, tmp_path: P
     assert found.unet["null_label"] is (theirs.config.num_class_embeds is None)
 
 
+def test_they_agree_at_every_t(tmp_path: Path):
+    theirs = saved(tmp_path / "model", **next(iter(VARIANTS.values())))
+    found, t = read_source(tmp_path / "model"), torch.arange(1000)
+    x = torch.randn(1000, theirs.config.in_channels, theirs.config.sample_size, theirs.config.sample_size)
+    with torch.no_grad():
+        expected, out = theirs(x, t).sample, ours(found.unet, found.tensors)(x, t)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_and_back_it_is_the_same_network_bit_for_bit(variant: str, tmp_path: Path):
     theirs = saved(tmp_path / "model", **VARIANTS[variant])

@@ -112,6 +112,19 @@ def test_what_comes_in_computes_what_it_computed(name: str):
     assert found.unet["learn_variance"] is (out.shape[1] == 2 * x.shape[1])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["improved", "adm"])
+def test_they_agree_at_every_t(name: str):
+    """To 1e-5 of the largest number of a million and a half."""
+    options, flags = NETWORKS[name]
+    network, t = theirs(**options), torch.arange(1000)
+    unet = built(imported(network.state_dict(), replace(FLAGS, **flags)))
+    x, labels = torch.randn(1000, 3, SIZE, SIZE), t % 5 if "num_classes" in options else None
+    with torch.no_grad():
+        expected, out = network(x, t, labels), unet(x, t, labels)
+    assert (out - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
 def test_the_order_of_the_rows_of_qkv_is_no_matter_of_taste():
     network, x, t = theirs(), torch.randn(2, 3, SIZE, SIZE), torch.tensor([3, 977])
     wrong = built(imported(network.state_dict(), replace(FLAGS, use_new_attention_order=True)))
