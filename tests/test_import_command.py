@@ -262,7 +262,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path):
     code = FAULT.format(what="raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))")
     done = import_("source=model", "out=deep/new", cwd=tmp_path, code=code)
     assert done.returncode == 1
-    assert done.stderr == "ddpm-import: deep/new: No space left on device; nothing was written\n"
+    assert done.stderr == "ddpm-import: deep/new: No space left on device. Nothing has been written\n"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -337,6 +337,6 @@ def test_without_the_hubs_library_it_is_said_how_to_get_it(tmp_path: Path):
     code = "import sys; sys.modules['huggingface_hub'] = None; sys.argv[0] = 'ddpm-import'\n"
     code += "from ddpm_cli.import_model import main\nmain()\n"
     done = import_(f"source={NAME}", "out=run", "download=true", cwd=tmp_path, code=code)
-    assert_one_message(done, "import", r"download: needs pip install 'ddpm-cli\[hub\]'")
+    assert_one_message(done, "import", r"download: huggingface_hub is not installed: pip install 'ddpm-cli\[hub\]'")
     done = import_(f"source={NAME}", "out=run", cwd=tmp_path, code=code)
     assert_one_message(done, "import", r"source: somebody/ddpm-tiny does not exist on this machine")

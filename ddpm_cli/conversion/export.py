@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.export_options import ExportOptions
 from ddpm_cli.config.invocation import Invocation
+from ddpm_cli.conversion.output import written_whole
 from ddpm_cli.io.text import printable
-from ddpm_cli.io.whole_directory import made_whole
-from ddpm_cli.runtime.exit_codes import RunError, Stopped
+from ddpm_cli.runtime.exit_codes import Stopped
 from ddpm_cli.runtime.signals import Stop
 
 if TYPE_CHECKING:
@@ -75,10 +75,6 @@ def _exported(options: ExportOptions, changes: Iterable[str]) -> "Exported":
 
 
 def _write(exported: "Exported", out: Path, stop: Stop) -> None:
-    with naming("out"), made_whole(out) as directory:
-        try:
-            exported.write(directory)
-        except OSError as error:
-            where = "" if error.filename is None else f"{error.filename}: "
-            raise RunError(f"{where}{error.strerror or error}. Nothing has been written") from error
+    with written_whole(out) as directory:
+        exported.write(directory)
         stop.defer("giving it its name")

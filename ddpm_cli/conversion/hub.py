@@ -4,7 +4,8 @@ import os
 import re
 from pathlib import Path
 
-from ddpm_cli.config.errors import ConfigError, shown
+from ddpm_cli.config.errors import ConfigError, naming, shown
+from ddpm_cli.config.extras import require
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 # Of a repository, what a model of diffusers consists of; neither its pictures nor weights for other libraries.
@@ -56,10 +57,10 @@ def _cached(name: str) -> Path | None:
 
 
 def _fetched(name: str) -> Path:
-    try:
-        from huggingface_hub import HfApi, snapshot_download
-    except ImportError as error:
-        raise ConfigError("download: needs pip install 'ddpm-cli[hub]'") from error
+    with naming("download"):
+        require("hub", "huggingface_hub")
+    from huggingface_hub import HfApi, snapshot_download
+
     try:
         there = {sibling.rfilename for sibling in HfApi().model_info(name, timeout=SECONDS).siblings or ()}
         wanted = [file for file in FILES if file in there]

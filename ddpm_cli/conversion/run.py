@@ -4,7 +4,6 @@ Heavy modules are imported inside the functions: `--help` and a mistyped key are
 """
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,11 @@ from ddpm_cli.config.signatures import signature
 from ddpm_cli.config.unet_levels import levels_text
 from ddpm_cli.conversion.hub import local_source
 from ddpm_cli.conversion.imported import Given, Imported
+from ddpm_cli.conversion.output import written_whole
 from ddpm_cli.io import durable, run_dir
 from ddpm_cli.io.command_line import command, override
 from ddpm_cli.io.run_identity import Identity
 from ddpm_cli.io.text import printable, size_text
-from ddpm_cli.runtime.exit_codes import RunError
 from ddpm_cli.runtime.signals import Stop
 
 if TYPE_CHECKING:
@@ -186,29 +185,15 @@ def _write(out: Path, imported: Imported, metadata: "Metadata") -> Path:
     from ddpm_cli import checkpoint
     from ddpm_cli.checkpoint.tensor_names import MODEL
 
-    temporary = out.with_name(f".{out.name}.tmp")
-    made = durable.absent(out.parent)
-    with naming("out"):
-        if temporary.is_dir() and not temporary.is_symlink():
-            durable.remove_tree(temporary)  # of an import that was killed
-        durable.make_directory(temporary)
-    try:
-        durable.replace(temporary / run_dir.CONFIG_FILE, _yaml(metadata.config))
+    with written_whole(out) as directory:
+        durable.replace(directory / run_dir.CONFIG_FILE, _yaml(metadata.config))
         written = checkpoint.save(
-            temporary / run_dir.CHECKPOINTS,
+            directory / run_dir.CHECKPOINTS,
             ema=imported.tensors,
             training={f"{MODEL}{name}": tensor for name, tensor in imported.tensors.items()},
             description=metadata,
         )
-        Identity(begun_in=os.getcwd()).write(temporary)
-        durable.move(temporary, out)
-    except BaseException as error:
-        with suppress(OSError):
-            durable.remove_tree(temporary)
-        durable.remove_empty(made)
-        if isinstance(error, OSError):
-            raise RunError(f"{out}: {error.strerror or error}; nothing was written") from error
-        raise
+        Identity(begun_in=os.getcwd()).write(directory)
     return out / run_dir.CHECKPOINTS / written.name
 
 
