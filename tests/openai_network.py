@@ -58,7 +58,7 @@ class OpenAINetwork(nn.Module):
             return AttentionBlock(channels, heads, qkv_order)
 
         channels = int(channel_mult[0] * model_channels)
-        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(in_channels, channels, 3, padding=1))])
+        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(in_channels, channels, 3, padding=1)])])
         kept, factor = [channels], 1
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):
@@ -66,14 +66,14 @@ class OpenAINetwork(nn.Module):
                 channels = int(mult * model_channels)
                 if factor in attention_resolutions:
                     layers.append(attention(channels))
-                self.input_blocks.append(Stage(*layers))
+                self.input_blocks.append(Stage(layers))
                 kept.append(channels)
             if level != len(channel_mult) - 1:
                 down = res(channels, channels, "down") if resblock_updown else Downsample(channels)
-                self.input_blocks.append(Stage(down))
+                self.input_blocks.append(Stage([down]))
                 kept.append(channels)
                 factor *= 2
-        self.middle_block = Stage(res(channels, channels), attention(channels), res(channels, channels))
+        self.middle_block = Stage([res(channels, channels), attention(channels), res(channels, channels)])
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(channel_mult))):
             for i in range(num_res_blocks + 1):
@@ -84,7 +84,7 @@ class OpenAINetwork(nn.Module):
                 if level > 0 and i == num_res_blocks:
                     layers.append(res(channels, channels, "up") if resblock_updown else Upsample(channels))
                     factor //= 2
-                self.output_blocks.append(Stage(*layers))
+                self.output_blocks.append(Stage(layers))
         self.out = nn.Sequential(nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -102,10 +102,10 @@ class OpenAINetwork(nn.Module):
         return self.out(x)
 
 
-class Stage(nn.Sequential):
+class Stage(nn.ModuleList):
     """Layers one after another, of which the residual blocks get the embedding too."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         for layer in self:
             x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
         return x

@@ -119,11 +119,12 @@ def scheduler_config(out: Path) -> dict[str, Any]:
     return json.loads((out / "scheduler" / "scheduler_config.json").read_text())
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("name", SCHEDULES)
+# An eps network says nothing of an image in pure noise: there is no such model.
+TRAINABLE = [(n, p) for n in SCHEDULES for p in PREDICTIONS if not (p == "Epsilon" and n in IN_NOISE)]
+
+
+@pytest.mark.parametrize(("name", "prediction"), TRAINABLE)
 def test_the_same_answers_and_the_same_ddim_walk(name: str, prediction: str, tmp_path: Path):
-    if prediction == "Epsilon" and name in IN_NOISE:
-        pytest.skip("no such model can be trained")
     run = saved_run(tmp_path / "run", schedule=SCHEDULES[name], prediction=prediction)
     out = export(run, tmp_path / "out")
     expected, found = answers(run, out)

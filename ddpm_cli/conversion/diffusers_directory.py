@@ -1,6 +1,5 @@
 """A model of ours as the directory that diffusers reads: a pipeline of a network and a scheduler, and a model card."""
 
-import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from ddpm_cli.config.schema import NODE_KEYS
 from ddpm_cli.config.shipped import options_by_target
 from ddpm_cli.conversion.card_code import Drawing
 from ddpm_cli.conversion.diffusers_unet import CLASS, CONFIG_FILE, from_options, to_diffusers
-from ddpm_cli.conversion.layers import UNET
+from ddpm_cli.conversion.layers import UNET, default_options
 from ddpm_cli.conversion.model_card import CARD_FILE, Model, model_card
 from ddpm_cli.conversion.origin import origin_of
 from ddpm_cli.conversion.scheduler_config import SCHEDULER, scheduler_config
@@ -133,13 +132,10 @@ def _network(
     pretrained: Pretrained, *, labels: bool, learns_variance: bool
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Every option of the network that is written, and its tensors, in our terms."""
-    from ddpm_cli.models.unet import UNet
-
     node, tensors = pretrained.config["model"], dict(pretrained.ddpm.model.state_dict())
     if node["_target_"] != UNET:
         raise ValueError(f"its network is {node['_target_']}; only our UNet is one of diffusers' too")
-    options = {parameter.name: parameter.default for parameter in inspect.signature(UNet).parameters.values()}
-    options |= {key: value for key, value in node.items() if key not in NODE_KEYS}
+    options = default_options() | {key: value for key, value in node.items() if key not in NODE_KEYS}
     if not labels:
         options |= {"num_classes": None}
         del tensors["label_embedding.weight"]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ddpm_cli.conversion.imported import ConversionError, Given, Imported
-from ddpm_cli.conversion.layers import Layer, Names, network_shapes, to_ours
+from ddpm_cli.conversion.layers import Layer, Names, default_options, network_shapes, to_ours
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,28 +75,14 @@ def _options(tensors: "Mapping[str, Tensor]", image_size: int | list[int] | None
         place = f"{ATTENTION_SIZE} x {ATTENTION_SIZE} pixels"
         remarks.append(f"image_size {size}: their self-attention always stands at {place}")
     shorter = size if isinstance(size, int) else min(size)
-    channels = tensors["conv_in.weight"].shape[1]
-    options = {
+    options = default_options() | {
         "image_size": size,
-        "in_channels": channels,
+        "in_channels": tensors["conv_in.weight"].shape[1],
         "base_channels": base,
         "channel_mults": [width // base for width in widths],
         "num_res_blocks": _count(tensors, r"down\.0\.block\.(\d+)\."),
         "attention_resolutions": [shorter // 2**level for level in attended],
         "dropout": 0.1 if widths == [base * mult for mult in CIFAR10] else 0.0,
-        "num_heads": 1,
-        "head_channels": None,
-        "norm_groups": 32,
-        "norm_eps": 1e-6,
-        "time_cos_first": False,
-        "time_freq_shift": 1,
-        "time_scale": 1.0,
-        "downsample_padding": "same",
-        "scale_shift_norm": False,
-        "resblock_updown": False,
-        "num_classes": None,
-        "null_label": True,
-        "learn_variance": False,
     }
     return options, remarks
 

@@ -1,5 +1,6 @@
 """The layers of our UNet in their order, and its tensors under the names that another program gives them."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -90,6 +91,13 @@ class Names:
             parts = self.attention[part.removeprefix("attention.")]
             return tuple(f"{self.attention_place(layer)}.{theirs}.{kind}" for theirs in parts)
         return (f"{self.place(layer)}.{self.block[part]}.{kind}",)
+
+
+def default_options() -> dict[str, Any]:
+    """Every option of our UNet, as it is where nothing is said: DDPM's."""
+    from ddpm_cli.models.unet import UNet as Network
+
+    return {parameter.name: parameter.default for parameter in inspect.signature(Network).parameters.values()}
 
 
 def network_shapes(options: Mapping[str, Any]) -> Shapes:

@@ -13,8 +13,8 @@ from ddpm_cli.config.schema import NODE_KEYS
 from ddpm_cli.config.signatures import resolve
 from ddpm_cli.diffusion import schedule as schedules
 from ddpm_cli.diffusion.ddpm import DDPM
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
 from ddpm_cli.diffusion.prediction import X0, Epsilon, Velocity
-from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.diffusion.threshold import Dynamic, Static, Threshold, Unbounded
 from ddpm_cli.diffusion.variance import FixedLarge, FixedSmall, LearnedRange, Variance
 

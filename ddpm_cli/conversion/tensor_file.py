@@ -32,7 +32,8 @@ def read_tensors(file: Path) -> "dict[str, Tensor]":
         with opened(Path(os.path.realpath(file))) as tensors:  # a hub's cache is made of links
             if HEADER_KEY in (tensors.metadata() or {}):
                 raise ConversionError(f"{file} is ours already: ckpt= and init= take it as it is")
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 no dict
+            names = tensors.keys()
+            return {name: tensors.get_tensor(name) for name in names}
     except CheckpointError as error:
         raise ConversionError(str(error)) from error
 
@@ -87,19 +88,21 @@ def _check_zip(file: Path, size: int) -> None:
         return
     try:
         with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            if sum(entry.file_size for entry in entries) > size:
-                raise ConversionError(f"{file} is damaged: its parts are longer than the file")
-            pickles = [entry for entry in entries if entry.filename.endswith(".pkl")]
-            if any(entry.file_size > MOST_PICKLE for entry in pickles):
-                raise ConversionError(f"{file}: its description is longer than {MOST_PICKLE:,} bytes")
-            damaged = archive.testzip()
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, ConversionError):
-            raise
+            wrong = _wrong_with(archive, size)
+    except Exception as error:  # whatever comes of bytes that may be anybody's
         raise ConversionError(f"{file} is damaged: {shown(str(error))}") from error
-    if damaged is not None:
-        raise ConversionError(f"{file} is damaged: the checksum of {shown(damaged)} in it does not fit")
+    if wrong is not None:
+        raise ConversionError(f"{file} is damaged: {wrong}")
+
+
+def _wrong_with(archive: zipfile.ZipFile, size: int) -> str | None:
+    entries = archive.infolist()
+    if sum(entry.file_size for entry in entries) > size:
+        return "its parts are longer than the file"
+    if any(entry.file_size > MOST_PICKLE for entry in entries if entry.filename.endswith(".pkl")):
+        return f"its description is longer than {MOST_PICKLE:,} bytes"
+    damaged = archive.testzip()
+    return None if damaged is None else f"the checksum of {shown(damaged)} in it does not fit"
 
 
 def _reason(error: Exception) -> str:

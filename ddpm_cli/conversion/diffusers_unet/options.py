@@ -4,11 +4,11 @@ Theirs spells out per level what ours says once. Its keys are those of config.js
 a file leaves out the defaults of that version count.
 """
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from ddpm_cli.conversion.imported import ConversionError
+from ddpm_cli.conversion.layers import default_options
 from ddpm_cli.conversion.said import Said
 
 CLASS = "UNet2DModel"
@@ -134,7 +134,7 @@ def from_options(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConversionError: if diffusers has no such network; names the option, its value and the reason.
     """
-    options = defaults() | dict(options)
+    options = default_options() | dict(options)
     mults, base = list(options["channel_mults"]), options["base_channels"]
     if mults[0] != 1:
         raise _no_such(
@@ -178,14 +178,6 @@ def from_options(options: Mapping[str, Any]) -> dict[str, Any]:
         "num_class_embeds": None if labels is None else labels + (1 if options["null_label"] else 0),
         "num_train_timesteps": None,
     }
-
-
-def defaults() -> dict[str, Any]:
-    """Every option of our UNet, as it is where nothing is said."""
-    from ddpm_cli.models.unet import UNet
-
-    parameters = inspect.signature(UNet).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters}
 
 
 def _no_such(option: str, value: object, why: str) -> ConversionError:

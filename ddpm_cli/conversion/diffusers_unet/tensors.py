@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ddpm_cli.checkpoint.files import Shapes
-from ddpm_cli.conversion.diffusers_unet.options import defaults
-from ddpm_cli.conversion.layers import Layer, Names, network_shapes, to_theirs
+from ddpm_cli.conversion.layers import Layer, Names, default_options, network_shapes, to_theirs
 from ddpm_cli.conversion.layers import to_ours as renamed
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def to_ours(tensors: "Mapping[str, Tensor]", options: Mapping[str, Any]) -> "dic
     Raises:
         ConversionError: for a tensor that is missing, is left over, or is not of the network of these options.
     """
-    options = defaults() | dict(options)
+    options = default_options() | dict(options)
     shapes = network_shapes(options)
     tensors = {_present_name(name): tensor for name, tensor in tensors.items()}
     if options["num_classes"] is not None and options["null_label"]:
@@ -38,7 +37,7 @@ def to_diffusers(tensors: "Mapping[str, Tensor]", options: Mapping[str, Any]) ->
     """Our network's tensors as a UNet2DModel has them; with `null_label` there is a last label, of zeros."""
     import torch
 
-    options = defaults() | dict(options)
+    options = default_options() | dict(options)
     found = to_theirs(tensors, tensor_names(options), flat=lambda name: ".attentions." in name)
     if options["num_classes"] is not None and options["null_label"]:
         table = found[_LABELS_THERE]
