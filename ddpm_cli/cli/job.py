@@ -150,8 +150,17 @@ class Job:
         openmp.prepare()
         record = HydraRecord(cfg) if is_wanted(_texts(HydraConfig.get().overrides.hydra)) else None
         sweep = None if sweep_directory is None else Path(HydraConfig.get().sweep.dir).absolute().name
-        own = self.run_directory.path
-        call = Invocation(resume, changes, sweep_directory, fork, chosen, spelt, own, record, sweep)
+        call = Invocation(
+            resume=resume,
+            changes=changes,
+            sweep_directory=sweep_directory,
+            fork=fork,
+            chosen=chosen,
+            spelt=spelt,
+            run_directory=self.run_directory.path,
+            record=record,
+            sweep=sweep,
+        )
         work = partial(self.work, config, call)
         return run_resumed(resume, work) if names_a_run and speaks() else work()
 

@@ -18,7 +18,7 @@ from ddpm_cli.config.sample_options import option_called
 from ddpm_cli.config.shipped import options_by_target
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.denoiser import Denoised
-from ddpm_cli.diffusion.guidance import Guidance, guided
+from ddpm_cli.diffusion.guidance import guided
 from ddpm_cli.distributed.process_group import World
 from ddpm_cli.evaluation.record import digest
 from ddpm_cli.evaluation.setting import Setting
@@ -154,8 +154,8 @@ def drawn(setting: Setting, pretrained: Pretrained, classes: Sequence[str]) -> D
     """
     options = setting.options
     labels, by_class = _labels(setting, pretrained, classes)
-    by_labels = isinstance(instantiate(options.guidance, "guidance"), Guidance)
-    if labels is None and by_labels and guidance_of(options).scale != 1:
+    guidance, by_another = guidance_of(options)
+    if labels is None and by_another is None and guidance.scale != 1:
         raise ConfigError("guidance.scale: has no effect, the network was trained without labels (data.num_classes)")
     if labels is None and options.per_class:
         raise ConfigError("per_class: takes a network trained on labels (data.num_classes), or samples with some")
@@ -199,7 +199,7 @@ def network_calls(ddpm: DDPM, sampler: dict, options: EvalOptions) -> int:
         return Denoised(torch.zeros_like(x_t), torch.zeros_like(x_t), torch.zeros_like(x_t))
 
     schedule = ddpm.schedule
-    solver, guidance = instantiate(sampler, "sampler"), guidance_of(options)
+    solver, guidance = instantiate(sampler, "sampler"), guidance_of(options)[0]
     nothing = torch.zeros(1, 1, 1, 1, device=next(ddpm.model.parameters()).device)
     denoise = guided(counted, counted, schedule, guidance)
     for _ in solver.solve(denoise, schedule, solver.times(schedule), nothing, lambda: nothing):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ddpm_cli.checkpoint.pretrained import Pretrained
     from ddpm_cli.diffusion.guidance import Guidance
     from ddpm_cli.runtime.device import Compute
+    from ddpm_cli.sampling.autoguidance import Autoguidance
     from ddpm_cli.sampling.loop import SamplingLoop
     from ddpm_cli.sampling.modes import Plan, SampleContext
 
@@ -146,16 +147,16 @@ def _drawn_labels(pretrained: "Pretrained", plan: "Plan", options: SampleOptions
 
 def _loop(pretrained: "Pretrained", plan: "Plan", compute: "Compute", options: DrawingOptions) -> "SamplingLoop":
     """The loop that draws a plan, with guidance and threshold as asked for."""
-    from ddpm_cli.sampling.autoguidance import Autoguidance, read_guide
+    from ddpm_cli.sampling.autoguidance import read_guide
     from ddpm_cli.sampling.loop import SamplingLoop
 
-    chosen, guide = instantiate(options.guidance, "guidance"), None
-    guidance = guidance_of(options)
+    guidance, by_another = guidance_of(options)
+    guide = None
     timesteps = pretrained.ddpm.schedule.timesteps
     if guidance.interval is not None and guidance.interval[1] >= timesteps:
         raise ConfigError(f"guidance.interval: t is below the schedule's {timesteps}, got {list(guidance.interval)}")
-    if isinstance(chosen, Autoguidance):
-        guide = read_guide(chosen, pretrained, compute, trust=options.trust)
+    if by_another is not None:
+        guide = read_guide(by_another, pretrained, compute, trust=options.trust)
     else:
         _check_labels_guide(pretrained, guidance, labelled=plan.labels is not None)
     threshold = instantiate(options.threshold, "threshold")
@@ -165,12 +166,12 @@ def _loop(pretrained: "Pretrained", plan: "Plan", compute: "Compute", options: D
     return SamplingLoop(pretrained.ddpm, plan, compute, denoiser=denoiser, guide=guide, compiled=batch)
 
 
-def guidance_of(options: DrawingOptions) -> "Guidance":
-    """How strongly to guide, by whatever."""
+def guidance_of(options: DrawingOptions) -> "tuple[Guidance, Autoguidance | None]":
+    """How strongly to guide, and the guide if it is another model than the network without labels."""
     from ddpm_cli.sampling.autoguidance import Autoguidance
 
     chosen = instantiate(options.guidance, "guidance")
-    return chosen.guidance if isinstance(chosen, Autoguidance) else chosen
+    return (chosen.guidance, chosen) if isinstance(chosen, Autoguidance) else (chosen, None)
 
 
 def _check_labels_guide(pretrained: "Pretrained", guidance: "Guidance", *, labelled: bool) -> None:
