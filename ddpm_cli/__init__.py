@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ddpm_cli.checkpoint.pretrained import load
     from ddpm_cli.diffusion.ddpm import DDPM
-    from ddpm_cli.diffusion.schedule import NoiseSchedule, cosine, linear
+    from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
+    from ddpm_cli.diffusion.schedule import cosine, linear
     from ddpm_cli.models.unet import UNet
 
 __version__ = "0.1.0"
@@ -18,7 +19,7 @@ __all__ = ["DDPM", "NoiseSchedule", "UNet", "cosine", "linear", "load"]
 
 _HOMES = {
     "DDPM": "ddpm_cli.diffusion.ddpm",
-    "NoiseSchedule": "ddpm_cli.diffusion.schedule",
+    "NoiseSchedule": "ddpm_cli.diffusion.noise_schedule",
     "UNet": "ddpm_cli.models.unet",
     "cosine": "ddpm_cli.diffusion.schedule",
     "linear": "ddpm_cli.diffusion.schedule",

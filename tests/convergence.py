@@ -9,8 +9,8 @@ import torch
 from gaussian import Gaussian, Mixture
 from torch import Tensor
 
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
 from ddpm_cli.diffusion.samplers import Sampler
-from ddpm_cli.diffusion.schedule import NoiseSchedule
 
 INTERVALS = (40, 80, 160, 320)
 T = 320 * 12 + 1  # all of INTERVALS divide T - 1: no timestep is rounded

@@ -8,7 +8,8 @@ from gaussian import GaussianDenoiser
 from torch import Tensor
 
 from ddpm_cli.diffusion.ddpm import DDPM
-from ddpm_cli.diffusion.schedule import NoiseSchedule, linear
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
+from ddpm_cli.diffusion.schedule import linear
 from ddpm_cli.diffusion.variance import Variance
 
 STD = 0.25

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
-from ddpm_cli.diffusion.schedule import NoiseSchedule, Point
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule, Point
 
 
 class GaussianDenoiser(nn.Module):

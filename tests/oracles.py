@@ -6,7 +6,8 @@ from functools import partial
 import torch
 from diffusers import DDPMScheduler
 
-from ddpm_cli.diffusion.schedule import NoiseSchedule, cosine, linear, scaled_linear
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
+from ddpm_cli.diffusion.schedule import cosine, linear, scaled_linear
 
 
 def in_float64(scheduler):

@@ -28,7 +28,8 @@ from ddpm_cli.config.shipped import configs_directory, groups, options
 from ddpm_cli.config.train_options import TrainOptions
 from ddpm_cli.data import datasets
 from ddpm_cli.diffusion.ddpm import DDPM
-from ddpm_cli.diffusion.schedule import NoiseSchedule, linear
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
+from ddpm_cli.diffusion.schedule import linear
 from ddpm_cli.diffusion.spacing import SPACINGS
 from ddpm_cli.distributed.process_group import World
 from ddpm_cli.ema.ema import EMA

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
 from ddpm_cli.diffusion.inversion import both_ways, invert, outset
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
 from ddpm_cli.diffusion.prediction import X0, Epsilon, Velocity, noise_of
 from ddpm_cli.diffusion.samplers import DDIM
-from ddpm_cli.diffusion.schedule import NoiseSchedule, cosine, linear
+from ddpm_cli.diffusion.schedule import cosine, linear
 from ddpm_cli.diffusion.spacing import SPACINGS
 
 DATA = Gaussian([0.3, -0.2, 0.1], [[0.5, 0.3, 0.0], [0.3, 0.4, -0.1], [0.0, -0.1, 0.3]])

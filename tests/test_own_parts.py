@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import Literal
 
 from ddpm_cli.diffusion.samplers import CLEAN, Sampler
-from ddpm_cli.diffusion.schedule import expand_t
+from ddpm_cli.diffusion.noise_schedule import expand_t
 
 Direction = Literal["down", "nowhere"]
 

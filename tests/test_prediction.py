@@ -7,8 +7,9 @@ import torch
 from ids import named
 from torch import Tensor
 
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
 from ddpm_cli.diffusion.prediction import X0, Epsilon, Preconditioned, Prediction, Velocity, noise_of
-from ddpm_cli.diffusion.schedule import NoiseSchedule, cosine, linear, scaled_linear, sigmoid
+from ddpm_cli.diffusion.schedule import cosine, linear, scaled_linear, sigmoid
 
 PREDICTIONS = [Epsilon(), X0(), Velocity(), Preconditioned(sigma_data=0.5)]
 MAKERS = [linear, cosine, sigmoid, scaled_linear]

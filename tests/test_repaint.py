@@ -10,9 +10,10 @@ from gaussian import Gaussian
 from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
 from ddpm_cli.diffusion.repaint import RePaint
 from ddpm_cli.diffusion.samplers import Ancestral
-from ddpm_cli.diffusion.schedule import NoiseSchedule, cosine, linear
+from ddpm_cli.diffusion.schedule import cosine, linear
 from ddpm_cli.diffusion.variance import FixedLarge, FixedSmall
 
 SHAPE = (4, 3, 8, 8)

@@ -24,6 +24,7 @@ from walks import (
 
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.denoiser import Denoised
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule, expand_t
 from ddpm_cli.diffusion.samplers import (
     DDIM,
     Ancestral,
@@ -33,7 +34,7 @@ from ddpm_cli.diffusion.samplers import (
     Sampler,
     UniPC,
 )
-from ddpm_cli.diffusion.schedule import NoiseSchedule, cosine, expand_t, linear
+from ddpm_cli.diffusion.schedule import cosine, linear
 from ddpm_cli.diffusion.spacing import SPACINGS, visited
 from ddpm_cli.diffusion.variance import FixedLarge, FixedSmall, LearnedRange
 

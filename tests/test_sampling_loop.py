@@ -19,9 +19,10 @@ from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.guidance import Guidance
 from ddpm_cli.diffusion.inversion import invert
 from ddpm_cli.diffusion.loss import Hybrid
+from ddpm_cli.diffusion.noise_schedule import expand_t
 from ddpm_cli.diffusion.repaint import RePaint
 from ddpm_cli.diffusion.samplers import DDIM, Ancestral, DPMSolverPP2M, DPMSolverPP2MSDE, Heun, Sampler, UniPC
-from ddpm_cli.diffusion.schedule import expand_t, linear
+from ddpm_cli.diffusion.schedule import linear
 from ddpm_cli.diffusion.threshold import Dynamic
 from ddpm_cli.diffusion.variance import FixedSmall, LearnedRange
 from ddpm_cli.io.images import grid, to_uint8

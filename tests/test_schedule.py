@@ -10,7 +10,8 @@ from oracles import two_schedules
 from torch import nn
 
 from ddpm_cli.diffusion.ddpm import DDPM
-from ddpm_cli.diffusion.schedule import NoiseSchedule, cosine, custom, linear, scaled_linear, sigmoid
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
+from ddpm_cli.diffusion.schedule import cosine, custom, linear, scaled_linear, sigmoid
 
 MAKERS = [linear, cosine, sigmoid, scaled_linear]
 SCHEDULES = [maker(timesteps) for maker in MAKERS for timesteps in (1000, 10, 1)]

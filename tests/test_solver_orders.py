@@ -21,6 +21,7 @@ from gaussian import Gaussian, Mixture
 from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoised
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
 from ddpm_cli.diffusion.samplers import (
     DDIM,
     Ancestral,
@@ -31,7 +32,6 @@ from ddpm_cli.diffusion.samplers import (
     Sampler,
     UniPC,
 )
-from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.diffusion.spacing import visited
 from ddpm_cli.diffusion.variance import FixedLarge, FixedSmall, LearnedRange
 

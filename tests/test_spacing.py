@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpm_cli.diffusion import samplers
-from ddpm_cli.diffusion.schedule import NoiseSchedule, cosine, linear
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
+from ddpm_cli.diffusion.schedule import cosine, linear
 from ddpm_cli.diffusion.spacing import SPACINGS, visited
 
 ONE_STEP_TO_PURE_NOISE = NoiseSchedule(torch.ones(1))

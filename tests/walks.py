@@ -19,9 +19,9 @@ from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
 from ddpm_cli.diffusion.loss import Hybrid, Simple
+from ddpm_cli.diffusion.noise_schedule import CLEAN, NoiseSchedule
 from ddpm_cli.diffusion.prediction import X0, Epsilon, Prediction, Velocity
 from ddpm_cli.diffusion.samplers import DDIM, DPMSolverPP2M, DPMSolverPP2MSDE, Heun, UniPC
-from ddpm_cli.diffusion.schedule import CLEAN, NoiseSchedule
 from ddpm_cli.diffusion.variance import FixedLarge, FixedSmall, LearnedRange, Variance
 
 SHAPE = (4, 3, 8, 8)

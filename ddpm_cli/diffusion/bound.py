@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm_cli.diffusion.schedule import NoiseSchedule, append_dims
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule, append_dims
 from ddpm_cli.diffusion.variance import Variance
 
 _HALF_BIN = 1 / 255  # half the distance between two neighbouring levels

@@ -12,9 +12,9 @@ from ddpm_cli.diffusion.bound import Bound
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
 from ddpm_cli.diffusion.guidance import UNGUIDED, Guidance, guided
 from ddpm_cli.diffusion.loss import Loss, Simple, Terms, check_loss
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule, expand_t
 from ddpm_cli.diffusion.prediction import Epsilon, Prediction
 from ddpm_cli.diffusion.samplers import Ancestral, Sampler
-from ddpm_cli.diffusion.schedule import NoiseSchedule, expand_t
 from ddpm_cli.diffusion.threshold import Static, Threshold, Unbounded, bounded, thresholded
 from ddpm_cli.diffusion.variance import FixedSmall, Variance
 from ddpm_cli.diffusion.weighting import Uniform, Weighting

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule, expand_t
 from ddpm_cli.diffusion.prediction import noise_of
-from ddpm_cli.diffusion.schedule import NoiseSchedule, expand_t
 
 
 @dataclass(frozen=True, kw_only=True)

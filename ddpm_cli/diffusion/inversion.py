@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
+from ddpm_cli.diffusion.noise_schedule import CLEAN, NoiseSchedule, append_dims, expand_t
 from ddpm_cli.diffusion.prediction import X0, Epsilon, Prediction
 from ddpm_cli.diffusion.samplers import ddim_mean
-from ddpm_cli.diffusion.schedule import CLEAN, NoiseSchedule, append_dims, expand_t
 
 # sigma / alpha where the way of an image begins, over the network's error in it. By trial on digits: with 1, 1.5 and 2
 # the images come back alike, and the noise has a standard deviation of 1 to 1.4, of 0.8 to 1.2, and of 0.75 to 1.

@@ -9,8 +9,8 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from ddpm_cli.diffusion import bound
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
 from ddpm_cli.diffusion.prediction import Prediction
-from ddpm_cli.diffusion.schedule import NoiseSchedule
 from ddpm_cli.diffusion.variance import Variance
 from ddpm_cli.diffusion.weighting import Uniform, Weighting
 

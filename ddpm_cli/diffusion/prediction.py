@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm_cli.diffusion.schedule import NoiseSchedule
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,7 @@ class Preconditioned:
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_data < math.inf:
-            raise ValueError(f"sigma_data must be positive, got {self.sigma_data:g}")
+        check_sigma_data(self.sigma_data)
 
     def _size(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Standard deviation of x_t."""
@@ -154,6 +153,12 @@ class Preconditioned:
 
 
 Prediction = Epsilon | X0 | Velocity | Preconditioned
+
+
+def check_sigma_data(sigma_data: float) -> None:
+    """Raise ValueError unless it is a standard deviation that images can have."""
+    if not 0 < sigma_data < math.inf:
+        raise ValueError(f"sigma_data must be positive, got {sigma_data:g}")
 
 
 def log_edm_weight(log_snr: Tensor, sigma_data: float) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoiser
+from ddpm_cli.diffusion.noise_schedule import CLEAN, NoiseSchedule, expand_t
 from ddpm_cli.diffusion.samplers import Noise, ddpm_step
-from ddpm_cli.diffusion.schedule import CLEAN, NoiseSchedule, expand_t
 from ddpm_cli.diffusion.variance import Variance
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
-from ddpm_cli.diffusion.schedule import CLEAN, NoiseSchedule, Point, append_dims, expand_t
+from ddpm_cli.diffusion.noise_schedule import CLEAN, NoiseSchedule, Point, append_dims, expand_t
 from ddpm_cli.diffusion.spacing import visited
 from ddpm_cli.diffusion.variance import FixedSmall, Variance
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import torch
 
-from ddpm_cli.diffusion.schedule import NoiseSchedule
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
 
 
 def visited(

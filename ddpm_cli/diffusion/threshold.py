@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule, append_dims, expand_t
 from ddpm_cli.diffusion.prediction import noise_of
-from ddpm_cli.diffusion.schedule import NoiseSchedule, append_dims, expand_t
 
 Threshold = Callable[[Tensor], Tensor]
 

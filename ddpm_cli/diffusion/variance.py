@@ -6,7 +6,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from ddpm_cli.diffusion.schedule import NoiseSchedule, append_dims
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule, append_dims
 
 
 class Variance(Protocol):

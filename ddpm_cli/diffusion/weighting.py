@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm_cli.diffusion.prediction import log_edm_weight
+from ddpm_cli.diffusion.prediction import check_sigma_data, log_edm_weight
 
 Weighting = Callable[[Tensor, Tensor], Tensor]
 
@@ -77,8 +77,7 @@ class EDM:
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_data < math.inf:
-            raise ValueError(f"sigma_data must be positive, got {self.sigma_data:g}")
+        check_sigma_data(self.sigma_data)
 
     def __call__(self, log_snr: Tensor, log_scale: Tensor) -> Tensor:
         return (log_edm_weight(log_snr, self.sigma_data) - log_scale).exp()

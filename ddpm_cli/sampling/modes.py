@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoiser
 from ddpm_cli.diffusion.inversion import both_ways
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule, expand_t
 from ddpm_cli.diffusion.prediction import Epsilon, Prediction
 from ddpm_cli.diffusion.repaint import RePaint
 from ddpm_cli.diffusion.samplers import DDIM, Ancestral, Sampler
-from ddpm_cli.diffusion.schedule import NoiseSchedule, expand_t
 from ddpm_cli.io.images import from_uint8
 from ddpm_cli.runtime.seeds import ImageNoise
 from ddpm_cli.sampling.masks import read_mask

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm_cli.diffusion.schedule import NoiseSchedule
+from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
 
 
 class Draw(NamedTuple):
