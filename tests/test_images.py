@@ -8,7 +8,7 @@ from PIL import Image
 
 from ddpm_cli.io.images import BETWEEN, grid, save_gif, save_png, to_uint8
 from ddpm_cli.runtime.device import choose_compute
-from ddpm_cli.runtime.seeds import ImageNoise, derive_seed, generator
+from ddpm_cli.runtime.seeds import derive_seed, generator
 
 
 def test_to_uint8_is_the_inverse_of_the_scaling_and_rounds():
@@ -51,18 +51,6 @@ def test_png_and_gif_hold_what_was_drawn(tmp_path: Path):
         film.seek(2)
         assert film.convert("L").getpixel((0, 0)) == 200
         assert film.info["duration"] > 1000, "it rests on the finished image"
-
-
-def test_image_noise_is_a_function_of_seed_and_index():
-    shape = (1, 4, 4)
-    all_of_it = ImageNoise(5, range(6), shape)
-    parts = [ImageNoise(5, range(4), shape), ImageNoise(5, range(4, 6), shape)]
-    for _ in range(3):
-        assert torch.equal(all_of_it(), torch.cat([part() for part in parts]))
-    assert not torch.equal(ImageNoise(5, range(1), shape)(), ImageNoise(6, range(1), shape)())
-    many = ImageNoise(0, range(2000), shape)()
-    assert many.mean().item() == pytest.approx(0, abs=0.02)
-    assert many.std().item() == pytest.approx(1, abs=0.02)
 
 
 def test_seeds_of_different_purposes_are_unrelated():

@@ -2,6 +2,7 @@
 
 What is expected was computed by the last version that wrote the format, for format 1 by the last that wrote format 2,
 for format 3 by the first that wrote it. All were saved at step 3 of 4, and between two entries of the log.
+Images are expected as they became with Philox's noise; with that of before they were those versions' to the bit.
 """
 
 import json
@@ -57,13 +58,13 @@ KEPT = [
         label=None,
         answers={"": [-0.0064537986, -0.0024505276, 0.0020317566, 0.0041775648]},
         classes=("n=4",),
-        pixels=[172, 172, 97, 219],
+        pixels=[22, 187, 90, 208],
         loss=0.98923141,
         digests={
             "ema": "f9609b4c9d94e9effc7839099cca956b18f7e6dfd42977e003c5fc26847881d9",
-            "images": "a029c5a3eef8be1aae4036c04ab980c09371ecf611275ef8d63270c0ec712050",
+            "images": "be0e577bbcf7c0cf50cc6c15db35c37fb3a51a8a3b7e738065db8f9ddc16740a",
             "metrics": "6546d96459a91536351810c8832b7fad95050932dd361ee12a5a8ca09e983083",
-            "picture": "56e42c1292cffda936c850658c1eab0fbba5b762e1bf011c49d45a07691bcb32",
+            "picture": "677031205757de753cd7167252b59e23fce082bfa838dff686e03c4a9337b0e9",
             "training/counter": "254b8ee2cbf3f9760ae95e0021b32e02f6a3ad6fc5752f37181358d407955008",
             "training/model": "2036fe3f942789c7d8a69f16e0d2f57ae370ed2bf422baa8a6299f9481a7dc1d",
             "training/optimizer": "fdb9db099098335c48e88b3553d0a45c63750fdc0238643f16419100991c2b5a",
@@ -81,14 +82,14 @@ KEPT = [
             "ema_length=0.1": [-0.0146132335, -0.0130918593, 0.0726133958, 0.0409242809],
         },
         classes=("n=2", "classes=[3,5]"),
-        pixels=[76, 230, 138, 186],
+        pixels=[123, 179, 136, 225],
         loss=2.69407201,
         digests={
             "averages": "615ddd424e75004ddbd1ab807a559a85a0721d14297fbf599fd7a52a6d1168af",
             "ema": "6298db6a7ee7acb03c5e35d36aeeb254bc577e8a46a31cfae604afceac405eff",
-            "images": "109e0563a7e9210a57d045b5fcc43a0c9c7595f31938d62d545eadb9f249ee0a",
+            "images": "fe2db015ce4a46089af00ab7859b70d2382013597f0b801199e5f6ca1b0d3210",
             "metrics": "3c8d800beeb749a8574d174a446de547ff4b8b75d9a39e03cc1e8618c450ae5d",
-            "picture": "bb33c7f32222dfda127770d636882a00193fbe07aa91433cc74f643df44027e2",
+            "picture": "8618070c2145594acf22467cb295679ff25ae1a62ffe52b2e44d7ffe644abb22",
             "training/counter": "254b8ee2cbf3f9760ae95e0021b32e02f6a3ad6fc5752f37181358d407955008",
             "training/model": "64763e11c7c6e4228b73035152e9ef3bacbf976f3b4ea9abda4ea98b708ccaaf",
             "training/optimizer": "ff061ea4ac79356cd5131383b6a795b7dfce80a75422597c287b9c286da22674",
@@ -107,13 +108,13 @@ KEPT = [
             "weights=model": [-0.0618315153, 0.1026509255, 0.0200856775, 0.0568397455],
         },
         classes=("n=4",),
-        pixels=[108, 245, 132, 126],
+        pixels=[109, 179, 126, 106],
         loss=0.38843435,
         digests={
             "ema": "c996a6ecfe582d44da7b48698878d69c6bd6716f6c8fbc130504a00d2987d33a",
-            "images": "674bb911292b2071edc1b1d44395e36636c6fb555247c38231bf142f5a3dfa46",
+            "images": "035fb07185ce4f881b068b68b9503c355040da55b243fb0360aadb31ee3729af",
             "metrics": "fbc3f325531a7c264b7c8b319dc6f3fcbfffd5fbe024ed902279e66cb7a9ae62",
-            "picture": "4dac70f9d790666e075d6e393534c25041d4cbc16fea2406dd249f4a8a46b1f2",
+            "picture": "d58d81d980999255b192b74e6b419d87885fe487013b65f9bac0075926fd554b",
             "training/counter": "254b8ee2cbf3f9760ae95e0021b32e02f6a3ad6fc5752f37181358d407955008",
             "training/model": "89e27fa69dab632c18a28def5e549c9c673062c6528861ee1f8440caf82276d4",
             "training/optimizer": "8b9bedd6905e855bafb99d5308030a85a3242c4865198999ace265bb22599d5e",
@@ -159,7 +160,7 @@ def test_it_is_sampled_from_and_gone_on_with(kept: Kept, tmp_path: Path):
     with np.load(tmp_path / "drawn" / "samples.npz") as archive:
         images = archive["arr_0"]
     assert images.shape == (4, 8, 8, 1)
-    assert images[0].flatten()[[2, 13, 25, 42]].tolist() == pytest.approx(kept.pixels, abs=1)
+    assert images[0].flatten()[[2, 10, 27, 42]].tolist() == pytest.approx(kept.pixels, abs=1)
     logged = json.loads((run / "metrics.jsonl").read_text())
     assert logged["loss/mean"] == pytest.approx(kept.loss, rel=1e-4)
     if recorded.environment() == ENVIRONMENT:  # others may round otherwise

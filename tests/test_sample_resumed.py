@@ -1,6 +1,7 @@
 """Many images: drawn without the memory for all of them, stopped in every way, and gone on with to the same bytes."""
 
 import errno
+import json
 import os
 import random
 import re
@@ -9,11 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from commands import Process, assert_one_message, sample, start, wait_for
 
+from ddpm_cli.runtime.seeds import IMAGE_NOISE
 from ddpm_cli.sampling.image_store import ImageStore
 
 MANY = ["n=805", "batch_size=10", "save=npz", "save_trajectory=true", "sampler=ddim", "sampler.steps=8"]
@@ -212,9 +217,8 @@ def test_two_processes_do_not_draw_in_one_directory(labelled: Path, whole, tmp_p
     assert contents(tmp_path / "out") == whole
 
 
-def test_a_full_disk_ends_a_run_that_goes_on_later(labelled: Path, sample_here, tmp_path: Path, monkeypatch):
-    arguments = [f"ckpt={labelled}", "n=7", "batch_size=2", "sampler.steps=2", "save=npz", "save_trajectory=true"]
-    assert sample_here(*arguments, "out=whole").returncode == 0
+@contextmanager
+def disk_that_is_full_after_four_images() -> Iterator[None]:
     keep = ImageStore.keep
 
     def until_full(self: ImageStore, indices: range, *parts) -> None:
@@ -222,15 +226,35 @@ def test_a_full_disk_ends_a_run_that_goes_on_later(labelled: Path, sample_here, 
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder / "pixels"))
         keep(self, indices, *parts)
 
-    monkeypatch.setattr(ImageStore, "keep", until_full)
-    done = sample_here(*arguments, "out=out")
+    with mock.patch.object(ImageStore, "keep", until_full):
+        yield
+
+
+def test_a_full_disk_ends_a_run_that_goes_on_later(labelled: Path, sample_here, tmp_path: Path):
+    arguments = [f"ckpt={labelled}", "n=7", "batch_size=2", "sampler.steps=2", "save=npz", "save_trajectory=true"]
+    assert sample_here(*arguments, "out=whole").returncode == 0
+    with disk_that_is_full_after_four_images():
+        done = sample_here(*arguments, "out=out")
     assert done.returncode == 1
     says = "ddpm-sample: out/.unfinished/pixels: No space left on device. 4 of 7 images are there. To resume: "
     assert done.stderr == says + shlex.join(["ddpm-sample", *arguments, "out=out"]) + "\n"
-    monkeypatch.setattr(ImageStore, "keep", keep)
     done = sample_here(*arguments, "out=out")
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_images_of_an_earlier_noise_are_not_gone_on_with(labelled: Path, sample_here, tmp_path: Path):
+    arguments = [f"ckpt={labelled}", "n=7", "batch_size=2", "sampler.steps=2", "out=out"]
+    with disk_that_is_full_after_four_images():
+        assert sample_here(*arguments).returncode == 1
+    kept = tmp_path / "out" / ".unfinished" / "identity.json"
+    identity = json.loads(kept.read_text())
+    assert identity.pop("noise") == IMAGE_NOISE
+    kept.write_text(json.dumps(identity))  # as it was while every image had a generator of its own
+    before = contents_below(tmp_path / "out")
+    says = f"another configuration:\n  noise: was absent, now '{IMAGE_NOISE}'\n  choose another directory"
+    assert_one_message(sample_here(*arguments), "sample", says)
+    assert contents_below(tmp_path / "out") == before
 
 
 # A process that draws and writes down so many images of 12 kB, and then so many, with the exact denoiser of Gaussian

@@ -22,6 +22,7 @@ from ddpm_cli.diffusion.guidance import guided
 from ddpm_cli.distributed.process_group import World
 from ddpm_cli.evaluation.record import digest
 from ddpm_cli.evaluation.setting import Setting
+from ddpm_cli.runtime.seeds import IMAGE_NOISE
 from ddpm_cli.sampling.build import (
     build_new_images,
     digest_of_model,
@@ -95,6 +96,7 @@ class Drawn:
         options, compute = self.setting.options, self.setting.compute
         return {
             "version": __version__,
+            "noise": IMAGE_NOISE,
             "ckpt": f"step {self.pretrained.step:,}, {digest_of_model(self.pretrained)}",
             "sampler": sampler_node(options, self.pretrained),
             "guidance": guidance_identity(options, self.loop),

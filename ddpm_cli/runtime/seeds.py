@@ -1,9 +1,15 @@
 """Where every random number comes from: a seed per purpose, step, epoch or image, so that nothing random is stored."""
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor
+
+from ddpm_cli.runtime.philox import WORD, box_muller, philox
+
+# A part of what images in the making are known by: another once `ImageNoise` draws other bits.
+IMAGE_NOISE = "philox4x32-10, box-muller"
 
 
 def derive_seed(*key: int | str) -> int:
@@ -24,19 +30,24 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
 class ImageNoise:
     """Standard normal noise for sampling in which image i is the same in every batch, on every device.
 
-    Each image owns a CPU generator keyed on (seed, index of the image); calling the object returns the next draw of all
-    of them, `[B, C, H, W]` in float32 on `device`.
+    Number by number it is a function of the seed, i, and how many draws there were before. Philox's key is
+    `derive_seed(seed, "image")`, and its counter (block, draw, low word of i, high word of i). Of K blocks, block n
+    makes four numbers of the image: those at n, K + n, 2 K + n and 3 K + n, as far as there are so many.
+
+    Calling the object returns the next draw of all images, `[B, C, H, W]` in float32 on `device`.
     """
 
     def __init__(self, seed: int, indices: range, shape: tuple[int, int, int], device: torch.device | str = "cpu"):
-        self.shape = shape
-        self.device = torch.device(device)
-        self.generators = [generator(seed, "image", index) for index in indices]
+        self.shape = (len(indices), *shape)
+        self.size = math.prod(shape)
+        self.key = derive_seed(seed, "image")
+        self.blocks = torch.arange(math.ceil(self.size / 4), device=device)
+        self.draws = torch.zeros((), dtype=torch.int64, device=device)
+        image = torch.arange(indices.start, indices.stop, indices.step, device=device)[:, None]
+        self.image = image & WORD, image >> 32
 
     def __call__(self) -> Tensor:
-        # From pinned memory the copy to a GPU holds up nobody: the next draw is made while the GPU is at this step.
-        on_gpu = self.device.type == "cuda"
-        noise = torch.empty(len(self.generators), *self.shape, pin_memory=on_gpu)
-        for image, of_image in zip(noise, self.generators, strict=True):
-            image.normal_(generator=of_image)
-        return noise.to(self.device, non_blocking=on_gpu)
+        a, b, c, d = philox((self.blocks, self.draws, *self.image), self.key)
+        self.draws += 1
+        numbers = torch.cat(box_muller(torch.stack((a, c), dim=1), torch.stack((b, d), dim=1)), dim=1)  # [B, 4, K]
+        return numbers.flatten(1)[:, : self.size].contiguous().view(self.shape)

@@ -217,6 +217,8 @@ def _compiled(plan: "Plan", compute: "Compute", options: DrawingOptions) -> bool
 
 def identity(pretrained: "Pretrained", loop: "SamplingLoop", options: SampleOptions) -> dict[str, object]:
     """Everything that decides the images, as JSON: of files not where they lie but what is in them."""
+    from ddpm_cli.runtime.seeds import IMAGE_NOISE
+
     decisive = {key: value for key, value in asdict(options).items() if key not in _NOT_IN_THE_IMAGES}
     mask = None if options.mask is None else Path(options.mask).expanduser().read_bytes()
     plan = loop.plan
@@ -224,6 +226,7 @@ def identity(pretrained: "Pretrained", loop: "SamplingLoop", options: SampleOpti
         "image": None if plan.shown is None else f"pictures {_digest([plan.shown])}",
         "mask": None if mask is None else f"picture {_digest([], mask)}",
         "version": __version__,
+        "noise": IMAGE_NOISE,
         "ckpt": f"step {pretrained.step:,}, {digest_of_model(pretrained)}",
         "device": loop.compute.device.type,
         "precision": loop.compute.precision,
