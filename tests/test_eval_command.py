@@ -214,6 +214,11 @@ def test_the_model_itself_is_asked_about_images_it_has_not_seen(tmp_path: Path):
     assert record["remarks"] == [
         f"{name} is of 16 images of digits that were kept from training" for name in ("bpd", "heldout")
     ]
+    for seed in (0, 1):
+        done = evaluate(f"ckpt={directory}", "metrics=[bpd]", "likelihood_images=16", f"seed={seed}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    records = [json.loads(path.read_text()) for path in (directory / "eval").glob("*.json")]
+    assert len(records) == len({figures(record)["bpd"] for record in records}) == 2, "another seed, another noise"
 
 
 MISTAKES = {

@@ -11,6 +11,7 @@ from ddpm_cli.evaluation.record import digest
 from ddpm_cli.evaluation.samples import Given, Samples, drawn
 from ddpm_cli.evaluation.setting import Setting
 from ddpm_cli.io.run_dir import plain_name
+from ddpm_cli.runtime.seeds import IMAGE_NOISE
 from ddpm_cli.sampling.build import digest_of_model
 from ddpm_cli.sampling.model import rebuild
 
@@ -91,7 +92,7 @@ def subject_of(setting: Setting, looked: Looked, directory: Path) -> Subject:
         "reference": None if setting.reference is None else setting.reference.identity(),
         "metrics": options.metrics,
         "per_class": options.per_class,
-        "likelihood_images": options.likelihood_images if any(name in OF_MODEL for name in options.metrics) else None,
+        "likelihood": _likelihood(setting) if any(name in OF_MODEL for name in options.metrics) else None,
         "keep": options.keep,
     }
     name = f"{_name(setting, selection, samples)}-{digest(decisive, 8)}"
@@ -103,6 +104,12 @@ def subject_of(setting: Setting, looked: Looked, directory: Path) -> Subject:
         decisive=decisive,
         path=directory / f"{name}.json",
     )
+
+
+def _likelihood(setting: Setting) -> dict[str, Any]:
+    """What decides `bpd` and `heldout` beside the model."""
+    options = setting.options
+    return {"images": options.likelihood_images, "seed": options.seed, "noise": IMAGE_NOISE}
 
 
 def keeps_pixels(setting: Setting) -> bool:
