@@ -60,12 +60,14 @@ def test_every_option_composes_checks_and_builds(file: Path, tmp_path: Path):
     also = {
         "folder": ["data.path=DIR"],
         "folder_64": ["data.path=DIR"],
+        "folder_fast": ["data.path=DIR"],
         "webdataset": ["data.path=DIR"],
         "huggingface": ["data.dataset=NAME"],
         "unet_28": ["data=mnist"],
         "custom": ["schedule.betas=[0.1,0.2,0.3,0.4,0.5,0.6]", "sampler=ddpm"],
         "learned_range": ["loss=hybrid"],
         "hybrid": ["variance=learned_range"],
+        "vlb": ["weighting=uniform"],  # it has its own
         "mlflow": ["logger.mlflow.tracking_uri=DIR"],
     }.get(option, [])
     config = compose("train", *also, f"{group}={option}")

@@ -77,7 +77,7 @@ MISTAKES = {
     "schedule=": "schedule=: no such option; there are cosine, custom, linear",
     "+prediction._partial_=true": "prediction._partial_: cannot be true",
     "model.base_channels=100000000": "model: ",
-    "schedule.zero_terminal_snr=true": "prediction=eps cannot work .* choose prediction=v or prediction=x0",
+    "prediction=eps schedule.zero_terminal_snr=true": "prediction=eps cannot work .* choose prediction=v or",
     "variance=learned_range": "loss=simple does not train the variance .* choose loss=hybrid or loss=vlb",
     "loss=hybrid": "choose variance=learned_range, or loss=simple, or loss=vlb",
     "loss=vlb weighting=min_snr": "weighting has no effect with loss=vlb",
