@@ -81,7 +81,7 @@ MISTAKES = {
     "variance=learned_range": "loss=simple does not train the variance .* choose loss=hybrid or loss=vlb",
     "loss=hybrid": "choose variance=learned_range, or loss=simple, or loss=vlb",
     "loss=vlb weighting=min_snr": "weighting has no effect with loss=vlb",
-    "variance=learned_range loss=vlb model.learn_variance=false": "model: makes .* set learn_variance=true",
+    "variance=learned_range loss=vlb weighting=uniform model.learn_variance=false": "model: makes",
     "model.learn_variance=true": "model: learn_variance has no effect with a fixed variance",
     "schedule=custom": "schedule.betas: must be given",
     "schedule=custom schedule.betas=[0.1,2] sampler=ddpm": r"schedule: every beta must lie in \(0, 1\), got 2",

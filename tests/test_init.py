@@ -96,7 +96,7 @@ def test_another_recipe_is_said_and_trained(home: Path, trained):
     recipe = ["prediction=v", "schedule=linear", "optimizer=adam", "ema=short", "data.holdout=16", "seed=3"]
     done = train(f"init={directory}", *ONE_STEP, *recipe, cwd=home)
     assert done.returncode == 0, done.stderr
-    assert "the weights predict eps, and have to learn to predict v first" in done.stdout
+    assert "the weights predict x0, and have to learn to predict v first" in done.stdout
     assert "was trained on some of the images that are held out now" in done.stdout
     lines = (tuned(home) / "config.yaml").read_text().splitlines()
     assert lines[0].startswith("# init from the ema weights of ")

