@@ -148,7 +148,7 @@ def test_a_data_set_of_ones_own_is_trained_on(place: Path):
         ("sampler=slow sampler.direction=up", "sampler.direction: expected one of down, nowhere, got"),
         (
             "sampler=slow sampler.spacing=random",
-            "sampler.spacing: expected one of leading, trailing, linspace, log_snr",
+            "sampler.spacing: expected one of leading, trailing, linspace, log_snr, optimized",
         ),
         ("sampler=slow sampler.steps=null", "sampler.steps: expected a whole number, got null"),
         ("+sampler=slow", r"\+sampler: there is one already"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ddpm_cli.diffusion import samplers
 from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
+from ddpm_cli.diffusion.optimized_steps import OPTIMIZED
 from ddpm_cli.diffusion.schedule import cosine, linear
 from ddpm_cli.diffusion.spacing import SPACINGS, visited
 
@@ -124,6 +125,6 @@ def test_impossible_steps_are_refused(steps, first: int | None, says: str):
 
 
 def test_the_spacings_are_those_that_samplers_take():
-    assert set(get_args(samplers.Spacing)) == set(SPACINGS)
+    assert set(get_args(samplers.Spacing)) == {*SPACINGS, OPTIMIZED}
     with pytest.raises(ValueError, match="spacing must be one of leading, trailing, linspace, log_snr, got 'karras'"):
         visited(linear(10), 5, "karras")

@@ -12,7 +12,7 @@ pure noise, where a schedule ends in that.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -23,8 +23,9 @@ from ddpm_cli.diffusion.noise_schedule import CLEAN, NoiseSchedule, Point, appen
 from ddpm_cli.diffusion.spacing import visited
 from ddpm_cli.diffusion.variance import FixedSmall, Variance
 
-# The names in `spacing.SPACINGS`, here because configurations are checked against this file's source.
-Spacing = Literal["leading", "trailing", "linspace", "log_snr"]
+# The names in `spacing.SPACINGS` and that of `optimized_steps`, here because configurations are checked against this
+# file's source.
+Spacing = Literal["leading", "trailing", "linspace", "log_snr", "optimized"]
 Noise = Callable[[], Tensor]
 
 
@@ -34,7 +35,8 @@ class Sampler(ABC):
 
     Args:
         steps: how many timesteps; or themselves, falling; None: all T of the schedule.
-        spacing: which, where there are fewer than T; see `spacing`.
+        spacing: which, where there are fewer than T; see `spacing`. `optimized` are chosen for one model, by
+            `optimized_steps`, which makes the list of them that `steps` then is.
     """
 
     steps: int | Sequence[int] | None = None
@@ -56,6 +58,16 @@ class Sampler(ABC):
     def stochastic(self) -> bool:
         """Whether steps add noise; a sampler that says no never asks for any."""
         return False
+
+    def without_noise(self) -> "Sampler":
+        """The solver of the probability flow that is left if its steps add no noise; itself if they add none anyway.
+
+        Raises:
+            ValueError: if it does not say which that is.
+        """
+        if self.stochastic:
+            raise ValueError(f"{type(self).__name__} adds noise, and does not say what it is without")
+        return self
 
     @abstractmethod
     def solve(
@@ -81,6 +93,10 @@ class Ancestral(Sampler):
     def stochastic(self) -> bool:
         """Yes."""
         return True
+
+    def without_noise(self) -> Sampler:
+        """DDIM, which is what is left of it."""
+        return DDIM()
 
     def solve(
         self, denoise: Denoiser, schedule: NoiseSchedule, times: Sequence[int], x: Tensor, noise: Noise
@@ -130,6 +146,10 @@ class DDIM(Sampler):
     def stochastic(self) -> bool:
         """Whether `eta` is not 0."""
         return self.eta > 0
+
+    def without_noise(self) -> Sampler:
+        """With `eta` 0."""
+        return replace(self, eta=0.0)
 
     def solve(
         self, denoise: Denoiser, schedule: NoiseSchedule, times: Sequence[int], x: Tensor, noise: Noise
@@ -220,6 +240,10 @@ class DPMSolverPP2MSDE(Sampler):
     def stochastic(self) -> bool:
         """Yes."""
         return True
+
+    def without_noise(self) -> Sampler:
+        """DPM-Solver++(2M)."""
+        return DPMSolverPP2M()
 
     def solve(
         self, denoise: Denoiser, schedule: NoiseSchedule, times: Sequence[int], x: Tensor, noise: Noise

@@ -11,6 +11,8 @@ import torch
 
 from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
 
+OPTIMIZED = "optimized"  # a spacing that is chosen for one model: see optimized_steps
+
 
 def visited(
     schedule: NoiseSchedule, steps: int | Sequence[int] | None, spacing: str, first: int | None = None
@@ -27,7 +29,13 @@ def visited(
     """
     if first is not None and not 0 <= first < schedule.timesteps:
         raise ValueError(f"first must be between 0 and {schedule.timesteps - 1}, got {first}")
-    if spacing not in SPACINGS:
+    if spacing == OPTIMIZED:
+        if not isinstance(steps, Sequence):
+            raise ValueError(
+                f"{OPTIMIZED} timesteps are chosen for one model, by ddpm-sample, ddpm-eval and optimized_steps(); "
+                "here choose spacing=trailing"
+            )
+    elif spacing not in SPACINGS:
         raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
     top = schedule.timesteps - 1 if first is None else first
     if isinstance(steps, Sequence):

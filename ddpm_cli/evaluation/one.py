@@ -1,8 +1,9 @@
 """One evaluation, of a checkpoint or of images that are there: from nothing to its record, resumed if it was killed."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from ddpm_cli.checkpoint.pretrained import Selection
 from ddpm_cli.config.compare import all_differences
 from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.eval_options import OF_MODEL
+from ddpm_cli.config.sampler_spacing import is_optimized
 from ddpm_cli.distributed.process_group import World
 from ddpm_cli.evaluation import record, scalars
 from ddpm_cli.evaluation.feature_store import FeatureStore, Layout, begun, files
@@ -18,14 +20,15 @@ from ddpm_cli.evaluation.figures import Clock, of_images, reference_side
 from ddpm_cli.evaluation.metrics import Measured
 from ddpm_cli.evaluation.of_model import images_text, of_model
 from ddpm_cli.evaluation.record import Record, digest
-from ddpm_cli.evaluation.samples import Samples, missing_of
+from ddpm_cli.evaluation.samples import Drawn, Samples, drawn, missing_of
 from ddpm_cli.evaluation.setting import Setting
-from ddpm_cli.evaluation.subject import Subject, keeps_pixels, looked_at, subject_of
+from ddpm_cli.evaluation.subject import Looked, Subject, keeps_pixels, looked_at, subject_of
 from ddpm_cli.evaluation.task import Task
 from ddpm_cli.io import durable
 from ddpm_cli.io.text import printable, size_text
 from ddpm_cli.sampling.ending import ending_well, same_command
 from ddpm_cli.sampling.model import agreed
+from ddpm_cli.sampling.optimized import until_chosen, with_chosen
 
 
 def evaluate(task: Task, setting: Setting, selection: Selection | None, directory: Path) -> tuple[Path, Record, bool]:
@@ -43,7 +46,10 @@ def evaluate(task: Task, setting: Setting, selection: Selection | None, director
         RunError, Stopped: if it had to end early; what is there is kept.
     """
     world = task.world
-    looked = agreed(world, lambda: looked_at(setting, selection, world))
+    planned = replace(setting, options=until_chosen(setting.options))
+    looked = agreed(world, lambda: looked_at(planned, selection, world))
+    if is_optimized(setting.options.sampler) and isinstance(looked.samples, Drawn):
+        setting, looked = _with_timesteps(task, setting, looked)
     setting.prepare_features()
     subject = agreed(world, lambda: subject_of(setting, looked, directory))
     differing = world.first("; ".join(all_differences(world.broadcast(subject.decisive), subject.decisive)) or None)
@@ -56,6 +62,18 @@ def evaluate(task: Task, setting: Setting, selection: Selection | None, director
         return subject.path, before, True
     with ExitStack() as held:
         return subject.path, _make(task, setting, subject, held), False
+
+
+def _with_timesteps(task: Task, setting: Setting, looked: Looked) -> tuple[Setting, Looked]:
+    """The same with timesteps that have been chosen for the model, of which no more than the number was known."""
+    samples, selection, world = looked.samples, looked.selection, task.world
+    assert isinstance(samples, Drawn)
+    assert selection is not None
+    with _ending(task, setting, samples.image_shape, lambda: "Nothing had been drawn yet"):
+        options = with_chosen(setting.options, samples.pretrained, samples.loop, selection, world)
+    setting = replace(setting, options=options)
+    classes = selection.checkpoint.metadata.classes
+    return setting, looked._replace(samples=agreed(world, lambda: drawn(setting, samples.pretrained, classes)))
 
 
 def _save_reference(setting: Setting, world: World) -> None:
@@ -215,8 +233,12 @@ def _ending_well(
         out = subject.path.parent if task.options.out is None and task.invocation.run_directory is not None else None
         return f"{_there(store)}. To resume: {same_command('eval', task.world, out=out)}"
 
-    working_on = f"{setting.options.batch_size} images at a time"
-    if subject.samples is not None:
-        working_on = f"{setting.options.batch_size} images of {size_text(subject.samples.image_shape)} at a time"
-    cure = "a smaller batch_size takes less"
+    return _ending(task, setting, None if subject.samples is None else subject.samples.image_shape, keep)
+
+
+def _ending(
+    task: Task, setting: Setting, shape: tuple[int, int, int] | None, keep: Callable[[], str]
+) -> AbstractContextManager[None]:
+    of_shape = "" if shape is None else f" of {size_text(shape)}"
+    working_on, cure = f"{setting.options.batch_size} images{of_shape} at a time", "a smaller batch_size takes less"
     return ending_well("eval", task.world, task.stop, keep=keep, working_on=working_on, cure=cure)

@@ -12,6 +12,7 @@ from ddpm_cli.config.errors import ConfigError, naming, shown
 from ddpm_cli.config.eval_options import EvalOptions
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.outcome import Outcome
+from ddpm_cli.config.sampler_spacing import check_chosen_for_one_model
 from ddpm_cli.evaluation import table
 from ddpm_cli.evaluation.record import Record
 from ddpm_cli.evaluation.task import Task
@@ -38,9 +39,10 @@ def start(config: dict, invocation: Invocation, stop: Stop) -> Outcome:
     from ddpm_cli.distributed.process_group import LostRankError, join
 
     try:
-        world = join()
+        world, options = join(), EvalOptions(**config)
+        check_chosen_for_one_model(options.sampler)
         with ExitStack() as held:
-            return _evaluate(Task(EvalOptions(**config), invocation, world, stop), held)
+            return _evaluate(Task(options, invocation, world, stop), held)
     except LostRankError as error:  # once drawing, what is there is said too
         raise RunError(str(error)) from error
 

@@ -26,6 +26,7 @@ AVERAGES = "averages"
 LOGGERS = "loggers"  # what those loggers keep that work in a process of their own
 SAMPLES = "samples"
 EVAL = "eval"
+TIMESTEPS = "timesteps"  # chosen for its checkpoints, see `sampling.optimized`
 PROFILE = "profile"
 HYDRA = ".hydra"  # how the configuration was composed, as Hydra's users know it
 MOST_BEST = 2**12  # bytes of best.json; ours has a hundred

@@ -17,6 +17,7 @@ from ddpm_cli.config.drawing_options import DrawingOptions
 from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.instantiate import instantiate
 from ddpm_cli.config.sample_options import OF_MODES, SampleOptions, option_called
+from ddpm_cli.config.sampler_spacing import is_optimized
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,8 +85,9 @@ def _context(
 
     schedule = pretrained.ddpm.schedule
     sampler = instantiate(sampler_node(options, pretrained), "sampler")
-    with naming("sampler"):
-        sampler.times(schedule)
+    if not is_optimized(options.sampler):  # which, once chosen, begin where the mode does
+        with naming("sampler"):
+            sampler.times(schedule)
     return SampleContext(
         schedule=schedule,
         sampler=sampler,

@@ -56,6 +56,7 @@ class Plan(NamedTuple):
     by_seed: bool = True  # whether the context's seed decides what is drawn
     labels: Sequence[int] | None = None  # of each image; None: there are none
     square: bool = False  # whether the picture of a single row is as square as possible
+    first: int | None = None  # the t that every image begins at, on one way down to clean data; None: it goes otherwise
 
     @property
     def images(self) -> int:
@@ -83,7 +84,7 @@ class Generate:
             noise = context.noise(indices)
             return sampler.solve(denoise, schedule, times, noise(), noise)
 
-        return Plan(max(1, context.classes), context.n, len(times), walk, square=True)
+        return Plan(max(1, context.classes), context.n, len(times), walk, square=True, first=schedule.timesteps - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ class Edit:
             alpha, sigma = schedule.alpha_sigma(expand_t(first, x_0), x_0.shape)
             return sampler.solve(denoise, schedule, times, alpha * x_0 + sigma * noise(), noise)
 
-        return Plan(len(given), context.n, len(times), walk, given[:, None])
+        return Plan(len(given), context.n, len(times), walk, given[:, None], first=first)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +194,7 @@ class Interpolate:
 
             return sampler.solve(denoise, schedule, times, noise(), noise)
 
-        return Plan(len(seeds) - 1, context.n, len(times), walk, by_seed=False)
+        return Plan(len(seeds) - 1, context.n, len(times), walk, by_seed=False, first=schedule.timesteps - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

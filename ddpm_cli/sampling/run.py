@@ -3,6 +3,7 @@
 Heavy modules are imported inside the functions: `--help` and a mistyped key are answered without torch.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from ddpm_cli.config.compare import all_differences
 from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.config.sample_options import SampleOptions
+from ddpm_cli.config.sampler_spacing import check_chosen_for_one_model, is_optimized
 from ddpm_cli.io import durable, run_dir
 from ddpm_cli.io.own_output import GRID_FILE
 from ddpm_cli.io.text import printable, size_text
@@ -23,6 +25,7 @@ from ddpm_cli.sampling.build import build_loop, identity
 from ddpm_cli.sampling.classes import class_numbers, classes_text
 from ddpm_cli.sampling.ending import ending_well, same_command, say_on_stderr
 from ddpm_cli.sampling.model import agreed, choose, compile_now, rebuild, select, with_own_threshold
+from ddpm_cli.sampling.optimized import until_chosen, with_chosen
 
 if TYPE_CHECKING:
     from ddpm_cli.checkpoint.pretrained import Pretrained, Selection
@@ -53,9 +56,10 @@ def start(config: dict, invocation: Invocation, stop: Stop) -> Path:
     from ddpm_cli.distributed.process_group import LostRankError, join
 
     try:
-        world = join()
+        world, options = join(), SampleOptions(**config)
+        check_chosen_for_one_model(options.sampler)
         with ExitStack() as held:
-            return _sample(_Task(SampleOptions(**config), invocation, world, stop), held)
+            return _sample(_Task(options, invocation, world, stop), held)
     except LostRankError as error:  # once drawing, what is there is said too
         raise RunError(str(error)) from error
 
@@ -73,6 +77,11 @@ def _sample(task: _Task, held: ExitStack) -> Path:
     task = agreed(world, lambda: _with_what_it_knows(task, selection))
     options = task.options
     pretrained, loop = agreed(world, lambda: _prepare(task, compute, selection))
+    if is_optimized(options.sampler):
+        with _nothing_drawn(task, pretrained):
+            options = with_chosen(options, pretrained, loop, selection, world)
+        task = task._replace(options=options)
+        loop = agreed(world, lambda: build_loop(pretrained, compute, options, task.invocation.changes))
     decisive = identity(pretrained, loop, options)
     differing = world.first("; ".join(all_differences(world.broadcast(decisive), decisive)) or None)
     if differing is not None:
@@ -129,7 +138,7 @@ def _keep_record(task: _Task, directory: Path) -> None:
 
 def _prepare(task: _Task, compute: "Compute", selection: "Selection") -> "tuple[Pretrained, SamplingLoop]":
     pretrained = rebuild(selection, task.options, compute, task.world)
-    return pretrained, build_loop(pretrained, compute, task.options, task.invocation.changes)
+    return pretrained, build_loop(pretrained, compute, until_chosen(task.options), task.invocation.changes)
 
 
 def _begin(task: _Task, decisive: dict, batches: dict, held: ExitStack) -> tuple[Path, list[Path]]:
@@ -206,6 +215,14 @@ def _ending_well(task: _Task, store: "ImageStore", shape: tuple[int, int, int]) 
             store.flush()
         return _how_to_resume(task, store)
 
+    return _ending(task, shape, keep)
+
+
+def _nothing_drawn(task: _Task, pretrained: "Pretrained") -> AbstractContextManager[None]:
+    return _ending(task, pretrained.image_shape, lambda: "Nothing had been drawn yet")
+
+
+def _ending(task: _Task, shape: tuple[int, int, int], keep: Callable[[], str]) -> AbstractContextManager[None]:
     working_on = f"{task.options.batch_size} images of {size_text(shape)} at a time"
     cure = "a smaller batch_size takes less"
     return ending_well("sample", task.world, task.stop, keep=keep, working_on=working_on, cure=cure)

@@ -14,6 +14,7 @@ from ddpm_cli.config.common_options import without_common
 from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.figures import check_figures
 from ddpm_cli.config.instantiate import instantiate
+from ddpm_cli.config.sampler_spacing import check_not_optimized
 from ddpm_cli.config.train_options import TrainOptions
 from ddpm_cli.io.text import size_text
 
@@ -77,6 +78,7 @@ def build_training(
     from ddpm_cli.runtime.device import choose_compute
     from ddpm_cli.training.trainer import Trainer
 
+    check_not_optimized(options.sampler)
     parts = instantiate_parts(options)
     check_figures(asdict(options))
     with naming("trainer"):

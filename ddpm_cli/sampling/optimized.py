@@ -1,0 +1,230 @@
+"""`sampler.spacing=optimized`: the timesteps chosen for the model that is drawn with, and kept beside its checkpoint.
+
+RUN/timesteps/ has a small file for each setting: what decided the choice, and what was chosen. It may be anybody's:
+nothing of it is used unless it is of this very setting, and its timesteps could be.
+
+Heavy modules are imported inside the functions: a mistyped key is answered without torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from ddpm_cli.config.drawing_options import DrawingOptions
+from ddpm_cli.config.errors import ConfigError, naming, shown
+from ddpm_cli.config.instantiate import instantiate
+from ddpm_cli.config.sampler_spacing import OPTIMIZED, is_optimized
+from ddpm_cli.io import run_dir
+from ddpm_cli.io.text import printable
+from ddpm_cli.sampling.build import digest_of_model, guidance_identity, sampler_node
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddpm_cli.checkpoint.pretrained import Pretrained, Selection
+    from ddpm_cli.diffusion.denoiser import Denoiser
+    from ddpm_cli.diffusion.optimized_steps import Optimized
+    from ddpm_cli.distributed.process_group import World
+    from ddpm_cli.sampling.loop import SamplingLoop
+
+Options = TypeVar("Options", bound=DrawingOptions)
+NOISES = 32  # that the choice is made on, of labels in turn
+MOST_FILE = 2**16  # bytes; ours have 2 kB
+METHOD = 1  # changes where another choice would be made of the same setting
+
+
+class _Setting(NamedTuple):
+    """What a choice is made for."""
+
+    pretrained: "Pretrained"
+    loop: "SamplingLoop"  # of the images, with as many timesteps of another spacing
+    batch_size: int
+    sampler: dict
+    decisive: dict[str, Any]  # all of it, as JSON
+
+
+def until_chosen(options: Options) -> Options:
+    """With another spacing in the place of `optimized`, as plans are made and everything is checked with."""
+    if not is_optimized(options.sampler):
+        return options
+    return replace(options, sampler=options.sampler | {"spacing": "trailing"})
+
+
+def with_chosen(
+    options: Options, pretrained: "Pretrained", loop: "SamplingLoop", selection: "Selection", world: "World"
+) -> Options:
+    """With the timesteps that are chosen for this model in the place of their number; rank 0 chooses for all.
+
+    Args:
+        options: that ask for `optimized`.
+        loop: what `until_chosen` would draw.
+
+    Raises:
+        ConfigError: if there is nothing to choose: of so many steps, or where no solution is drawn from noise.
+        RunError: if the images are not finite.
+    """
+    node = sampler_node(options, pretrained)
+    first = loop.plan.first
+    if first is None:
+        raise ConfigError(
+            f"sampler.spacing: {OPTIMIZED} is for images that are drawn from noise in one way down, by mode=generate, "
+            "interpolate or edit; choose spacing=trailing"
+        )
+    setting = _Setting(pretrained, loop, options.batch_size, node, _decisive(options, pretrained, loop, node))
+    file = _file(selection, setting.decisive)
+    with naming("sampler"):
+        times = world.on_main(lambda: _found_or_chosen(setting, file))
+    return replace(options, sampler=options.sampler | {"steps": times})
+
+
+def _decisive(options: DrawingOptions, pretrained: "Pretrained", loop: "SamplingLoop", node: dict) -> dict[str, Any]:
+    labels = None if loop.plan.labels is None else sorted(set(loop.plan.labels))
+    return {
+        "method": METHOD,
+        "model": digest_of_model(pretrained),
+        "sampler": node,
+        "guidance": guidance_identity(options, loop),
+        "threshold": options.threshold,
+        "labels": labels,
+        "first": loop.plan.first,
+    }
+
+
+def _file(selection: "Selection", decisive: Mapping[str, Any]) -> Path | None:
+    """Where a choice is kept; None: the checkpoint lies in no run."""
+    checkpoint = selection.checkpoint.path.absolute()
+    if not checkpoint.is_dir() or checkpoint.parent.name != run_dir.CHECKPOINTS:
+        return None
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return checkpoint.parent.parent / run_dir.TIMESTEPS / f"{checkpoint.name}-{digest}.json"
+
+
+def _found_or_chosen(setting: _Setting, file: Path | None) -> list[int]:
+    """The timesteps that are kept for this setting, or else are chosen now, and kept if that can be."""
+    found = None if file is None else _kept(file, setting)
+    if found is not None:
+        print(f"timesteps: {_text(found)}, as {printable(str(file))} has them")
+        return found
+    chosen = _chosen(setting)
+    print(
+        f"timesteps: {_text(chosen.times)}, which end {chosen.error:.3f} from a fine solution; "
+        f"of {chosen.fixed} {chosen.fixed_error:.3f}"
+    )
+    not_kept = "it lies in no run" if file is None else _keep(file, chosen, setting)
+    if not_kept is not None:
+        print(f"they are not kept beside the checkpoint ({printable(not_kept)}), and are chosen anew each time")
+    return chosen.times
+
+
+def _text(times: list[int]) -> str:
+    return ", ".join(map(str, times))
+
+
+# On the disk ---------------------------------------------------------------------------------------------------------
+
+
+def _kept(file: Path, setting: _Setting) -> list[int] | None:
+    """The timesteps in a file, if they are of this very setting and could be; else None, and it is said why."""
+    from ddpm_cli.diffusion.spacing import visited
+    from ddpm_cli.io import plain_files
+
+    try:
+        found = json.loads(plain_files.read(file, MOST_FILE))
+        times = found["times"]
+        if found["setting"] != _as_json(setting.decisive):
+            raise ValueError("it is of another setting")
+        if len(times) != setting.sampler["steps"] or any(type(t) is not int for t in times):
+            raise ValueError("it does not name as many timesteps")
+        return visited(setting.pretrained.ddpm.schedule, times, OPTIMIZED, setting.loop.plan.first)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = str(error) if isinstance(error, OSError | ValueError) else "it is not ours"
+        print(f"timesteps: {printable(str(file))} cannot be used ({printable(shown(reason))}): they are chosen again")
+        return None
+
+
+def _keep(file: Path, chosen: "Optimized", setting: _Setting) -> str | None:
+    """Write a choice down, durably and whole, beside others who may do the same; why not, if that cannot be."""
+    from ddpm_cli.data import cache_files
+
+    content = {"times": chosen.times, "error": chosen.error, chosen.fixed: chosen.fixed_error}
+    try:
+        if file.parent.is_symlink():
+            return f"{file.parent} is a link"
+        file.parent.mkdir(exist_ok=True)
+        cache_files.remove_abandoned(file.parent)
+        cache_files.write(file, f"{json.dumps(content | {'setting': setting.decisive}, indent=2)}\n".encode())
+    except OSError as error:
+        return f"{file.parent}: {error.strerror or error}"
+    return None
+
+
+def _as_json(value: object) -> object:
+    return json.loads(json.dumps(value))
+
+
+# The choice ----------------------------------------------------------------------------------------------------------
+
+
+def _chosen(setting: _Setting) -> "Optimized":
+    """The timesteps that bring `NOISES` images nearest to where a fine solution takes them.
+
+    An edited picture begins below T-1: there with the fine solution's images, brought to that level of noise.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from ddpm_cli.diffusion.noise_schedule import expand_t
+    from ddpm_cli.diffusion.optimized_steps import FINE_STEPS, MOST_CALLS, optimized_steps, solution
+    from ddpm_cli.runtime.exit_codes import NON_FINITE, RunError
+    from ddpm_cli.runtime.seeds import ImageNoise, derive_seed
+    from ddpm_cli.sampling.loop import NOT_FINITE
+
+    (pretrained, loop, *_), first = setting, setting.loop.plan.first
+    ddpm, schedule = pretrained.ddpm, pretrained.ddpm.schedule
+    noise = ImageNoise(derive_seed("timesteps"), range(NOISES), pretrained.image_shape, loop.compute.device)
+    sampler = instantiate(setting.sampler, "sampler")
+    most = MOST_CALLS + 2 * FINE_STEPS
+    with (
+        tqdm(total=most, desc="choosing timesteps", unit="call", disable=None, dynamic_ncols=True, leave=False) as bar,
+        loop.compute.autocast(),
+        ddpm.evaluating(),
+        torch.no_grad(),
+    ):
+        denoise, x = _denoiser(setting, bar.update), noise()
+        if first is not None and first < schedule.timesteps - 1:
+            alpha, sigma = schedule.alpha_sigma(expand_t(first, x), x.shape)
+            x = alpha * solution(schedule, denoise, x, schedule.timesteps - 1) + sigma * noise()
+        try:
+            return optimized_steps(sampler, schedule, denoise, x, first=first)
+        except FloatingPointError as error:
+            raise RunError(NOT_FINITE, NON_FINITE) from error
+
+
+def _denoiser(setting: _Setting, asked: Callable[[], object]) -> "Denoiser":
+    """What answers for all noises, no more of them at a time than images are drawn.
+
+    Args:
+        asked: is called whenever it is.
+    """
+    import torch
+
+    from ddpm_cli.diffusion.denoiser import Denoised
+
+    loop, labels = setting.loop, setting.decisive["labels"]
+    parts = list(torch.arange(NOISES, device=loop.compute.device).split(setting.batch_size))
+    known = None if labels is None else torch.tensor(labels, device=loop.compute.device)
+    of_parts = [loop.denoiser(None if known is None else known[part % len(known)]) for part in parts]
+
+    def denoise(x_t: "Tensor", t: int) -> Denoised:
+        asked()
+        answers = [of_part(x_t[part], t) for of_part, part in zip(of_parts, parts, strict=True)]
+        x_0, eps, variance = (list(of_all) for of_all in zip(*answers, strict=True))
+        together = None if variance[0] is None else torch.cat(variance)
+        return Denoised(torch.cat(x_0), torch.cat(eps), together)
+
+    return denoise
