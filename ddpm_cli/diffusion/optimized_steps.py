@@ -19,7 +19,7 @@ from ddpm_cli.diffusion.samplers import Sampler, UniPC
 from ddpm_cli.diffusion.spacing import OPTIMIZED, visited
 
 FIXED = ("trailing", "linspace", "log_snr")  # what the search begins with; `leading` does not visit `first`
-MOST_STEPS = 50  # from here on the fixed spacings are as near as makes no difference
+MOST_STEPS = 50  # of so many and more `MOST_CALLS` leave less than one sweep, and a fine solution has but twice as many
 MOST_CALLS = 1000  # of the network, for the noises together; of 8 steps about 500 are made
 FINE_STEPS = 100  # of the fine solution; see `solution`
 SWEEPS = 2  # through all timesteps, for each length of move
