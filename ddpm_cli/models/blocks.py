@@ -10,6 +10,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm_cli.models.cpu_layers import Conv3x3
+
 Padding = Literal["same", "symmetric"]
 
 
@@ -54,11 +56,11 @@ class Block(nn.Module):
         self.scale_shift_norm = options.scale_shift_norm
         self.resize = resize
         self.norm1 = options.norm(channels_in)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv1 = Conv3x3(channels_in, channels_out)
         self.time = nn.Linear(options.time_channels, channels_out * (2 if options.scale_shift_norm else 1))
         self.norm2 = options.norm(channels_out)
         self.dropout = nn.Dropout(options.dropout)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.conv2 = Conv3x3(channels_out, channels_out)
         self.skip = nn.Identity() if channels_in == channels_out else Pointwise(channels_in, channels_out)
         self.attention = Attention(channels_out, options) if attention else nn.Identity()
 
@@ -114,7 +116,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, padding: Padding):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if padding == "symmetric" else 0)
+        self.conv = Conv3x3(channels, channels, stride=2, padding=1 if padding == "symmetric" else 0)
         self.padding = padding
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -126,7 +128,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         return self.conv(double(x))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ddpm_cli.models.blocks import Attention, Block, BlockOptions, Downsample, Padding, Upsample, double, halve
+from ddpm_cli.models.cpu_layers import Conv3x3
 from ddpm_cli.models.unet_sizes import (
     check_base_channels,
     check_counts,
@@ -153,12 +154,12 @@ class UNet(nn.Module):
             return Block(width, width, options, resize=double) if resblock_updown else Upsample(width)
 
         levels = [(width, size in attention_resolutions) for width, size in zip(widths, sizes, strict=True)]
-        self.conv_in = nn.Conv2d(in_channels, base_channels, 3, padding=1)
+        self.conv_in = Conv3x3(in_channels, base_channels)
         self.down, skips = _down(block, downsample, base_channels, levels, num_res_blocks)
         self.middle = nn.ModuleList([block(widths[-1], widths[-1], True), block(widths[-1], widths[-1], False)])
         self.up = _up(block, upsample, skips, levels, num_res_blocks)
         self.norm_out = options.norm(widths[0])
-        self.conv_out = nn.Conv2d(widths[0], in_channels * (2 if learn_variance else 1), 3, padding=1)
+        self.conv_out = Conv3x3(widths[0], in_channels * (2 if learn_variance else 1))
         self._initialise()
         for parameter in self.parameters():
             if parameter.ndim == 4:

@@ -1,0 +1,88 @@
+"""Layers of torch's, computed another way where its kernels for channels last are slow on a CPU.
+
+Names, shapes and initialisation of the parameters are torch's; results differ by rounding alone. On other devices,
+compiled, or in half precision they are torch's layers.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+LEAST_CHANNELS = 128  # in and out: from here on the matrix product is faster
+BLOCK = 2**20  # numbers copied at a time, 4 MiB: still in the cache when they are multiplied
+
+
+class Conv3x3(nn.Conv2d):
+    """A convolution of 3 x 3 pixels. oneDNN with AVX2 takes twice a forward pass's time for its weight's gradient."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, stride: int = 1, padding: int = 1):
+        super().__init__(channels_in, channels_out, 3, stride=stride, padding=padding)
+
+    def forward(self, input: Tensor) -> Tensor:
+        wide = min(self.in_channels, self.out_channels) >= LEAST_CHANNELS
+        if AVX2 and wide and torch.is_grad_enabled() and _plain_on_cpu(input):
+            return _Convolution.apply(input, self.weight, self.bias, self.stride, self.padding)  # pyright: ignore[reportReturnType]
+        return super().forward(input)
+
+
+def _plain_on_cpu(x: Tensor) -> bool:
+    return (
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+class _Convolution(torch.autograd.Function):
+    """`torch.conv2d`, with the gradient of the weight by `weight_gradient`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int]):
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return torch.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight = ctx.saved_tensors
+        of_x = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_x, _, _ = torch.ops.aten.convolution_backward(
+                gradient, x, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1, (True, False, False)
+            )
+        if ctx.needs_input_grad[1]:
+            of_weight = weight_gradient(x, gradient, stride=ctx.stride[0], padding=ctx.padding[0])
+        if ctx.needs_input_grad[2]:
+            of_bias = gradient.sum((0, 2, 3))
+        return of_x, of_weight, of_bias, None, None
+
+
+def weight_gradient(x: Tensor, gradient: Tensor, *, stride: int, padding: int) -> Tensor:
+    """Of the weight of a 3 x 3 convolution, `[O, C, 3, 3]`: what every output pixel saw, times its gradient, summed.
+
+    A matrix product over copies of the 3 x 3 windows ("im2col", Chellapilla et al. 2006), a block of rows at a time.
+
+    Args:
+        x: what was convolved, `[B, C, H, W]`.
+        gradient: of what came out, `[B, O, H', W']`.
+    """
+    padded = F.pad(x, 4 * (padding,)).permute(0, 2, 3, 1)
+    windows = padded.unfold(1, 3, stride).unfold(2, 3, stride).permute(0, 1, 2, 4, 5, 3)  # [B, H', W', 3, 3, C]
+    gradient = gradient.permute(0, 2, 3, 1)
+    batch, height, width, channels_out = gradient.shape
+    size = 9 * x.shape[1]
+    rows = max(1, BLOCK // (width * size))  # of a block; all those of several images if they fit
+    images, rows = max(1, rows // height), min(rows, height)
+    columns = x.new_empty(min(images, batch) * rows * width, size)
+    total = x.new_zeros(channels_out, size)
+    for i in range(0, batch, images):
+        for top in range(0, height, rows):
+            block = windows[i : i + images, top : top + rows]
+            seen = columns[: block.shape[:3].numel()]
+            seen.view(block.shape).copy_(block)
+            total.addmm_(gradient[i : i + images, top : top + rows].reshape(-1, channels_out).t(), seen)
+    return total.view(channels_out, 3, 3, -1).permute(0, 3, 1, 2)
