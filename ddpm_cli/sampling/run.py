@@ -30,7 +30,6 @@ from ddpm_cli.sampling.optimized import until_chosen, with_chosen
 if TYPE_CHECKING:
     from ddpm_cli.checkpoint.pretrained import Pretrained, Selection
     from ddpm_cli.distributed.process_group import World
-    from ddpm_cli.runtime.device import Compute
     from ddpm_cli.sampling.image_store import ImageStore
     from ddpm_cli.sampling.loop import SamplingLoop
 
@@ -72,16 +71,8 @@ def _sample(task: _Task, held: ExitStack) -> Path:
 
     world = task.world
     held.enter_context(console.telling(say_on_stderr("sample")))
-    compute = agreed(world, lambda: choose(task.options, world))
-    selection = select(task.options, task.options.ckpt, world)
-    task = agreed(world, lambda: _with_what_it_knows(task, selection))
+    task, pretrained, loop = _prepared(task)
     options = task.options
-    pretrained, loop = agreed(world, lambda: _prepare(task, compute, selection))
-    if is_optimized(options.sampler):
-        with _nothing_drawn(task, pretrained):
-            options = with_chosen(options, pretrained, loop, selection, world)
-        task = task._replace(options=options)
-        loop = agreed(world, lambda: build_loop(pretrained, compute, options, task.invocation.changes))
     decisive = identity(pretrained, loop, options)
     differing = world.first("; ".join(all_differences(world.broadcast(decisive), decisive)) or None)
     if differing is not None:
@@ -136,9 +127,27 @@ def _keep_record(task: _Task, directory: Path) -> None:
         run_dir.keep_hydra(directory, call.record(directory, None))
 
 
-def _prepare(task: _Task, compute: "Compute", selection: "Selection") -> "tuple[Pretrained, SamplingLoop]":
-    pretrained = rebuild(selection, task.options, compute, task.world)
-    return pretrained, build_loop(pretrained, compute, until_chosen(task.options), task.invocation.changes)
+def _prepared(task: _Task) -> "tuple[_Task, Pretrained, SamplingLoop]":
+    """The model and what draws with it, of options that say what was left to the checkpoint and to be chosen for it."""
+    world, changes = task.world, task.invocation.changes
+    compute = agreed(world, lambda: choose(task.options, world))
+    selection = select(task.options, task.options.ckpt, world)
+    task = agreed(world, lambda: _with_what_it_knows(task, selection))
+
+    def prepare() -> "tuple[Pretrained, SamplingLoop]":
+        pretrained = rebuild(selection, task.options, compute, world)
+        return pretrained, build_loop(pretrained, compute, until_chosen(task.options), changes)
+
+    pretrained, loop = agreed(world, prepare)
+    if not is_optimized(task.options.sampler):
+        return task, pretrained, loop
+    with _nothing_drawn(task, pretrained):
+        options = with_chosen(task.options, pretrained, loop, selection, world)
+    return (
+        task._replace(options=options),
+        pretrained,
+        agreed(world, lambda: build_loop(pretrained, compute, options, changes)),
+    )
 
 
 def _begin(task: _Task, decisive: dict, batches: dict, held: ExitStack) -> tuple[Path, list[Path]]:
