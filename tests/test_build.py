@@ -22,6 +22,7 @@ SMALL = [
     "model.base_channels=8", "model.norm_groups=4", "model.channel_mults=[1,2]", "model.dropout=0.2",
     "trainer.batch_size=8", "trainer.steps=4", "trainer.warmup_steps=0", "trainer.lr_decay=constant",
     "trainer.device=cpu", "schedule.timesteps=50", "optimizer.lr=1e-3", "ema.decays=[0.0]", "sampler.steps=5",
+    "prediction=eps", "weighting=uniform",
 ]  # fmt: skip
 
 

@@ -116,6 +116,7 @@ def configured(command: str, *overrides: str) -> dict:
 ALSO: dict[str, Overrides] = {
     "variance=learned_range": ("loss=hybrid",),
     "loss=hybrid": ("variance=learned_range",),
+    "loss=vlb": ("weighting=uniform",),
     "schedule=custom": (f"schedule.betas={[0.05] * TIMESTEPS}",),
     "model=adm_64": ("model.head_channels=4",),
 }
@@ -152,7 +153,7 @@ VALUES: list[Overrides] = [
     ),
     ("model.head_channels=4", "model.norm_eps=1.0e-5"),
     ("ema.decays=[0.999,0.9,0.0]", "ema.posthoc=[0.05,0.1]"),
-    ("schedule.zero_terminal_snr=true", "prediction=v", "optimizer.weight_decay=0.1"),
+    ("schedule.zero_terminal_snr=true", "prediction=v", "weighting=uniform", "optimizer.weight_decay=0.1"),
     ("timestep_sampler=loss_second_moment", "timestep_sampler.history=1", "schedule.timesteps=2", "sampler.steps=1"),
     (
         *("variance=learned_range", "loss=hybrid", "prediction=v", "weighting=min_snr", "timestep_sampler=stratified"),
@@ -499,7 +500,21 @@ TRAINED = [chosen for chosen in CHOSEN if chosen[0].startswith(("schedule=", "pr
 @pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("overrides", DRAWN, ids=" ".join)
 def test_no_step_of_a_sampling_waits(overrides: Overrides):
-    assert_waits_at_the_ends(LEARNED, overrides)
+    inverted = any("mode=reconstruct" in override for override in overrides)
+    assert_waits_at_the_ends((*LEARNED, "prediction=eps") if inverted else LEARNED, overrides)
+
+
+@pytest.mark.usefixtures("pictures")
+def test_the_inversion_of_x_0_is_waited_for_where_it_begins():
+    """The host decides there, for each image, from which t on there is anything to invert: once, whatever the steps."""
+    waits = []
+    for steps in (3, 6):
+        chosen = (f"sampler.steps={steps}", "mode=reconstruct", "image=picture.png", "n=1")
+        with fake_cuda() as cuda:
+            (batch,) = draw(sampling(CUDA, (*LEARNED, "prediction=x0"), chosen), cuda.waits)
+        waits.append([wait.where for wait in batch.between])
+    assert waits[0] == waits[1]
+    assert len(waits[0]) == 4
 
 
 @pytest.mark.parametrize("trained", TRAINED, ids=" ".join)

@@ -46,7 +46,7 @@ MISTAKES = {
     "schedule=[nope]": "schedule=nope: no such option; there are cosine, custom, linear",
     "+schedule=linear": r"\+schedule: there is one already; without the \+ it is changed",
     "+trainer.steps=5": r"\+trainer.steps: there is one already; without the \+ it is changed",
-    "~trainer.steps=7": "Could not delete .* value of 'trainer.steps' is 2000 and not 7",
+    "~trainer.steps=7": "Could not delete .* value of 'trainer.steps' is 4000 and not 7",
     "~name": "~name: there is nothing to delete",
     "trainer.steps.x=1": "trainer.steps.x: no such option; trainer.steps has none",
     "+trainer._partial_=5": "trainer._partial_: cannot be 5",
@@ -104,7 +104,7 @@ MISTAKES = {
     "model.num_classes=5": "model.num_classes: the network takes 5 classes, the data has labels of 0",
     "trainer.label_dropout=0.1": "trainer.label_dropout: has no effect without labels",
     "data.num_classes=10 trainer.label_dropout=2": r"trainer: label_dropout must lie in \[0, 1\] or be null, got 2",
-    "sampler.spacing=random": "sampler.spacing: expected one of leading, trailing, linspace, log_snr, got",
+    "sampler.spacing=random": "sampler.spacing: expected one of leading, trailing, linspace, log_snr, optimized, got",
     "ema.decays=[]": "ema: decays must hold at least one",
     "model.image_size=32": "model: image_size is 32, but the data's images are 16 x 16 x 1",
 }

@@ -90,7 +90,7 @@ def test_a_finished_run_becomes_a_directory_of_diffusers(trained, tmp_path: Path
     said = done.stdout.splitlines()
     assert said[0].startswith(f"model    {directory}: step 4, the EMA of decay 0.995")
     assert re.fullmatch(r"network  UNet2DModel, [\d,]+ parameters", said[1])
-    assert said[2:] == ["noise    DDPMScheduler, epsilon, fixed_small", "saved    new/out"]
+    assert said[2:] == ["noise    DDPMScheduler, sample, fixed_small", "saved    new/out"]
     out = tmp_path / "new" / "out"
     assert files_in(tmp_path / "new") == [f"out/{name}" for name in FILES]
     (code,) = code_in(out)

@@ -313,7 +313,7 @@ def test_a_run_finds_what_fits_and_goes_on_with_it(tmp_path: Path):
 def test_a_batch_size_of_auto_is_the_recipes_in_parts_that_fit(tmp_path: Path):
     shown = train("trainer.batch_size=auto", "--cfg", "job", cwd=tmp_path)
     trainer = yaml.safe_load(shown.stdout)["trainer"]
-    assert (trainer["batch_size"], trainer["accumulate"]) == (64, "auto")
+    assert (trainer["batch_size"], trainer["accumulate"]) == (32, "auto")
 
 
 @pytest.mark.parametrize("most", [1, 3, 4, 16, 100])

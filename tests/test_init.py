@@ -100,7 +100,7 @@ def test_another_recipe_is_said_and_trained(home: Path, trained):
     assert "was trained on some of the images that are held out now" in done.stdout
     lines = (tuned(home) / "config.yaml").read_text().splitlines()
     assert lines[0].startswith("# init from the ema weights of ")
-    assert {"#   prediction: was 'Epsilon', now 'Velocity'", "#   schedule: was 'cosine', now 'linear'"} < set(lines)
+    assert {"#   prediction: was 'X0', now 'Velocity'", "#   schedule: was 'cosine', now 'linear'"} < set(lines)
     identity = json.loads((tuned(home) / "run.json").read_text())
     assert identity["init_of"] == json.loads((directory / "run.json").read_text())["id"]
     assert identity["init_weights"] == "ema"

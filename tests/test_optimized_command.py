@@ -89,7 +89,7 @@ def test_another_setting_is_another_choice(change: str, here: Path):
     assert len(files) == 2
 
 
-def test_damage_is_told_and_made_good(here: Path):
+def test_damage_is_told_and_made_good(here: Path, sample_here):
     drawn(here, "out=first")
     (file,) = kept(here)
     whole = file.read_bytes()
@@ -108,8 +108,8 @@ def test_damage_is_told_and_made_good(here: Path):
         ]
     ):
         file.write_bytes(content)
-        said, _ = drawn(here, f"out=out{number}")
-        assert f"timesteps: {file} cannot be used (" in said, content
+        done = sample_here("ckpt=run", "n=1", *CHOSEN, f"out=out{number}")
+        assert f"timesteps: {file} cannot be used (" in done.stdout, content
         assert file.read_bytes() == whole, "the same arguments choose the same"
 
 

@@ -35,6 +35,11 @@ def _experiments() -> list[Recipe]:
         Recipe("cifar10_ddpm", ["experiment=cifar10_ddpm", *NARROW, *FEW, f"data.root={PUBLISHED}"]),
         Recipe("cifar10_improved", ["experiment=cifar10_improved", *improved]),
         Recipe("folder_64", ["experiment=folder_64", *folder_64]),
+        Recipe("folder_fast", ["experiment=folder_fast", *folder_64]),
+        *(
+            Recipe(f"{data}_fast", [f"experiment={data}_fast", *NARROW, *FEW, f"data.root={PUBLISHED}"])
+            for data in ("mnist", "fashion_mnist", "cifar10")
+        ),
     ]
 
 
