@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_cli.models import cpu_layers
-from ddpm_cli.models.cpu_layers import Conv3x3, weight_gradient
+from ddpm_cli.models.cpu_layers import Conv3x3, GroupNorm, weight_gradient
 from ddpm_cli.models.unet import UNet
 
 
@@ -75,6 +75,25 @@ def test_a_convolution_is_torchs_own_compiled_in_half_precision_and_for_few_chan
         with monkeypatch.context() as other:
             other.setattr(cpu_layers, name, value)
             assert is_torchs(x)
+
+
+@pytest.mark.parametrize(("channels", "side"), [(32, 16), (32, 32), (64, 16)], ids=["narrow", "large", "wide"])
+def test_a_group_norm_and_its_gradients_are_torchs_and_channels_last(channels: int, side: int):
+    torch.manual_seed(0)
+    layer, x = GroupNorm(8, channels, eps=1e-6), channels_last(3, channels, side, side).requires_grad_()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    leaves = [x, *layer.parameters()]
+    found, expected = layer(x), F.group_norm(x.double(), 8, layer.weight.double(), layer.bias.double(), layer.eps)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    gradient = channels_last(*found.shape)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, leaves, gradient),
+        torch.autograd.grad(expected, leaves, gradient.double()),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_a_network_learns_the_same_from_matrix_products(everywhere, monkeypatch):

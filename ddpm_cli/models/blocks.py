@@ -10,7 +10,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_cli.models.cpu_layers import Conv3x3
+from ddpm_cli.models.cpu_layers import Conv3x3, GroupNorm
 
 Padding = Literal["same", "symmetric"]
 
@@ -27,9 +27,9 @@ class BlockOptions:
     norm_eps: float
     scale_shift_norm: bool
 
-    def norm(self, channels: int) -> nn.GroupNorm:
+    def norm(self, channels: int) -> GroupNorm:
         """A group normalisation of so many channels."""
-        return nn.GroupNorm(self.norm_groups, channels, eps=self.norm_eps)
+        return GroupNorm(self.norm_groups, channels, eps=self.norm_eps)
 
     def heads(self, channels: int) -> int:
         """How many heads the self-attention over so many channels has."""
