@@ -4,10 +4,11 @@ Names, shapes and initialisation of the parameters are torch's; results differ b
 compiled, or in half precision they are torch's layers.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
 LEAST_CHANNELS = 128  # in and out: from here on the matrix product is faster
@@ -23,7 +24,8 @@ class Conv3x3(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         wide = min(self.in_channels, self.out_channels) >= LEAST_CHANNELS
         if AVX2 and wide and torch.is_grad_enabled() and _plain_on_cpu(input):
-            return _Convolution.apply(input, self.weight, self.bias, self.stride, self.padding)  # pyright: ignore[reportReturnType]
+            out: Any = _Convolution.apply(input, self.weight, self.bias, self.stride, self.padding)
+            return out
         return super().forward(input)
 
 
@@ -56,8 +58,8 @@ class _Convolution(torch.autograd.Function):
         return torch.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx, *gradients: Tensor):
+        (gradient,) = gradients
         x, weight = ctx.saved_tensors
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
