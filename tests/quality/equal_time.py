@@ -55,6 +55,8 @@ def lines(name: str, directory: Path, *, seconds: float, seeds: int, picture: Pa
         f"| trainer | images/s | steps | {' | '.join(times)} | precision | recall |",
         f"| --- | --- | --- |{' --- |' * (len(times) + 2)}",
         *(_row(who, rate, marks[who][-1], [one for one in found if one.who == who]) for who, rate in rates.items()),
+        "",
+        f"![Frechet distance against seconds of training, {name}]({picture.name})",
     ]
 
 
