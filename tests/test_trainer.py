@@ -24,7 +24,7 @@ from ddpm_cli.training.trainer import NonFiniteError, Trainer
 from ddpm_cli.training.trainer_config import TrainerConfig
 
 QUICK = {"steps": 100, "batch_size": 16, "warmup_steps": 5, "decay": 0.95}
-THOROUGH = {"steps": 250, "batch_size": 64, "warmup_steps": 20}
+THOROUGH = {"steps": 350, "batch_size": 64, "warmup_steps": 20}
 
 
 @pytest.mark.parametrize("options", [QUICK, pytest.param(THOROUGH, marks=pytest.mark.slow)], ids=["quick", "long"])
