@@ -1,8 +1,9 @@
 """Figures as tables, and those in their places in docs/performance.md."""
 
-import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
+
+import tables_in_docs
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 EVALUATION = "--only evaluation --only frechet"
@@ -115,12 +116,5 @@ def keep(figures: dict, groups: Collection[str]) -> None:
     for group, call in (("once", f"--device {device}"), ("evaluation", f"--device {device} {EVALUATION}")):
         if group in groups:
             tables[call] = machine_lines(figures, group)
-    text = DOCUMENT.read_text(encoding="utf-8")
     for call, table in tables.items():
-        begin, end = f"<!-- scripts/bench {call} writes from here -->", f"<!-- to here: {call} -->"
-        place = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
-        if len(place.findall(text)) != 1:
-            raise SystemExit(f"{DOCUMENT.name} has no place for {call}")
-        written = "\n".join([begin, *table, end])
-        text = place.sub(lambda _, written=written: written, text)
-    DOCUMENT.write_text(text, encoding="utf-8")
+        tables_in_docs.write(DOCUMENT, f"scripts/bench {call}", call, table)

@@ -3,9 +3,10 @@
 import argparse
 import importlib
 import os
-import re
 import time
 from pathlib import Path
+
+import tables_in_docs
 
 # Tables, by the functions that make them. Imported late: workers import this module again.
 TABLES = {
@@ -32,18 +33,7 @@ def main() -> None:
         lines = getattr(importlib.import_module(module), function)(jobs=arguments.jobs, steps=arguments.steps)
         print(f"\n{name} ({time.monotonic() - began:.0f} s)\n", *lines, sep="\n", flush=True)
         if not arguments.only_print:
-            _keep(name, lines)
-
-
-def _keep(name: str, lines: list[str]) -> None:
-    """Replace the table between the two comments that bear its name."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    begin, end = f"<!-- scripts/numerics --only {name} writes from here -->", f"<!-- to here: {name} -->"
-    place = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
-    if len(place.findall(text)) != 1:
-        raise SystemExit(f"{DOCUMENT} has no place for {name}")
-    table = "\n".join([begin, *lines, end])
-    DOCUMENT.write_text(place.sub(lambda _: table, text), encoding="utf-8")
+            tables_in_docs.write(DOCUMENT, f"scripts/numerics --only {name}", name, lines)
 
 
 if __name__ == "__main__":

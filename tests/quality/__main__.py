@@ -6,11 +6,12 @@ on there.
 
 import argparse
 import os
-import re
 import time
 import warnings
 from functools import partial
 from pathlib import Path
+
+import tables_in_docs
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 DOCUMENT = DOCS / "quality.md"
@@ -33,7 +34,7 @@ def main() -> None:
         lines = TABLES[name](arguments)
         print(f"\n{name} ({time.monotonic() - began:.0f} s)\n", *lines, sep="\n", flush=True)
         if not arguments.only_print:
-            _keep(name, lines)
+            tables_in_docs.write(DOCUMENT, f"scripts/bench --quality --only {name}", name, lines)
 
 
 def _equal_time(name: str, arguments: argparse.Namespace) -> list[str]:
@@ -68,17 +69,6 @@ TABLES = {
     "recipes": _recipes,
     "autoguidance": _autoguidance,
 }
-
-
-def _keep(name: str, lines: list[str]) -> None:
-    """Replace the table between the two comments that bear its name."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    begin, end = f"<!-- scripts/bench --quality --only {name} writes from here -->", f"<!-- to here: {name} -->"
-    place = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
-    if len(place.findall(text)) != 1:
-        raise SystemExit(f"{DOCUMENT} has no place for {name}")
-    table = "\n".join([begin, *lines, end])
-    DOCUMENT.write_text(place.sub(lambda _: table, text), encoding="utf-8")
 
 
 if __name__ == "__main__":

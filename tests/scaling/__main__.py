@@ -1,8 +1,9 @@
 """Make the tables of docs/scaling.md, print them, and put them in their places there."""
 
 import argparse
-import re
 from pathlib import Path
+
+import tables_in_docs
 
 from scaling import tables
 
@@ -28,18 +29,7 @@ def main() -> None:
         lines = TABLES[name]()
         print(f"\n{name}\n", *lines, sep="\n", flush=True)
         if not arguments.only_print:
-            _keep(name, lines)
-
-
-def _keep(name: str, lines: list[str]) -> None:
-    """Replace the table between the two comments that bear its name."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    begin, end = f"<!-- scripts/scaling --only {name} writes from here -->", f"<!-- to here: {name} -->"
-    place = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
-    if len(place.findall(text)) != 1:
-        raise SystemExit(f"{DOCUMENT} has no place for {name}")
-    table = "\n".join([begin, *lines, end])
-    DOCUMENT.write_text(place.sub(lambda _: table, text), encoding="utf-8")
+            tables_in_docs.write(DOCUMENT, f"scripts/scaling --only {name}", name, lines)
 
 
 if __name__ == "__main__":
