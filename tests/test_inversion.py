@@ -136,8 +136,8 @@ def test_an_image_finds_the_same_noise_and_way_back_in_every_batch():
     error = torch.tensor([0.01, 0.05, 0.1, 0.3], dtype=torch.float64).reshape(4, 1, 1, 1)
     together = round_trip(off(schedule, error), schedule, x_0, prediction=X0())
     alone = [round_trip(off(schedule, error[i : i + 1]), schedule, x_0[i : i + 1], prediction=X0()) for i in range(4)]
-    for whole, *parts in zip(together, *alone, strict=True):
-        assert torch.equal(whole, torch.cat(parts))
+    for whole, *parts in zip(together, *alone, strict=True):  # DATA's matrix product rounds by the number of rows
+        torch.testing.assert_close(whole, torch.cat(parts), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("prediction", [Epsilon(), Velocity()])

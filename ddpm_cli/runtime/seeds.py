@@ -9,7 +9,7 @@ from torch import Tensor
 from ddpm_cli.runtime.philox import WORD, box_muller, philox
 
 # A part of what images in the making are known by: another once `ImageNoise` draws other bits.
-IMAGE_NOISE = "philox4x32-10, box-muller"
+IMAGE_NOISE = "philox4x32-10, box-muller, heron"
 
 
 def derive_seed(*key: int | str) -> int:
