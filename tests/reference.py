@@ -1,4 +1,4 @@
-"""Make docs/reference.md out of configs/: every option of every group, every key with its default and its comment."""
+"""Make docs/reference/options.md out of configs/: every option of every group, its keys, defaults and comments."""
 
 import re
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from pathlib import Path
 from ddpm_cli.config.comments import Commented, Option, read_comments
 from ddpm_cli.config.shipped import configs_directory, groups
 
-DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "reference.md"
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "reference" / "options.md"
 BEGINNING = """# Reference
 
 Every option of `ddpm-train`, `ddpm-sample`, `ddpm-eval`, `ddpm-import` and `ddpm-export` as the YAML files in
-[configs/](../configs) have it, out of which `scripts/reference` makes this page. Options of a group are chosen with
+`configs/` have it, out of which `scripts/reference` makes this page. Options of a group are chosen with
 `GROUP=OPTION`, values are set with `KEY=VALUE`.
 """
 COMMANDS = ("train", "sample", "eval", "import", "export")

@@ -1,4 +1,4 @@
-"""The README's code runs, and its commands compose, as those of docs/evaluation.md and docs/loggers.md do."""
+"""The README's code runs, and the commands of README and docs/ compose."""
 
 import re
 import shlex
@@ -11,7 +11,7 @@ from ddpm_cli.config.shipped import configs_directory
 
 ROOT = Path(__file__).resolve().parent.parent
 README, *OTHERS = (
-    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/evaluation.md", "docs/loggers.md")
+    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/explanation/evaluation.md", "docs/loggers.md")
 )
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMAND = re.compile(r"^    (ddpm-(?:train|sample|eval|import|export)(?: [^#\n]+?)?)(?:\s+#.*)?$", re.MULTILINE)

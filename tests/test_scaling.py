@@ -1,4 +1,4 @@
-"""The arithmetic of docs/scaling.md."""
+"""The arithmetic of docs/explanation/scaling.md."""
 
 import re
 from dataclasses import replace

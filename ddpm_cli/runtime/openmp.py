@@ -9,7 +9,8 @@ import os
 from ddpm_cli.runtime.cgroup import cpus, processors
 
 # How often a thread looks before it sleeps; GNU's OpenMP takes 300,000 by itself. Fewer cost a run that is alone more
-# than a twentieth of its speed, more cost one in company its share: docs/performance.md, "Beside other processes".
+# than a twentieth of its speed, more cost one in company its share: "Beside other processes" in
+# docs/explanation/performance.md.
 SPIN_COUNT = 10_000
 _OF_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 

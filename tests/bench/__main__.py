@@ -1,4 +1,4 @@
-"""Time ours and the peers in turn, print tables and keep them in docs/performance.md, where a run was a whole one."""
+"""Time ours and the peers in turn, print tables and keep them in explanation/performance.md, where a run was a whole one."""
 
 import argparse
 import json
@@ -48,7 +48,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="begin no further row after so many")
     parser.add_argument("--out", metavar="FILE", help="write everything that was measured there, as JSON")
     parser.add_argument(
-        "--from", metavar="FILE", dest="from_file", help="only put such a FILE into docs/performance.md"
+        "--from", metavar="FILE", dest="from_file", help="only put such a FILE into docs/explanation/performance.md"
     )
     parser.add_argument("--print", action="store_true", dest="only_print", help="leave docs/ as it is")
     return parser.parse_args()

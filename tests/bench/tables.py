@@ -1,11 +1,11 @@
-"""Figures as tables, and those in their places in docs/performance.md."""
+"""Figures as tables, and those in their places in docs/explanation/performance.md."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import tables_in_docs
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "performance.md"
 EVALUATION = "--only evaluation --only frechet"
 HEADER = ["| what | who | median (lowest to highest) | ours / this one | beside |", "| --- | --- | --- | --- | --- |"]
 
@@ -108,7 +108,7 @@ def with_entries(figures: dict) -> list[str]:
 
 
 def keep(figures: dict, groups: Collection[str]) -> None:
-    """Put the tables of these groups in their places, between two comments of docs/performance.md."""
+    """Put the tables of these groups in their places, between two comments of docs/explanation/performance.md."""
     device = figures["device"]
     tables = {}
     if "configs" in groups:

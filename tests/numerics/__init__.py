@@ -1,1 +1,1 @@
-"""`scripts/numerics`: the tables of docs/numerics.md. Each module makes one or two of them."""
+"""`scripts/numerics`: the tables of docs/explanation/numerics.md. Each module makes one or two of them."""

@@ -1,4 +1,4 @@
-"""Make the tables of docs/numerics.md, print them, and put them in their places there."""
+"""Make the tables of docs/explanation/numerics.md, print them, and put them in their places there."""
 
 import argparse
 import importlib
@@ -17,7 +17,7 @@ TABLES = {
     "few_calls": "numerics.few_calls.table",
     "small_snr": "numerics.small_snr.table",
 }
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "numerics.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "numerics.md"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Make the tables of docs/quality.md, print them, and put them in their places there.
+"""Make the tables of docs/explanation/quality.md, print them, and put them in their places there.
 
 Each takes about an hour of two cores. What has been trained and evaluated stays in --directory: the same command goes
 on there.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tables_in_docs
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "explanation"
 DOCUMENT = DOCS / "quality.md"
 
 

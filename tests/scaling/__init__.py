@@ -1,1 +1,1 @@
-"""What training on many GPUs should cost, by arithmetic from stated assumptions: the tables of docs/scaling.md."""
+"""What many GPUs should cost, by arithmetic from stated assumptions: the tables of docs/explanation/scaling.md."""

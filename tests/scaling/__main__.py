@@ -1,4 +1,4 @@
-"""Make the tables of docs/scaling.md, print them, and put them in their places there."""
+"""Make the tables of docs/explanation/scaling.md, print them, and put them in their places there."""
 
 import argparse
 from pathlib import Path
@@ -17,7 +17,7 @@ TABLES = {
     "data": tables.data,
     "extras": tables.extras,
 }
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "scaling.md"
 
 
 def main() -> None:

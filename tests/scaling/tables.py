@@ -9,7 +9,7 @@ from scaling.networks import Network, networks
 GIVEN = Assumptions()
 GPUS = (8, 64, 512)
 BATCHES = (128, 1024, 8192)
-# Decoding an image in one thread. The first three of 64 x 64 pixels, measured on one AVX2 core; see docs/scaling.md.
+# Decoding an image in one thread. The first three of 64 x 64 pixels, measured on one AVX2 core: explanation/scaling.md.
 DECODE = {"PNG, PIL": 219e-6, "JPEG, PIL": 129e-6, "JPEG, torchvision.io": 47e-6}
 JPEG_BYTES = 23_000  # as in tests/shards_speed.py, of about 256 x 256
 

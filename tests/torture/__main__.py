@@ -1,4 +1,4 @@
-"""`scripts/torture`: make every trial, print the table, and keep it in docs/reliability.md."""
+"""`scripts/torture`: make every trial, print the table, and keep it in docs/explanation/reliability.md."""
 
 import argparse
 import importlib
@@ -35,7 +35,7 @@ ROWS = {
 }
 ALONE = ("cost_of_saving",)  # measures time: nothing else may run
 QUICK = 0.05  # of the trials
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "reliability.md"
 HEAD = ("| fault | figure | row | seconds |", "| --- | --- | --- | --- |")
 BEGIN, END = "<!-- scripts/torture writes from here -->", "<!-- to here -->"
 
