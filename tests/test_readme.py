@@ -11,7 +11,8 @@ from ddpm_cli.config.shipped import configs_directory
 
 ROOT = Path(__file__).resolve().parent.parent
 README, *OTHERS = (
-    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/explanation/evaluation.md", "docs/loggers.md")
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/explanation/evaluation.md", "docs/loggers.md")
 )
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMAND = re.compile(r"^    (ddpm-(?:train|sample|eval|import|export)(?: [^#\n]+?)?)(?:\s+#.*)?$", re.MULTILINE)

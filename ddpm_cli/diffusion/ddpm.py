@@ -296,8 +296,10 @@ class DDPM(nn.Module):
             show_progress: draw a progress bar on stderr.
             sampler: see `ddpm_cli.diffusion.samplers`; ancestral sampling over all T steps by default.
             generator: source of the noise, on that device; torch's global one by default.
-            labels, guidance, threshold: see `denoiser`. A network that needs labels and is given none draws them at
-                random, all with the same probability.
+            labels: `[B]` int64, see `denoiser`. A network that needs labels and is given none draws them at random, all
+                with the same probability.
+            guidance: see `denoiser`.
+            threshold: see `denoiser`.
 
         Returns:
             `[B, C, H, W]` float32 in [-1, 1].
