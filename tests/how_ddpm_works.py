@@ -55,7 +55,7 @@ def _schedules() -> None:
         axes.plot(schedule.sqrt_alphas_cumprod, color=colour, label=f"{name}: alpha, of the image")
         axes.plot(schedule.sqrt_one_minus_alphas_cumprod, color=colour, linestyle=":", label=f"{name}: sigma, of noise")
     axes.set(xlabel="t", ylabel="factor in x_t = alpha x_0 + sigma eps", ylim=(0, 1.02), xlim=(0, 999))
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, "schedule")
 
 
@@ -88,7 +88,7 @@ def _losses(ddpm: DDPM, x_0: Tensor, noise: Tensor) -> None:
     figure, axes = _plot()
     axes.plot(times, of_x_0, color=BLUE, label="x_0")
     axes.plot(times, of_eps, color=RED, label="eps")
-    axes.set(xlabel="t", ylabel="mean squared error", yscale="log", xlim=(0, 999))
+    axes.set(xlabel="t", ylabel="mean squared error", yscale="log", xlim=(0, 999), ylim=(3e-4, 10))
     axes.legend(frameon=False, title="error of the guessed")
     _save(figure, "loss")
 

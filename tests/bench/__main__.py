@@ -1,4 +1,4 @@
-"""Time ours and the peers in turn, print tables and keep them in explanation/performance.md, where a run was a whole one."""
+"""Time ours and the peers in turn, print tables and keep those of a whole run in docs/explanation/performance.md."""
 
 import argparse
 import json
