@@ -23,6 +23,15 @@ def place(finished, tmp_path_factory) -> Path:
     return place
 
 
+@pytest.fixture(scope="module")
+def chosen_once(place: Path, tmp_path_factory) -> Path:
+    """A copy in which they have been chosen for one setting."""
+    home = tmp_path_factory.mktemp("chosen")
+    shutil.copytree(place / "run", home / "run")
+    drawn(home, "out=first")
+    return home
+
+
 @pytest.fixture
 def here(place: Path, tmp_path: Path, monkeypatch) -> Path:
     """A copy of it, which is the working directory."""
@@ -82,15 +91,17 @@ def test_the_second_command_finds_what_the_first_has_chosen_and_draws_with_it(he
         "guidance=autoguidance guidance.guide=run/checkpoints/step_00000002",
     ],
 )
-def test_another_setting_is_another_choice(change: str, here: Path):
-    drawn(here, "out=first")
+def test_another_setting_is_another_choice(change: str, chosen_once: Path, tmp_path: Path, monkeypatch):
+    here = shutil.copytree(chosen_once, tmp_path / "here")
+    monkeypatch.chdir(here)
     said, files = drawn(here, *change.split(), "out=other")
     assert "which end" in said
     assert len(files) == 2
 
 
-def test_damage_is_told_and_made_good(here: Path, sample_here):
-    drawn(here, "out=first")
+def test_damage_is_told_and_made_good(chosen_once: Path, tmp_path: Path, sample_here, monkeypatch):
+    here = shutil.copytree(chosen_once, tmp_path / "here")
+    monkeypatch.chdir(here)
     (file,) = kept(here)
     whole = file.read_bytes()
     other = {"setting": json.loads(whole)["setting"] | {"first": 3}, "times": [19, 3, 2, 1]}
@@ -103,7 +114,7 @@ def test_damage_is_told_and_made_good(here: Path, sample_here):
             json.dumps(other).encode(),
             *(
                 json.dumps({"setting": setting, "times": times}).encode()
-                for times in ([19, 3, 4, 1], [19, 12, 6], [18, 9, 4, 1], [19, 9, 4, -1], [19, 9, 4, True], "19", None)
+                for times in ([19, 3, 4, 1], [19, 12, 6], [19, 9, 4, True])
             ),
         ]
     ):
