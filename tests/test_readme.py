@@ -1,4 +1,4 @@
-"""The README's code runs, and the commands of README and docs/ compose."""
+"""The README's code runs, and the commands of README, tutorials and explanations compose."""
 
 import re
 import shlex
@@ -10,31 +10,25 @@ import pytest
 from ddpm_cli.config.shipped import configs_directory
 
 ROOT = Path(__file__).resolve().parent.parent
-README, *OTHERS = (
-    (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "docs/explanation/evaluation.md", "docs/loggers.md")
-)
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("[et]*/*.md")))]
 COMMAND = re.compile(r"^    (ddpm-(?:train|sample|eval|import|export)(?: [^#\n]+?)?)(?:\s+#.*)?$", re.MULTILINE)
-COMMANDS = sorted({command for text in (README, *OTHERS) for command in COMMAND.findall(text)})
+COMMANDS = sorted({command for page in PAGES for command in COMMAND.findall(page.replace("\\\n", ""))})
 
 
-def test_the_notebook_example_runs_as_it_stands_but_shorter():
-    code = BLOCKS[0].replace("range(1000)", "range(2)").replace("timesteps=1000", "timesteps=3")
-    assert code.count("range(2)") == code.count("timesteps=3") == 1
+def test_the_python_example_runs_and_ends_in_a_picture(trained, monkeypatch):
+    run, _ = trained
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code.count('"outputs/first"') == code.count("steps=25") == 1
+    monkeypatch.chdir(run.parent)
     names: dict = {}
-    exec(code, names)
-    assert names["images"].shape == (16, 1, 16, 16)
+    exec(code.replace('"outputs/first"', repr(str(run))).replace("steps=25", "steps=2"), names)
+    assert names["images"].shape == (64, 1, 16, 16)
     assert names["images"].abs().max() <= 1
+    assert (run.parent / "digits.png").stat().st_size > 1000
 
 
-def test_the_other_examples_are_python():
-    assert len(BLOCKS) == 3
-    for block in BLOCKS:
-        compile(block, "README.md", "exec")
-
-
-@pytest.mark.parametrize("command", [command for command in COMMANDS if "--config-dir" not in command])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_commands_compose(command: str):
     program, *overrides = shlex.split(command)
     overrides = [override for override in overrides if not override.startswith("-")]
@@ -44,4 +38,8 @@ def test_commands_compose(command: str):
 
 
 def test_there_are_commands():
-    assert len(COMMANDS) >= 10
+    assert len(COMMANDS) >= 20
+
+
+def test_it_fits_on_two_screens():
+    assert len(README.splitlines()) <= 80
