@@ -1,11 +1,16 @@
 """Make docs/reference/options.md out of configs/: every option of every group, its keys, defaults and comments."""
 
+import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import yaml
+
 from ddpm_cli.config.comments import Commented, Option, read_comments
+from ddpm_cli.config.common_options import common_options
 from ddpm_cli.config.shipped import configs_directory, groups
+from ddpm_cli.config.signatures import signature
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "reference" / "options.md"
 BEGINNING = """# Reference
@@ -17,6 +22,8 @@ Every option of `ddpm-train`, `ddpm-sample`, `ddpm-eval`, `ddpm-import` and `ddp
 COMMANDS = ("train", "sample", "eval", "import", "export")
 # What a file has where the number of channels follows the background; at the background of the file.
 _CHANNELS = "${channels:${.background}}"
+# How types are called; those that a YAML file has another name for.
+_TYPES = {"int": "whole number", "float": "number", "bool": "`true`, `false`", "str": "text", "None": "`null`"}
 # What a U-Net's file has where its levels follow the image size; the list is what they are at the size of the file.
 _FOLLOWS_THE_SIZE = re.compile(r"\$\{\w+:\$\{\.image_size\},\d+,(\[.*\])\}")
 
@@ -48,10 +55,13 @@ def _chosen(command: Commented) -> Iterator[str]:
 
 
 def _values(command: Commented, name: str) -> Iterator[str]:
-    yield from ("| key | default | meaning |", "| --- | --- | --- |")
+    yield from ("| key | default | values | meaning |", "| --- | --- | --- | --- |")
+    types = _types(f"ddpm_cli.config.{name}_options.{name.capitalize()}Options")
     for option in command.options:
         if option.key not in groups(name):
-            yield f"| `{option.key}` | {_default(option)} | {option.meaning} |"
+            group, _, key = option.key.rpartition(".")
+            of_key = types.get(key, "") if not group else _types_of_part(name, group).get(key, "")
+            yield f"| `{option.key}` | {_default(option)} | {of_key} | {option.meaning} |"
 
 
 def _group(name: str, meaning: str) -> Iterator[str]:
@@ -64,9 +74,9 @@ def _group(name: str, meaning: str) -> Iterator[str]:
         also = f" Chooses {', '.join(chooses)}." if chooses else ""
         also += f" Sets {', '.join(sets)}." if sets else ""
         yield f"| `{option}` | {found.meaning}{also} |"
-    rows = list(_rows(name, comments))
+    rows = list(_rows(name, comments, _types_of_group(files.values())))
     if rows:
-        yield from ("", "| key | of | default | meaning |", "| --- | --- | --- | --- |", *rows)
+        yield from ("", "| key | of | default | values | meaning |", "| --- | --- | --- | --- | --- |", *rows)
 
 
 def _named(file: Path, group: str) -> Commented:
@@ -80,7 +90,7 @@ def _named(file: Path, group: str) -> Commented:
     return Commented(found.meaning, found.defaults, options)
 
 
-def _rows(group: str, comments: dict[str, Commented]) -> Iterator[str]:
+def _rows(group: str, comments: dict[str, Commented], types: dict[str, str]) -> Iterator[str]:
     """A row for each key, value and meaning, with the options that agree on it."""
     rows: dict[Option, list[str]] = {}
     for name, file in comments.items():
@@ -90,7 +100,65 @@ def _rows(group: str, comments: dict[str, Commented]) -> Iterator[str]:
     order = list(dict.fromkeys(option.key for option in rows))
     for option in sorted(rows, key=lambda option: order.index(option.key)):
         of = "" if len(rows[option]) == len(comments) else ", ".join(rows[option])
-        yield f"| `{option.key}` | {of} | {_default(option)} | {option.meaning} |"
+        values = types.get(option.key.rpartition(".")[2], "")
+        yield f"| `{option.key}` | {of} | {_default(option)} | {values} | {option.meaning} |"
+
+
+def _types_of_group(files: Iterable[Path]) -> dict[str, str]:
+    """What the keys of a group take, by the signatures of what its options build."""
+    types: dict[str, str] = {}
+    for file in files:
+        found = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        for node in (found, *found.values()):
+            if isinstance(node, dict) and "_target_" in node:
+                types |= _types(node["_target_"])
+    return types
+
+
+def _types_of_part(command: str, part: str) -> dict[str, str]:
+    """What keys such as `init.path` take, that are of no group."""
+    if part == "init":
+        return _types("ddpm_cli.config.init_options.InitOptions")
+    if command == "eval":
+        return _types("ddpm_cli.config.eval_options.DataPlace")
+    return {key: _type(parameter.annotation) for key, parameter in common_options(part).items()}
+
+
+def _types(target: str) -> dict[str, str]:
+    return {parameter.name: _type(parameter.annotation) for parameter in signature(target) or []}
+
+
+def _type(annotation: ast.expr | None) -> str:
+    """What a YAML file may hold there, in words."""
+    match annotation:
+        case None:
+            return ""
+        case ast.Constant(value=None):
+            return _TYPES["None"]
+        case ast.Name(id=name):
+            return _TYPES.get(name, "a group" if name == "dict" else name)
+        case ast.BinOp(left=left, right=right):
+            return ", ".join(dict.fromkeys(filter(None, (_type(left), _type(right)))))
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Tuple(elts=values)):
+            return ", ".join(f"`{value.value}`" for value in values if isinstance(value, ast.Constant))
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Constant(value=value)):
+            return f"`{value}`"
+        case ast.Subscript(value=ast.Name(id="tuple"), slice=ast.Tuple(elts=[item, ast.Constant(value=value)])) if (
+            value is Ellipsis
+        ):
+            return _list_of(item)
+        case ast.Subscript(value=ast.Name(id="tuple"), slice=ast.Tuple(elts=items)):
+            return f"[{', '.join(_type(item) for item in items)}]"
+        case ast.Subscript(value=ast.Name(id=name), slice=item) if name in ("list", "Sequence"):
+            return _list_of(item)
+        case ast.Subscript(value=ast.Name(id="dict")):
+            return "a group"
+    return f"`{ast.unparse(annotation)}`"
+
+
+def _list_of(item: ast.expr) -> str:
+    of = _type(item)
+    return f"list of {of}s" if of in _TYPES.values() else f"list of: {of}"
 
 
 def _default(option: Option) -> str:

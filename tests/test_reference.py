@@ -77,5 +77,23 @@ def test_the_page_is_the_one_that_the_files_make():
     assert DOCUMENT.read_text(encoding="utf-8") == page(), "scripts/reference makes it again"
 
 
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("trainer.steps", "whole number"),
+        ("trainer.compile", "`true`, `false`, `auto`, `graphs`"),
+        ("trainer.grad_clip", "number, `null`"),
+        ("guidance.interval", "[whole number, whole number], `null`"),
+        ("ema.decays", "list of numbers"),
+        ("data.holdout", "whole number"),
+        ("init.strict", "`true`, `false`"),
+        ("save", "`grid`, `images`, `npz`"),
+    ],
+)
+def test_the_page_says_what_a_key_takes(key: str, values: str):
+    (row,) = {line.split(" | ")[-2] for line in page().splitlines() if line.startswith(f"| `{key}` |")}
+    assert row == values
+
+
 def test_every_option_says_what_it_is():
     assert [str(file) for file in FILES if not read_comments(file).meaning] == []
