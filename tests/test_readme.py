@@ -1,4 +1,4 @@
-"""The README's code runs, and its commands compose, as those of docs/evaluation.md and docs/loggers.md do."""
+"""The README's code runs, and its commands compose, as those of docs/evaluation.md do."""
 
 import re
 import shlex
@@ -10,9 +10,7 @@ import pytest
 from ddpm_cli.config.shipped import configs_directory
 
 ROOT = Path(__file__).resolve().parent.parent
-README, *OTHERS = (
-    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/evaluation.md", "docs/loggers.md")
-)
+README, *OTHERS = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/evaluation.md"))
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMAND = re.compile(r"^    (ddpm-(?:train|sample|eval|import|export)(?: [^#\n]+?)?)(?:\s+#.*)?$", re.MULTILINE)
 COMMANDS = sorted({command for text in (README, *OTHERS) for command in COMMAND.findall(text)})
