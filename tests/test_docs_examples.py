@@ -100,7 +100,7 @@ def test_commands_compose(page: str, program: str, arguments: list[str], own: Pa
     if program == "compare":
         compare_parser().parse_args(arguments)
         return
-    (own / page).mkdir(exist_ok=True)
+    (own / page / "RUN_DIR" / ".hydra").mkdir(parents=True, exist_ok=True)
     monkeypatch.chdir(own / page)
     monkeypatch.syspath_prepend(own / page)
     if arguments in (["--help"], ["--version"]):
