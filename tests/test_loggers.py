@@ -219,9 +219,9 @@ def test_bad_loggers_of_ones_own_are_one_message(place: Path):
 
 
 def test_the_page_on_loggers_holds_a_logger_that_works(tmp_path: Path):
-    text = (Path(__file__).parents[1] / "docs" / "loggers.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "docs" / "how-to" / "loggers.md").read_text(encoding="utf-8")
     (module,), (option,) = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("python", "yaml"))
-    (tmp_path / "mine.py").write_text(module)
+    (tmp_path / "losses.py").write_text(module)
     (tmp_path / "conf" / "logger").mkdir(parents=True)
     (tmp_path / "conf" / "logger" / "printed.yaml").write_text(option.partition("\n")[2])
     done = train(*RUN, "--config-dir", "conf", "logger=printed", cwd=tmp_path, **path_to(tmp_path))

@@ -5,8 +5,6 @@ Most of them compute what one of ours does, under another name: so must what com
 
 import json
 import os
-import re
-import shlex
 import subprocess
 from pathlib import Path
 
@@ -83,7 +81,6 @@ CONFIGS = {
     "data/stripes": "_target_: own_parts.stripes\nimage_size: 16\nchannels: 1\n",
 }
 OWN = ["--config-dir", "conf"]
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -158,22 +155,3 @@ def test_a_data_set_of_ones_own_is_trained_on(place: Path):
 def test_what_is_wrong_with_them_is_said_as_of_ours(wrong: str, says: str, place: Path):
     """Found in their source, also in what they inherit from another module, without importing any of it."""
     assert_one_message(command("train", *OWN, *wrong.split(), place=place), "train", says)
-
-
-# The README's section ------------------------------------------------------------------------------------------------
-
-SECTION = README.partition("\n## Add your own\n")[2].partition("\n## ")[0]
-FILES = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", SECTION, re.DOTALL)
-COMMANDS = re.findall(r"^    ddpm-(train|sample) ([^#\n]+?)(?:\s+#.*)?$", SECTION, re.MULTILINE)
-
-
-def test_what_the_readme_adds_trains_and_samples(tmp_path: Path):
-    assert {Path(name).suffix for name, _ in FILES} == {".py", ".yaml"}
-    assert [program for program, _ in COMMANDS] == ["train", "sample"]
-    for name, content in FILES:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
-    (_, train), (_, sample) = COMMANDS
-    directory = trained("x", *shlex.split(train), place=tmp_path)
-    images = sampled("images", *shlex.split(sample.replace("RUN_DIR", str(directory))), place=tmp_path)
-    assert images.shape == (3, 16, 16, 1)
