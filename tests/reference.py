@@ -13,7 +13,7 @@ from ddpm_cli.config.shipped import configs_directory, groups
 from ddpm_cli.config.signatures import signature
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "reference" / "options.md"
-BEGINNING = """# Reference
+BEGINNING = """# Every option
 
 Every option of `ddpm-train`, `ddpm-sample`, `ddpm-eval`, `ddpm-import` and `ddpm-export` as the YAML files in
 `configs/` have it, out of which `scripts/reference` makes this page. Options of a group are chosen with
@@ -48,7 +48,7 @@ def page() -> str:
 
 
 def _chosen(command: Commented) -> Iterator[str]:
-    yield from ("| group | when nothing is said | what it decides |", "| --- | --- | --- |")
+    yield from ("| group | default | what it decides |", "| --- | --- | --- |")
     for group in command.defaults:
         if not group.key.startswith("override"):
             yield f"| [`{group.key}`](#{group.key}) | `{group.value}` | {group.meaning} |"
