@@ -12,6 +12,7 @@ from typing import NoReturn
 from hydra._internal.utils import get_args_parser
 
 from ddpm_cli import __version__
+from ddpm_cli.cli import lazy_help
 from ddpm_cli.cli.path_values import RUN_DIR, readable
 from ddpm_cli.config.errors import ConfigError, shown
 from ddpm_cli.config.shipped import SUFFIXES, configs_directory
@@ -172,7 +173,8 @@ def _check_flags(arguments: list[str]) -> argparse.Namespace:
     def error(message: str) -> NoReturn:
         raise ConfigError(f"{message}; options are KEY=VALUE, without dashes; --hydra-help shows the flags")
 
-    parser = get_args_parser()
+    with lazy_help.unchecked():
+        parser = get_args_parser()
     parser.allow_abbrev = False
     parser.error = error
     if "--version" in arguments:

@@ -15,6 +15,7 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from ddpm_cli.cli import lazy_help
 from ddpm_cli.cli.arguments import read_arguments
 from ddpm_cli.cli.error_messages import explain
 from ddpm_cli.cli.hydra_launchers import stop_workers
@@ -81,7 +82,8 @@ def _launch(job: Job, config_name: str, report: SweepReport) -> None:
         with stop.unmistaken(), report.told_by_hydra(), job.run_directory.told_by_hydra():
             sys.argv[1:] = completed(read_arguments(sys.argv[1:]), config_name).as_hydra_takes_them()
             check_what_hydra_loads()
-            hydra.main(version_base="1.3", config_path=str(configs_directory()), config_name=config_name)(job)()
+            with lazy_help.unchecked():
+                hydra.main(version_base="1.3", config_path=str(configs_directory()), config_name=config_name)(job)()
             if report.begun:
                 report.print(sheet=not stop.requested)
             if job.failure is not None:
