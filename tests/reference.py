@@ -10,9 +10,9 @@ from ddpm_cli.config.shipped import configs_directory, groups
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "reference.md"
 BEGINNING = """# Reference
 
-Every option of `ddpm-train`, `ddpm-sample`, `ddpm-eval`, `ddpm-import` and `ddpm-export` as the YAML files in
-[configs/](../configs) have it, out of which `scripts/reference` makes this page. Options of a group are chosen with
-`GROUP=OPTION`, values are set with `KEY=VALUE`.
+Every option of `ddpm-train`, `ddpm-sample`, `ddpm-eval`, `ddpm-import` and `ddpm-export`. `scripts/reference` generates
+this page from the YAML files in [configs/](../configs). `GROUP=OPTION` chooses an option of a group, `KEY=VALUE` sets a
+value.
 """
 COMMANDS = ("train", "sample", "eval", "import", "export")
 # What a file has where the number of channels follows the background; at the background of the file.
@@ -41,7 +41,7 @@ def page() -> str:
 
 
 def _chosen(command: Commented) -> Iterator[str]:
-    yield from ("| group | when nothing is said | what it decides |", "| --- | --- | --- |")
+    yield from ("| group | default | what it decides |", "| --- | --- | --- |")
     for group in command.defaults:
         if not group.key.startswith("override"):
             yield f"| [`{group.key}`](#{group.key}) | `{group.value}` | {group.meaning} |"
