@@ -100,9 +100,8 @@ def test_every_size_has_levels_or_names_two_that_have(coarsest: int, mults: list
 
 def test_the_message_names_the_key_and_the_sizes(tmp_path):
     done = train("experiment=folder_64", "data.path=.", "data.image_size=[1080,1920]", cwd=tmp_path)
-    assert_one_message(
-        done, "train", r"data.image_size: \[1080,1920\] can .*; \[1056,1920\] or \[1088,1920\] would do, or "
-    )
+    says = r"data.image_size: \[1080,1920\] can .*; use \[1056,1920\] or \[1088,1920\], or set "
+    assert_one_message(done, "train", says)
 
 
 def test_the_log_says_which_levels_there_are():

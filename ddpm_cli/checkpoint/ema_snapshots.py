@@ -180,7 +180,7 @@ def _compare(file: Path, tensors: safetensors.safe_open, expected: Shapes) -> No
 def _described(file: Path, header: dict[str, str]) -> tuple[Metadata, int]:
     """The description and the updates that a header says."""
     if not {HEADER_KEY, _UPDATES_KEY} <= header.keys():
-        raise CheckpointError(f"{file} is no snapshot of ddpm-cli: its header has no description")
+        raise CheckpointError(f"{file} is not a snapshot of ddpm-cli: its header has no description")
     updates = header[_UPDATES_KEY]
     if not (updates.isdecimal() and updates.isascii() and len(updates) <= 16):
         raise CheckpointError(f"{file} is damaged: its header says {updates[:20]!r} updates")
@@ -190,7 +190,7 @@ def _described(file: Path, header: dict[str, str]) -> tuple[Metadata, int]:
 def _all_of(directory: Path) -> dict[int, Path]:
     """The files of a run's `averages/` by the step in their name; others are not looked at."""
     if directory.is_symlink():
-        raise CheckpointError(f"{directory} is a link; a run's averages lie in the run")
+        raise CheckpointError(f"{directory} is a link; the averages must be in the run's own directory")
     return by_step(directory, _SUFFIX)
 
 

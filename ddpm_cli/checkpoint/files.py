@@ -39,7 +39,7 @@ def fingerprint(file: Path) -> str:
     """SHA-256 of a file of a checkpoint, in hexadecimal.
 
     Raises:
-        CheckpointError: if it cannot be read, or is no plain file.
+        CheckpointError: if it cannot be read, or is not a plain file.
     """
     size_of(file)
     try:
@@ -110,5 +110,5 @@ def metadata_in(file: Path) -> Metadata:
     with opened(file, header_only=True) as tensors:
         header = tensors.metadata() or {}
     if HEADER_KEY not in header:
-        raise CheckpointError(f"{file} is no EMA file of ddpm-cli: its header has no description")
+        raise CheckpointError(f"{file} is not an EMA file of ddpm-cli: its header has no description")
     return parse(header[HEADER_KEY], file)

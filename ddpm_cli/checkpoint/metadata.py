@@ -119,4 +119,4 @@ def parse(text: str, path: Path) -> Metadata:
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         reason = shown(f"{type(error).__name__}: {error}")
-        raise CheckpointError(f"{path}: its description cannot be: {reason}") from error
+        raise CheckpointError(f"{path}: its description is invalid: {reason}") from error

@@ -204,11 +204,11 @@ def _check_length(length: float, found: Path, weights: str, sha256: str | None) 
     with naming("ema_length"):
         check_length(length)
     if weights != "ema":
-        raise ConfigError(f"ema_length: makes an average of its own, and cannot go with weights={weights}")
+        raise ConfigError(f"ema_length: reconstructs an average, and cannot be combined with weights={weights}")
     if sha256 is not None:
-        raise ConfigError("ema_length: cannot go with a SHA-256, which says nothing of the snapshots in averages/")
+        raise ConfigError("ema_length: cannot be combined with a SHA-256, which does not cover averages/")
     if not found.is_dir():
-        raise ConfigError(f"ema_length: {found} is one average alone; give the run directory, which has averages/")
+        raise ConfigError(f"ema_length: {found} is a single average; give the run directory, which has averages/")
 
 
 def _average(found: Verified, length: float, *, trust: frozenset[str]) -> Average:
@@ -221,7 +221,7 @@ def _average(found: Verified, length: float, *, trust: frozenset[str]) -> Averag
         raise CheckpointError(f"{found.path}: its configuration has an impossible ema.posthoc: it {error}") from error
     snapshots = checkpoint.snapshots_of(found, lengths, shapes_of_ema(found)) if lengths else []
     if not snapshots:
-        raise ConfigError(f"ema_length: {found.path} has no averages to make one of; a run with ema=posthoc keeps them")
+        raise ConfigError(f"ema_length: {found.path} has no averages to start from; a run with ema=posthoc keeps them")
     step = found.metadata.step
     if snapshots[-1].step != step:
         raise CheckpointError(f"{found.path}: the snapshot of step {step} is missing in its run's averages/")

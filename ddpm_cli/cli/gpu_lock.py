@@ -45,7 +45,7 @@ def pin() -> str | None:
     returns None.
 
     Raises:
-        OSError: if the locks cannot be kept in the system's directory for temporary files.
+        OSError: if the locks cannot be kept in the system's temporary directory.
     """
     gpus = visible_gpus()
     torch = sys.modules.get("torch")
@@ -56,7 +56,7 @@ def pin() -> str | None:
     locks = {gpu: _lock_file(uuids[int(gpu)] if gpu.isdecimal() and int(gpu) < len(uuids) else gpu) for gpu in gpus}
     gpu = _first_free(locks)
     if gpu is None:
-        print(f"waits for a GPU: {', '.join(gpus)} are taken by other jobs", file=sys.stderr)
+        print(f"waiting for a GPU: {', '.join(gpus)} are in use by other jobs", file=sys.stderr)
     while gpu is None:
         time.sleep(POLL_SECONDS)
         gpu = _first_free(locks)

@@ -95,7 +95,7 @@ def _launch(job: Job, config_name: str, report: SweepReport) -> None:
         if not show_traceback and report.lost(error):
             _end_unfinished(job, report)
         if not show_traceback and _no_memory(error):
-            _say(f"{job.program}: out of memory: the machine, or a limit on this process, has no more")
+            _say(f"{job.program}: out of memory: the machine has no more, or this process has reached its limit")
             sys.exit(FAILED)
         # Whatever Hydra raises before it has a configuration is about the command line or a YAML file.
         about_the_call = isinstance(error, ConfigError | HydraException | OmegaConfBaseException) or not job.called
@@ -117,7 +117,7 @@ def _launch(job: Job, config_name: str, report: SweepReport) -> None:
 
 
 def _end_unfinished(job: Job, report: SweepReport) -> None:
-    """End this process if the report on a sweep that has just been printed has runs that are not done; says so."""
+    """Say so and end this process if runs of the sweep, whose report has just been printed, are not done."""
     unfinished = report.unfinished(job.stop.signal)
     if unfinished is not None:
         _say(f"{job.program}: {unfinished}")
@@ -133,10 +133,10 @@ def _no_memory(error: BaseException) -> bool:
 
 
 def _say(message: str) -> None:
-    """One message, also where several processes come to it together.
+    """Print one message, also if several processes do so together.
 
-    Whatever names and values it repeats, they neither move the cursor nor begin a line (lists of ours are indented),
-    nor fill the screen.
+    Names and values in it can neither move the cursor nor start a line (our own lists are indented), nor fill the
+    screen.
     """
     if speaks():
         lines = _lines(message.strip())

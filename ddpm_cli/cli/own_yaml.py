@@ -56,7 +56,7 @@ def check_yaml(file: Path) -> None:
     try:
         found = os.stat(file)
         if not stat.S_ISREG(found.st_mode):
-            raise ConfigError(f"{file}: is no plain file")
+            raise ConfigError(f"{file}: is not a plain file")
         if found.st_size > MOST_BYTES:
             raise ConfigError(f"{file}: has {found.st_size:,} bytes, a configuration may have {MOST_BYTES:,}")
         text = file.read_bytes().decode()

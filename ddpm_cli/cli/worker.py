@@ -47,9 +47,9 @@ def _of_joblib(console_file: Path, stop: Stop) -> Iterator[None]:
 
 @contextmanager
 def _of_submitit(stop: Stop) -> Iterator[None]:
-    """Submitit's signal too stops a run once it is saved, and only then puts the job back into the queue.
+    """On submitit's signal too, save the run, stop it, and only then requeue the job.
 
-    Submitit's own answer ends the process where it is, saved or not.
+    Submitit's own handler ends the process at once, saved or not.
     """
     name = f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"
     number = getattr(signal, name)
@@ -65,9 +65,9 @@ def _of_submitit(stop: Stop) -> Iterator[None]:
 
 
 def _requeue(handler: Callable, number: int) -> str:
-    """Have submitit put the job back into the queue, which ends this process; returns why it has not been."""
+    """Have submitit requeue the job, which ends this process; returns why it was not requeued."""
     try:
         handler(number, None)
     except Exception as error:  # submitit's own
         return str(error)
-    return "Not put back into the queue"
+    return "The job was not requeued"

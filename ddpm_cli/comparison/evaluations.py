@@ -70,7 +70,7 @@ def read_evaluations(run: Path) -> tuple[list[Evaluation], list[str]]:
         except (OSError, ValueError) as error:
             left_out.append(printable(str(error)))
     if len(names) > MOST_FILES:
-        left_out.append(f"{printable(str(directory))}: more than {MOST_FILES} files; the others are left out")
+        left_out.append(f"{printable(str(directory))}: more than {MOST_FILES} files; the rest are left out")
     return found, left_out
 
 
@@ -78,7 +78,7 @@ def _figures(file: Path) -> list[Evaluation]:
     record = record_files.read_json(file)
     metrics = record.get("metrics")
     if record.get("format") != FORMAT or not isinstance(metrics, list):
-        raise ValueError(f"{file} is no evaluation of format {FORMAT}")
+        raise ValueError(f"{file} is not an evaluation of format {FORMAT}")
     model, samples, seconds = (_part(record, key) for key in ("model", "samples", "seconds"))
     shared = {
         "file": file,

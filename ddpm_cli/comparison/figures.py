@@ -115,7 +115,7 @@ def _decisive(config: Mapping[str, str], prefixes: Sequence[str]) -> dict[str, s
 
 def _unranked(figures: Figures) -> list[str]:
     if figures.better == UNKNOWN and len(figures.of) > 1:
-        return [f"{figures.title}: not ranked, as it is not known here whether more of it is better"]
+        return [f"{figures.title}: not ranked, as it is not known whether higher is better"]
     return []
 
 
@@ -159,9 +159,7 @@ def _evaluated(runs: Sequence[Run]) -> tuple[list[Figures], list[str]]:
             kinds_named = ", ".join(f"({number})" for number in range(1, len(of_name) + 1))
             notes.append(f"{name}: {kinds_named} cannot be compared with each other, as these differ: {differ}")
     if several:
-        notes.append(
-            "of a run that was evaluated in several ways the best figure counts; all are listed in compare.html"
-        )
+        notes.append("for a run evaluated in several ways, the best figure is shown; compare.html lists them all")
     return found, notes
 
 

@@ -33,7 +33,7 @@ def find_runs(directories: Sequence[Path]) -> Found:
         for place, inner, files in os.walk(home):
             looked_into += 1
             if looked_into > MOST_DIRECTORIES:
-                found.left_out.append(f"{home}: only the first {MOST_DIRECTORIES:,} directories were looked into")
+                found.left_out.append(f"{home}: only the first {MOST_DIRECTORIES:,} directories were searched")
                 break
             if is_run(inner, files):
                 real = os.path.realpath(place)
@@ -46,7 +46,7 @@ def find_runs(directories: Sequence[Path]) -> Found:
             inner[:] = [name for name in inner if not name.startswith(".")]
         found.directories += sorted(below, key=lambda path: natural(str(path)))
     if len(found.directories) > MOST_RUNS:
-        found.left_out.append(f"{len(found.directories):,} runs were found, and the first {MOST_RUNS} compared")
+        found.left_out.append(f"{len(found.directories):,} runs were found; only the first {MOST_RUNS} are compared")
         del found.directories[MOST_RUNS:]
     return found
 
@@ -74,7 +74,7 @@ def natural(name: str) -> list[tuple[int, int | str]]:
 
 def _check(directory: Path) -> None:
     if not directory.is_dir():
-        what = "is no directory" if os.path.lexists(directory) else "there is no such directory"
+        what = "is not a directory" if os.path.lexists(directory) else "no such directory"
         raise ValueError(f"{directory}: {what}")
     try:
         os.scandir(directory).close()

@@ -165,7 +165,7 @@ def _charts(comparison: Comparison, colours: dict[int, str]) -> tuple[list[str],
     ]
     left = len(charts) - MOST_CHARTS
     parts = [f'<ul class="legend">{"".join(legend)}</ul>', f'<div class="grid-of-charts">{"".join(drawn)}</div>']
-    return _section("Curves", parts), [f"{left} more charts are not drawn"] if left > 0 else []
+    return _section("Curves", parts), [f"{left} more charts are not shown"] if left > 0 else []
 
 
 def _strokes(chart: Chart) -> str:
@@ -204,7 +204,7 @@ def _evaluations(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     rows = [_evaluation(i, runs[i].name, evaluation) for i, evaluation in made[:MOST_EVALUATIONS]]
     left = len(made) - MOST_EVALUATIONS
     table = _scrolled("evaluations", "All evaluations", head, rows)
-    said = '<p class="quiet">Only figures of one name and one fingerprint can be compared.</p>'
+    said = '<p class="quiet">Only figures with the same name and fingerprint can be compared.</p>'
     left_out = [f"{left:,} more evaluations are in compare.csv or in the runs"] if left > 0 else []
     return _section("All evaluations", [table, said]), left_out
 
@@ -234,7 +234,7 @@ def _commands(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     for run in runs[:MOST_COMMANDS]:
         line = command_again(run)
         if line is None:
-            said = '<p class="quiet">Its records do not say how: it has no configuration, or not of our options.</p>'
+            said = '<p class="quiet">Unknown: its records have no configuration, or none of our options.</p>'
         else:
             said = f'<pre tabindex="0">{escape(printable(line))}</pre><button type="button">Copy</button>'
         parts.append(f"<details><summary>{escape(run.name)}</summary>{said}</details>")

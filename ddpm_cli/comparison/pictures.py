@@ -60,7 +60,7 @@ def previews(runs: Iterable[tuple[int, Run]]) -> tuple[list[Picture], list[str]]
 def _scaled(content: bytes) -> Image.Image:
     with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
         if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are too many")
+            raise ValueError(f"{image.width} x {image.height} pixels: too large")
         picture = image.convert("L" if image.mode in ("1", "L") else "RGB")
     scale = min(1.0, LONGEST_SIDE / max(picture.size))
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

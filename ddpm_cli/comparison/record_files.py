@@ -44,7 +44,7 @@ def _object(path: Path, parse: Any, content: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError, yaml.YAMLError):
         found = None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged, or not ours")
+        raise ValueError(f"{path} is damaged, or not written by ddpm-cli")
     return found
 
 
@@ -62,7 +62,7 @@ def lines_of_json(path: Path) -> Iterator[dict[str, Any] | None]:
     """The objects in a file of a JSON object per line; None for what is none. Of a huge file its two ends.
 
     Raises:
-        ValueError: naming it, if it is no plain file.
+        ValueError: naming it, if it is not a plain file.
         OSError: if it is not there, or cannot be read.
     """
     if path.is_symlink():

@@ -17,7 +17,7 @@ def read_series(file: Path) -> tuple[Series, str | None]:
     """The loss, the speed and what was evaluated while training; and what is to be said of lines that are left out.
 
     Raises:
-        ValueError: naming it, if it is no plain file.
+        ValueError: naming it, if it is not a plain file.
         OSError: if it is not there, or cannot be read.
     """
     found: dict[str, dict[int, float]] = {}
@@ -37,7 +37,7 @@ def read_series(file: Path) -> tuple[Series, str | None]:
                 found.setdefault(name, {})[step] = value
     series = {name: sorted(points.items()) for name, points in found.items()}
     more = " and what follows" if lost > MOST_DAMAGED else ""
-    damaged = f"{printable(str(file))}: {lost:,} damaged lines{more}, or what was too much, are left out"
+    damaged = f"{printable(str(file))}: {lost:,} damaged or excess lines{more} are left out"
     return series, damaged if lost else None
 
 

@@ -21,13 +21,13 @@ _FILES: dict[str, tuple[str, Callable[[Comparison], str]]] = {
 def check_place(directory: Path) -> None:
     """Raise ValueError, naming it, for something in the way of a comparison that is not one of ours."""
     if directory.exists() and not directory.is_dir():
-        raise ValueError(f"{directory} is no directory")
+        raise ValueError(f"{directory} is not a directory")
     for name, (begins, _) in _FILES.items():
         file = directory / name
         if not file.is_symlink() and not file.exists():
             continue
         if file.is_symlink() or not file.is_file() or not _begins(file, begins.encode()):
-            raise ValueError(f"{file} is not an earlier comparison of ours; it stays: move it, or give another --out")
+            raise ValueError(f"{file} was not written by ddpm-compare, and is kept: move it, or give another --out")
 
 
 def _begins(file: Path, begins: bytes) -> bool:

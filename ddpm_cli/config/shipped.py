@@ -1,4 +1,4 @@
-"""The YAML files that come with the package, and what they name: the exact list of what a checkpoint may ask for."""
+"""The YAML files that come with the package, and what they name: the exact list of what a checkpoint may build."""
 
 import functools
 from collections import defaultdict
@@ -40,7 +40,7 @@ def options(directory: Path) -> dict[str, list[str]]:
 def shipped_targets() -> dict[str, dict[str, bool]]:
     """For every group, each `_target_` in our own YAML files, with its `_partial_`.
 
-    This is the exact list of what a checkpoint may ask for.
+    This is the exact list of what a checkpoint may build.
     """
 
     def targets(key: str, value: object) -> Iterator[tuple[str, str, bool]]:

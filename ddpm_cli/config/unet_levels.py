@@ -85,8 +85,8 @@ def _refusal(sides: tuple[int, int], coarsest: int) -> str:
     coarse = " x ".join(str(side >> halvings) for side in sides)
     sizes = " or ".join(_text(size) for size in _next(sides, coarsest) if size is not None)
     return (
-        f"data.image_size: {_text(sides)} can be halved {halvings} times, to {coarse} pixels: too few levels; {sizes} "
-        "would do, or model.channel_mults and model.attention_resolutions of your own"
+        f"data.image_size: {_text(sides)} can be halved only {halvings} times, to {coarse} pixels: too few levels; use "
+        f"{sizes}, or set model.channel_mults and model.attention_resolutions"
     )
 
 

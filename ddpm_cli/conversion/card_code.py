@@ -61,7 +61,7 @@ def drawing_code(drawing: Drawing) -> Iterator[str]:
     if drawing.learns_variance:
         yield from (
             "",
-            "Its variance is learned: DDPMScheduler alone reads the channels that say it. `ddpm-export "
+            "Its variance is learned: only DDPMScheduler reads the channels of the variance. `ddpm-export "
             "variance=fixed_small` writes the model without them, for the other schedulers.",
         )
 
@@ -137,7 +137,7 @@ def _fewer_steps(drawing: Drawing) -> Iterator[str]:
     """What to change in the loop."""
     if drawing.worth_few:
         clipped = " and `use_clipped_model_output=True` in `step`" if drawing.bounded else ""
-        ddim = f"`DDIMScheduler` in the place of `DDPMScheduler`, `set_timesteps({drawing.few})`{clipped}"
+        ddim = f"`DDIMScheduler` instead of `DDPMScheduler`, `set_timesteps({drawing.few})`{clipped}"
         yield from ("", f"In {drawing.few} steps: {ddim}.")
     if drawing.timesteps > SOLVER_STEPS:
         more = f", {CLIPPED}" if drawing.clips else ""
@@ -151,7 +151,7 @@ def _what_to_draw(drawing: Drawing) -> Iterator[str]:
     none = f"  # {drawing.no_label}: without a label" if drawing.guided else ""
     yield f"labels = torch.tensor([{shown}]){none}"
     if drawing.guided:
-        yield "scale = 1.0  # guidance: more goes further towards the labels"
+        yield "scale = 1.0  # guidance: above 1 goes further towards the labels"
     yield "generator = torch.Generator().manual_seed(0)"
     yield f"scheduler.set_timesteps({drawing.timesteps})"
     size = f"{drawing.channels}, {drawing.height}, {drawing.width}"

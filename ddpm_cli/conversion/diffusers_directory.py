@@ -108,7 +108,7 @@ def _variance(pretrained: Pretrained, options: ExportOptions) -> Variance:
         return own
     chosen = instantiate(options.variance, "variance")
     if chosen.learned and not own.learned:
-        raise ConfigError("variance: the network was not trained to say it; choose fixed_small or fixed_large")
+        raise ConfigError("variance: the network does not predict a variance; choose fixed_small or fixed_large")
     return chosen
 
 
@@ -134,7 +134,7 @@ def _network(
     """Every option of the network that is written, and its tensors, in our terms."""
     node, tensors = pretrained.config["model"], dict(pretrained.ddpm.model.state_dict())
     if node["_target_"] != UNET:
-        raise ValueError(f"its network is {node['_target_']}; only our UNet is one of diffusers' too")
+        raise ValueError(f"its network is {node['_target_']}; only our UNet has an equivalent in diffusers")
     options = default_options() | {key: value for key, value in node.items() if key not in NODE_KEYS}
     if not labels:
         options |= {"num_classes": None}

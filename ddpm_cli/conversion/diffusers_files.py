@@ -39,7 +39,7 @@ def read(directory: Path, given: Given) -> Imported:
         ConversionError: if it holds another model, or one that ours cannot be; names the file and the key.
     """
     if given.preset is not None:
-        raise ConversionError("preset= has no effect: the files of diffusers say what their network is")
+        raise ConversionError("preset= has no effect: diffusers' files say what their network is")
     _check_pipeline(directory)
     nested = directory / UNET
     place = nested if (nested / diffusers_unet.CONFIG_FILE).is_file() else directory
@@ -74,7 +74,7 @@ def _check_pipeline(directory: Path) -> None:
     if further:
         pipeline = shown(str(index.get("_class_name")))
         raise ConversionError(
-            f"{file}: a {pipeline} has also {shown(', '.join(further))}; here a model is a network and a schedule alone"
+            f"{file}: a {pipeline} also has {shown(', '.join(further))}; here a model is only a network and a schedule"
         )
 
 
@@ -100,7 +100,7 @@ def _weights(place: Path) -> "dict[str, Tensor]":
             for part in _parts(index, suffix):
                 tensors = read_file(place / part)
                 if found.keys() & tensors.keys():
-                    raise ConversionError(f"{place / part} holds tensors that another part of {index} holds too")
+                    raise ConversionError(f"{place / part} holds tensors that another part of {index} also holds")
                 found |= tensors
             return found
     there = sorted(path.name for path in place.iterdir())[:8] if place.is_dir() else []
@@ -113,7 +113,7 @@ def _weights(place: Path) -> "dict[str, Tensor]":
 def _pickled(file: Path) -> "dict[str, Tensor]":
     found = state_dict(read_pickled(file))
     if found is None:
-        raise ConversionError(f"{file} is no state dict: expected tensors by name alone")
+        raise ConversionError(f"{file} is not a state dict: expected tensors by name, and nothing else")
     return found
 
 
@@ -122,7 +122,7 @@ def _parts(index: Path, suffix: str) -> list[str]:
     places = _read_json(index).get("weight_map")
     names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
     if not names or any(Path(name).name != name or not name.endswith(suffix) for name in names):
-        raise ConversionError(f"{index}: weight_map is not a file beside it for each tensor")
+        raise ConversionError(f"{index}: weight_map does not name a file beside it for each tensor")
     return names
 
 
@@ -132,7 +132,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConversionError(f"{file}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        reason = str(error) if str(error).startswith(str(file)) else f"{file}: no JSON: {error}"
+        reason = str(error) if str(error).startswith(str(file)) else f"{file}: not JSON: {error}"
         raise ConversionError(shown(reason)) from error
     if not isinstance(found, dict):
         raise ConversionError(f"{file}: expected a JSON object")

@@ -44,14 +44,14 @@ def start(config: dict, invocation: Invocation, stop: Stop) -> None:
 def _checked_out(options: ExportOptions, invocation: Invocation) -> Path:
     """The directory to make, which is not there; better known before the checkpoint is read."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("WORLD_SIZE: exporting is the work of one process; start it without torchrun")
+        raise ConfigError("WORLD_SIZE: exporting runs in one process; start it without torchrun")
     if invocation.run_directory is not None:
-        raise ConfigError("hydra.run.dir: has no effect here; out= says where to")
+        raise ConfigError("hydra.run.dir: has no effect here; out= names the directory")
     if not options.out:
-        raise ConfigError("out: names no directory")
+        raise ConfigError("out: must name a directory")
     out = Path(options.out)
     if os.path.lexists(out):
-        raise ConfigError(f"out: {out} is there already, and nothing is overwritten; choose another directory")
+        raise ConfigError(f"out: {out} exists already, and nothing is overwritten; choose another directory")
     return out
 
 

@@ -34,7 +34,7 @@ def read(tensors: "Mapping[str, Tensor]", where: str, given: Given) -> Imported:
         ConversionError: if the tensors are not those of such a network.
     """
     if given.preset is not None:
-        raise ConversionError(f"preset= has no effect: {where} is of Ho et al., whose tensors say their sizes")
+        raise ConversionError(f"preset= has no effect: {where} is a network of Ho et al., whose tensors give all sizes")
     options, remarks = _options(tensors, given.image_size)
     is_cifar10 = tuple(options["channel_mults"]) == CIFAR10
     shapes = network_shapes(options)
@@ -44,7 +44,7 @@ def read(tensors: "Mapping[str, Tensor]", where: str, given: Given) -> Imported:
         unet=options,
         tensors=to_ours(tensors, names, shapes),
         groups=_groups(is_cifar10),
-        remarks=(*remarks, "its diffusion is in no file: it is taken to be that of Ho et al. 2020, section 4"),
+        remarks=(*remarks, "no file says its diffusion: taken to be that of Ho et al. 2020, section 4"),
     )
 
 
@@ -70,7 +70,7 @@ def _options(tensors: "Mapping[str, Tensor]", image_size: int | list[int] | None
     remarks, size = [], image_size
     if size is None:
         if len(attended) != 1:
-            raise ConversionError("the size of its images is in no file; ddpm-import image_size=32 says it")
+            raise ConversionError("no file says the size of its images; set image_size=32 in ddpm-import")
         size = ATTENTION_SIZE * 2 ** attended[0]
         place = f"{ATTENTION_SIZE} x {ATTENTION_SIZE} pixels"
         remarks.append(f"image_size {size}: their self-attention always stands at {place}")

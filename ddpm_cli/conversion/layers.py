@@ -114,7 +114,7 @@ def network_shapes(options: Mapping[str, Any]) -> Shapes:
         with torch.device("meta"):
             model = instantiate(node, "model")
     except ConfigError as error:
-        raise ConversionError(f"its network is none of ours: {error}") from error
+        raise ConversionError(f"ours cannot be its network: {error}") from error
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -129,7 +129,7 @@ def to_ours(
         shapes: of ours. A 1 x 1 convolution may be a matrix there.
 
     Raises:
-        ConversionError: if one is missing, has another shape, is left over, or holds what is no finite number; names
+        ConversionError: if one is missing, has another shape, is left over, or holds values that are not finite; names
             each with its shape.
     """
     import torch
@@ -140,7 +140,7 @@ def to_ours(
         raise ConversionError(f"its weights have no {_listed(missing)}, which the network it describes has")
     if left:
         with_shapes = [f"{name} {list(tensors[name].shape)}" for name in left]
-        raise ConversionError(f"the network it describes has no place for {_listed(with_shapes)}")
+        raise ConversionError(f"the network it describes does not have {_listed(with_shapes)}")
     found = {}
     for ours, parts in names.items():
         shape = shapes[ours]
@@ -173,9 +173,9 @@ def _check(name: str, tensor: "Tensor", expected: tuple[int, ...]) -> None:
         raise ConversionError(f"{shown(name)} is {list(shape)}, the network it describes has {list(expected)} there")
     if not tensor.is_floating_point():
         kind = str(tensor.dtype).removeprefix("torch.")
-        raise ConversionError(f"{shown(name)} holds {kind}, which weights are not")
+        raise ConversionError(f"{shown(name)} holds {kind}, which cannot be weights")
     if not tensor.isfinite().all():
-        raise ConversionError(f"{shown(name)} {list(shape)} holds what is no finite number")
+        raise ConversionError(f"{shown(name)} {list(shape)} holds values that are not finite")
 
 
 def _listed(names: list[str]) -> str:

@@ -57,7 +57,7 @@ class Flags:
     def __post_init__(self) -> None:
         if (self.num_heads is None) == (self.num_head_channels is None):
             raise ValueError(
-                "of num_heads and num_head_channels one is a number and the other one null, "
+                "one of num_heads and num_head_channels must be a number and the other one null, "
                 f"got {self.num_heads} and {self.num_head_channels}"
             )
         for name in ("image_size", "num_heads", "num_head_channels", "diffusion_steps"):
@@ -87,8 +87,8 @@ def read(tensors: "Mapping[str, Tensor]", where: str, given: Given) -> Imported:
     if not isinstance(flags, Flags):
         there_are = ", ".join(options(configs_directory())["preset"])
         raise ConversionError(
-            f"{where} is of improved-diffusion or guided-diffusion, whose files do not say how they were trained: "
-            f"choose preset={there_are}; preset.KEY=... changes single flags of it"
+            f"{where} is from improved-diffusion or guided-diffusion, whose files do not say how they were trained: "
+            f"choose preset={there_are}; preset.KEY=... changes single flags"
         )
     tensors = {name: _matrix(name, tensor) for name, tensor in tensors.items()}
     size = flags.image_size if given.image_size is None else given.image_size
@@ -103,7 +103,7 @@ def read(tensors: "Mapping[str, Tensor]", where: str, given: Given) -> Imported:
         unet=unet,
         tensors=found,
         groups=_diffusion(flags, learned=unet["learn_variance"]),
-        remarks=(f"what is in no file is taken from preset=: {said}",),
+        remarks=(f"from preset=, as no file says it: {said}",),
     )
 
 
@@ -132,7 +132,7 @@ def _options(shapes: Shapes, flags: Flags, image_size: int | list[int]) -> dict[
     base = _shape(shapes, "time_embed.0.weight", 2)[1]
     if in_channels == _OF_UPSAMPLER:
         raise ConversionError(
-            "input_blocks.0.0.weight takes 6 channels: an upsampler, which is given a small picture beside x_t; "
+            "input_blocks.0.0.weight takes 6 channels: an upsampler, whose input is x_t and a small image; "
             "there is no such network here"
         )
     if first != base:
@@ -141,7 +141,7 @@ def _options(shapes: Shapes, flags: Flags, image_size: int | list[int]) -> dict[
             f"{first / base:g}, and here it begins with 1"
         )
     if not any(name.startswith("output_blocks.") for name in shapes):
-        raise ConversionError("there are no output_blocks: a classifier of noisy images, not a diffusion model")
+        raise ConversionError("it has no output_blocks: a classifier of noisy images, not a diffusion model")
     widths, blocks, attended, updown = _levels(shapes)
     out = _shape(shapes, "out.2.weight", 4)[0]
     labels = shapes.get("label_emb.weight")

@@ -85,7 +85,7 @@ def _weights(metadata: Metadata, options: ExportOptions) -> str:
     if options.ema_length is not None:
         return f"the post-hoc EMA of relative length {options.ema_length:g}"
     if options.weights == "model":
-        return "the weights that were optimized, without an average"
+        return "the optimized weights themselves, not averaged"
     decays = config["ema"].get("decays") if isinstance(config.get("ema"), dict) else None
     if options.weights == "ema":
         return f"the EMA of decay {decays[0]}" if isinstance(decays, list) and decays else "the EMA"

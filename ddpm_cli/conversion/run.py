@@ -58,11 +58,11 @@ def start(config: dict, invocation: Invocation, stop: Stop) -> Path:
 
 def _check_place(options: ImportOptions, invocation: Invocation) -> None:
     if invocation.run_directory is not None:
-        raise ConfigError("hydra.run.dir: out= says already where to; give one of them")
+        raise ConfigError("hydra.run.dir: out= names the directory already; leave out either")
     if not options.out:
-        raise ConfigError("out: names no directory")
+        raise ConfigError("out: must name a directory")
     if os.path.lexists(options.out):
-        raise ConfigError(f"out: {options.out} is there already, and nothing is overwritten; choose another directory")
+        raise ConfigError(f"out: {options.out} exists already, and nothing is overwritten; choose another directory")
 
 
 def _read(source: Path, options: ImportOptions) -> Imported:
@@ -121,11 +121,11 @@ def _config(imported: Imported, options: ImportOptions) -> dict[str, Any]:
     groups = imported.groups | _chosen(options)
     for group, there_are in (("schedule", "linear, cosine or another"), ("prediction", "eps, x0 or v")):
         if group not in groups:
-            raise ConfigError(f"{group}: no file of {options.source} says it; choose {group}={there_are}")
+            raise ConfigError(f"{group}: {options.source} does not say it; choose {group}={there_are}")
     variance = groups.setdefault("variance", {"_target_": f"{ours}variance.{_variance(learned)}"})
     if variance["_target_"].endswith(".LearnedRange") is not learned:
         answers = "a variance too" if learned else "no variance"
-        raise ConfigError(f"variance: the network answers with {answers}; {_fitting(learned)}")
+        raise ConfigError(f"variance: the network predicts {answers}; {_fitting(learned)}")
     return {
         IMPORTED: f"{options.source}, {imported.description}",
         "model": {"_target_": UNET} | {option.name: imported.unet[option.name] for option in signature(UNET) or ()},
@@ -159,7 +159,7 @@ def _announcement(imported: Imported, metadata: "Metadata", *, chosen: bool) -> 
     diffusion = [_text(group, config[group]) for group in OF_DIFFUSION if group in config]
     assumed = []
     if "variance" not in imported.groups and not chosen:
-        assumed.append(f"{_text('variance', config['variance'])} is taken, as no file says it")
+        assumed.append(f"{_text('variance', config['variance'])} is used, as no file says it")
     return [
         f"source   {config[IMPORTED]}",
         f"images   {size_text(metadata.image_shape)}",

@@ -85,12 +85,12 @@ def _bounds(threshold: Threshold) -> dict[str, Any]:
                 "dynamic_thresholding_ratio": quantile,
                 "sample_max_value": _NO_MAXIMUM,
             }
-    raise ConfigError(f"threshold: diffusers has none like {type(threshold).__name__}; it has static, dynamic, none")
+    raise ConfigError(f"threshold: diffusers has no {type(threshold).__name__}; it has static, dynamic, none")
 
 
 def _called(names: dict[type, str], option: object, group: str, there_are: str) -> str:
     if type(option) not in names:
-        raise ConfigError(f"{group}: diffusers has none like {type(option).__name__}; it has {there_are}")
+        raise ConfigError(f"{group}: diffusers has no {type(option).__name__}; it has {there_are}")
     return names[type(option)]
 
 
@@ -100,10 +100,10 @@ def _check_in_float32(schedule: NoiseSchedule) -> None:
     if alphas_cumprod[0] == 1:
         first = schedule.betas[0].item()
         raise ConfigError(
-            f"schedule: begins with beta = {first:g}, of which diffusers' 32 bits keep nothing: it divides by 0 there"
+            f"schedule: its first beta, {first:g}, vanishes in diffusers' 32 bits, which would divide by 0"
         )
     noise = int((alphas_cumprod == 0).sum())
     if noise > schedule.ends_in_noise:  # only the last may be
         raise ConfigError(
-            f"schedule: its last {noise} steps are pure noise as far as diffusers' 32 bits tell: it divides by 0 there"
+            f"schedule: its last {noise} steps are pure noise in diffusers' 32 bits, which would divide by 0"
         )

@@ -31,7 +31,7 @@ def read_tensors(file: Path) -> "dict[str, Tensor]":
     try:
         with opened(Path(os.path.realpath(file))) as tensors:  # a hub's cache is made of links
             if HEADER_KEY in (tensors.metadata() or {}):
-                raise ConversionError(f"{file} is ours already: ckpt= and init= take it as it is")
+                raise ConversionError(f"{file} is a model of ddpm-cli already: use it with ckpt= or init=")
             names = tensors.keys()
             return {name: tensors.get_tensor(name) for name in names}
     except CheckpointError as error:
@@ -100,9 +100,9 @@ def _wrong_with(archive: zipfile.ZipFile, size: int) -> str | None:
     if sum(entry.file_size for entry in entries) > size:
         return "its parts are longer than the file"
     if any(entry.file_size > MOST_PICKLE for entry in entries if entry.filename.endswith(".pkl")):
-        return f"its description is longer than {MOST_PICKLE:,} bytes"
+        return f"its pickle is longer than {MOST_PICKLE:,} bytes"
     damaged = archive.testzip()
-    return None if damaged is None else f"the checksum of {shown(damaged)} in it does not fit"
+    return None if damaged is None else f"the checksum of {shown(damaged)} in it is wrong"
 
 
 def _reason(error: Exception) -> str:
@@ -112,11 +112,11 @@ def _reason(error: Exception) -> str:
     if asked is not None:
         name = shown(next(filter(None, asked.groups())))
         return (
-            f"asks for {name}: loading it could run anything, so it is not loaded; "
-            "its state_dict alone, saved as safetensors, can be read"
+            f"asks for {name}: loading it could run any code, so it is not loaded; "
+            "save its state_dict alone as safetensors, which can be read"
         )
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    return f"is damaged, or no file of torch.save: {shown(first)}"
+    return f"is damaged, or was not written by torch.save: {shown(first)}"
 
 
 def _tensors_in(found: Any) -> "list[Tensor]":

@@ -64,7 +64,7 @@ def _check_file(path: Path) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise OSError(f"{printable(str(path))} is not a regular file: remove it")
     if status.st_size > MOST_BYTES:
-        raise OSError(f"{printable(str(path))} has {status.st_size:,} bytes, which it cannot have: remove it")
+        raise OSError(f"{printable(str(path))} has {status.st_size:,} bytes, which is too large: remove it")
 
 
 def _unpack(archive: Path) -> None:
@@ -104,7 +104,7 @@ def _check_member(member: tarfile.TarInfo, archive: Path) -> None:
             raise tarfile.AbsolutePathError(member)
         tarfile.data_filter(member, str(archive.parent))
     except tarfile.FilterError as error:
-        raise ValueError(f"{archive} is not to be trusted, nothing was unpacked: {error}") from error
+        raise ValueError(f"{archive} is not safe to unpack, nothing was unpacked: {error}") from error
 
 
 def _unpack_gzip(archive: Path) -> None:
@@ -135,7 +135,7 @@ def _provide(archive: Archive, download: bool) -> None:
         else:
             return
     raise FileNotFoundError(
-        f"{archive.path} {state} and cannot be fetched; put the file there by hand. Tried {'; '.join(failures)}"
+        f"{archive.path} {state} and cannot be downloaded; put the file there by hand. Tried {'; '.join(failures)}"
     )
 
 

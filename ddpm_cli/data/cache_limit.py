@@ -39,4 +39,4 @@ def make_room(
         if path not in keep and remove_unused(path):
             excess -= size
             limit = f"{key}={most / GIB:g}"
-            log.warning(f"cache    removed {printable(str(path))} ({size / GIB:.2g} GiB), the longest unused: {limit}")
+            log.warning(f"cache    removed {printable(str(path))} ({size / GIB:.2g} GiB), unused for longest: {limit}")

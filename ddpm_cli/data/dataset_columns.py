@@ -67,7 +67,7 @@ def labels_in(table: Any, name: str | None, num_classes: int) -> Labels:
     elif all(isinstance(value, int) for value in values):
         class_names = tuple(map(str, range(num_classes)))
     else:
-        raise ValueError(f"label: {printable(name)} holds neither class labels, nor whole numbers or texts alone")
+        raise ValueError(f"label: {printable(name)} holds neither class labels, nor only whole numbers, nor only texts")
     _check_classes(class_names, num_classes, name)
     _check_numbers(values, num_classes, name)
     return Labels(np.array(values, np.int64), tuple(map(printable, class_names)))
@@ -78,7 +78,7 @@ def _only(columns: list[str], option: str, kind: str, table: Any) -> str:
     if len(columns) == 1:
         return columns[0]
     there = f"there are {len(columns)} columns of {kind}" if columns else f"there is no column of {kind}"
-    raise ValueError(f"{option}: {there}; data.{option}=NAME says which. {_columns(table)}")
+    raise ValueError(f"{option}: {there}; choose one with data.{option}=NAME. {_columns(table)}")
 
 
 def _check_classes(class_names: tuple[str, ...], num_classes: int, column: str) -> None:
@@ -100,7 +100,7 @@ def _check_numbers(values: Sequence[int | None], num_classes: int, column: str) 
 
 def _feature(table: Any, option: str, name: str) -> Any:
     if name not in table.features:
-        raise ValueError(f"{option}: there is no column {printable(name)!r}. {_columns(table)}")
+        raise ValueError(f"{option}: no column {printable(name)!r}. {_columns(table)}")
     return table.features[name]
 
 

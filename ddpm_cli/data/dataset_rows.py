@@ -56,9 +56,9 @@ def decode_rows(
             where = f"{rows.called}, {name}"
             return decode_bytes(content, size, channels, most - len(content), reading, name=where)
         if path is None:
-            raise ValueError("there is no picture")
+            raise ValueError("it has no image")
         if not os.path.isabs(path):
-            raise ValueError("neither its bytes are there, nor is it a file of this machine")
+            raise ValueError("it has no bytes, and its path is not a file on this machine")
         return decode(path, size, channels, most, reading)
 
     return write_into(file, offset, names, decoded, size if reading.crop == "random" else None)

@@ -45,7 +45,7 @@ def open_table(dataset: str, subset: str | None, split: str, *, download: bool) 
         OSError: if it cannot be fetched or read.
     """
     if not dataset:
-        raise ValueError("dataset is empty: a name on the Hugging Face hub, or a path")
+        raise ValueError("dataset is empty: give a name on the Hugging Face Hub, or a path")
     if importlib.util.find_spec("datasets") is None:
         raise ValueError(f"datasets is not installed: {EXTRA}")
     path = Path(os.path.abspath(os.path.expanduser(dataset)))
@@ -62,7 +62,7 @@ def _saved(path: Path, subset: str | None, split: str) -> Any:
     import datasets
 
     if subset is not None:
-        raise ValueError(f"subset: {printable(str(path))} is one data set without subsets")
+        raise ValueError(f"subset: {printable(str(path))} is a data set without subsets")
     with _explained(str(path), download=False):
         found = datasets.load_from_disk(str(path))
     if isinstance(found, datasets.DatasetDict):
@@ -76,13 +76,13 @@ def _built(dataset: str, path: Path, subset: str | None, split: str, *, download
     import datasets
 
     if not path.exists() and dataset in KINDS:
-        raise ValueError(f"dataset: {dataset} is a kind of file; say where the files lie")
+        raise ValueError(f"dataset: {dataset} is a kind of file; give the path of the files")
     where: dict[str, Any] = {"path": str(path) if path.exists() else dataset}
     if path.is_file():
         if subset is not None:
-            raise ValueError(f"subset: {printable(dataset)} is a file, which has none")
+            raise ValueError(f"subset: {printable(dataset)} is a file, which has no subsets")
         if path.suffix.lower() not in _SUFFIXES:
-            raise ValueError(f"{printable(str(path))} is no {' or '.join(_SUFFIXES)} file")
+            raise ValueError(f"{printable(str(path))} is not a {' or '.join(_SUFFIXES)} file")
         where = {"path": _SUFFIXES[path.suffix.lower()], "data_files": {"train": str(path)}}
     with _explained(dataset, download=download):
         try:
@@ -101,12 +101,12 @@ def _built(dataset: str, path: Path, subset: str | None, split: str, *, download
     files = [str(file) for of_split in (builder.config.data_files or {}).values() for file in of_split]
     remote = [file for file in files if "://" in file]
     if remote and not download:
-        raise FileNotFoundError(f"{printable(remote[0])} is to be fetched: set data.download=true")
+        raise FileNotFoundError(f"{printable(remote[0])} must be downloaded: set data.download=true")
     with _explained(dataset, download=download):
         builder.download_and_prepare()
     assert builder.info.splits is not None
     _checked_split(re.split(r"[\[+]", split)[0], list(map(str, builder.info.splits)))
-    kept = f"dataset  {printable(dataset)}: as it lies in {printable(str(builder.cache_dir))}"
+    kept = f"dataset  {printable(dataset)}: read from {printable(str(builder.cache_dir))}"
     with _explained(dataset, download=download):
         return Opened(builder.as_dataset(split=split), (kept,) if reader == "cache" else ())
 
@@ -124,7 +124,7 @@ def _fetched_before(dataset: str) -> str | None:
 
 def _checked_split(split: str, there: Sequence[str]) -> str:
     if split not in there:
-        raise ValueError(f"split: there is no {split!r}; there are {', '.join(map(printable, there))}")
+        raise ValueError(f"split: no split {split!r}; choose from {', '.join(map(printable, there))}")
     return split
 
 
@@ -179,11 +179,11 @@ def _explained(dataset: str, *, download: bool) -> Iterator[None]:
         yield
     except (ConnectionError, DatasetNotFoundError) as error:
         if download:
-            raise OSError(f"{called} cannot be fetched: {_line(error)}") from error
+            raise OSError(f"{called} cannot be downloaded: {_line(error)}") from error
         cache = printable(str(config.HF_DATASETS_CACHE))
         raise FileNotFoundError(
-            f"{called} is neither a file or folder here, nor in {cache}: set data.download=true, or bring its files "
-            "(parquet, arrow or images) and say data.dataset=DIR"
+            f"{called} is neither a file or folder here, nor in {cache}: set data.download=true, or copy the files "
+            "(parquet, arrow or images) here and set data.dataset=DIR"
         ) from error
     except MemoryError:
         raise

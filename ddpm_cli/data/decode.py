@@ -221,7 +221,7 @@ def _errors_explained(path: str | os.PathLike[str]) -> Iterator[None]:
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error and others on broken files
         number = error.errno if isinstance(error, OSError) else None
         if isinstance(error, MemoryError) or number in _EXHAUSTED:
-            raise DecodingError(f"out of memory or file handles at {path}; fewer data.workers need less") from error
+            raise DecodingError(f"out of memory or file handles at {path}; use fewer data.workers") from error
         if number is not None and number != errno.EINVAL:  # EINVAL: a broken file sent PIL to a negative position
             raise
         raise ValueError(str(error)[:_LONGEST_REASON] or type(error).__name__) from error

@@ -50,7 +50,7 @@ def read_or_decode(
         cached = cache.read(good, memory) if good else None
         if cached is None and good:
             where = printable(str(cache.directory))
-            raise OSError(f"{where} does not give back what has been written to it: choose another data.cache_dir")
+            raise OSError(f"{where} does not return what was written to it: choose another data.cache_dir")
     return cached, bad
 
 
@@ -115,15 +115,15 @@ def _explain(death: WorkerDiedError, called: str) -> str:
     _, names = death.task
     return (
         f"a process decoding images {death}, at one of {len(names)} images from {printable(f'{called}/{names[0]}')} "
-        "on. Where memory runs out the system kills processes: fewer data.workers need less. data.workers=0 decodes "
+        "on. When memory runs out, the system kills processes: use fewer data.workers. data.workers=0 decodes "
         "without processes (which a script that reads images outside `if __name__ == '__main__'` needs)"
     )
 
 
 def report(bad: Sequence[BadImage], called: str, kept: Path, *, all_bad: bool) -> str:
-    """The message on images that cannot be used, of which it is remembered in the file `kept`."""
-    hint = "all there are" if all_bad else "data.on_bad=skip leaves them out"
+    """The message on images that cannot be used, of which it is listed in the file `kept`."""
+    hint = "all of them" if all_bad else "data.on_bad=skip leaves them out"
     if kept.exists():
-        hint += f"; remembered in {kept}"
+        hint += f"; listed in {kept}"
     lines = [image.line(called) for image in bad]
     return "\n  ".join([f"{len(bad)} images in {printable(called)} ({hint}) cannot be read:", *lines])

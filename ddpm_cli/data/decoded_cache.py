@@ -74,7 +74,7 @@ class DecodedCache:
         except FileNotFoundError:
             return None
         except DamagedCacheError as error:
-            log.warning(f"cache    {error}: the images are decoded again")
+            log.warning(f"cache    {error}: decoding the images again")
             return None
 
     def read_bad(self, files: Sequence[ImageFile]) -> list[BadImage]:

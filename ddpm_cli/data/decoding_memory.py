@@ -53,7 +53,7 @@ def _memory() -> float:
 def check_file_size(size: int, most: int) -> None:
     """Raise LargeImageError for a file of more bytes than are read of an image; ValueError if that is so anywhere."""
     if size > MOST_FILE:
-        raise ValueError(f"{size:,} bytes are too many for an image")
+        raise ValueError(f"{size:,} bytes: too large for an image")
     if size > most:
         raise LargeImageError(size)
 
@@ -117,4 +117,4 @@ def _next_marker(file: BinaryIO) -> int:
         if before == b"\xff" and byte not in (b"\0", b"\xff"):
             return byte[0]
         before = byte
-    raise ValueError("truncated before the picture begins")
+    raise ValueError("truncated before the image data")

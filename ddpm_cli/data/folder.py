@@ -131,7 +131,7 @@ def _find_images(root: str, extensions: Sequence[str] | None, follow_links: bool
     found = find_images(root, extensions=extensions, follow_links=follow_links)
     if not found.images and not found.bad:
         names = None if extensions is None else ", ".join(f".{extension}" for extension in extensions)
-        none = f"none of its files is {', '.join(FORMATS)}" if names is None else f"none of its files ends in {names}"
+        none = f"no file in it is {', '.join(FORMATS)}" if names is None else f"no file in it ends in {names}"
         there = f"; left out: {kinds_text(found.left_out)}" if found.left_out else ""
         raise ValueError(f"no images in {printable(root)}: {none}{there}")
     return found
@@ -152,5 +152,5 @@ def _on_classes(found: Found, classes: Sequence[str], labels: np.ndarray) -> tup
         remarks.append(f"classes  left out: {len(none):,} without an image: {listed}")
     counts = np.bincount(labels, minlength=len(classes))
     for number in np.flatnonzero(counts == 0).tolist():
-        remarks.append(f"classes  {number}: {printable(classes[number])} has no image that can be used")
+        remarks.append(f"classes  {number}: {printable(classes[number])} has no usable image")
     return tuple(remarks)

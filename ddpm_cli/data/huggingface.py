@@ -69,7 +69,7 @@ def huggingface(
     column = image_column(table, image)
     labels = None if num_classes is None else labels_in(table, label, num_classes)
     if len(table) == 0:
-        raise ValueError(f"no rows in {split} of {printable(dataset)}")
+        raise ValueError(f"split {split} of {printable(dataset)} has no rows")
     called = f"{dataset}/{split}"
     origin = repr(("datasets", table._fingerprint, column))  # which changes with all that the table is made of
     cache = DecodedCache(cache_directory(cache_dir), origin, size, channels, how, int(cache_gb * GIB))

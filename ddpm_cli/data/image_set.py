@@ -39,7 +39,7 @@ class LongerPixels(Protocol):
 def check_flip(flip: object) -> None:
     """Raise ValueError unless it is one of `Flip`."""
     if flip not in get_args(Flip):
-        was = {True: "; true is called horizontal", False: "; false is called none"}
+        was = {True: "; for true write horizontal", False: "; for false write none"}
         hint = was[flip] if isinstance(flip, bool) else ""
         raise ValueError(f"flip must be one of {', '.join(get_args(Flip))}, got {flip!r}{hint}")
 

@@ -59,7 +59,7 @@ class IndexCache:
         except OSError as error:
             where, reason = printable(str(self.directory)), error.strerror or error
             raise OSError(
-                f"cannot write the index of the shards in {where} ({reason}): choose another data.cache_dir"
+                f"cannot write the index of the tar files in {where} ({reason}): choose another data.cache_dir"
             ) from error
 
     def _path(self, shard: Shard) -> Path:
@@ -141,4 +141,4 @@ def _report(unusable: dict[str, str], count: int) -> str:
     lines = [f"{printable(path)}: {printable(reason)}" for path, reason in sorted(unusable.items())]
     if len(lines) > SHOWN:
         lines[SHOWN:] = [f"and {len(lines) - SHOWN:,} more"]
-    return "\n  ".join([f"{len(unusable):,} of {count:,} shards cannot be used:", *lines])
+    return "\n  ".join([f"{len(unusable):,} of {count:,} tar files cannot be used:", *lines])

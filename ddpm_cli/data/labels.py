@@ -31,7 +31,7 @@ def class_folders(images: Iterable[str], bad: Iterable[str], root: str, num_clas
     )
     if stray:
         raise ValueError(
-            f"num_classes is {num_classes}, but {len(stray)} of the images in {printable(root)} are in no class "
+            f"num_classes is {num_classes}, but {len(stray)} of the images in {printable(root)} are not in a class "
             f"folder, e.g. {printable(stray[0])}: move them into one folder per class, or set num_classes to null"
         )
     folders = tuple(sorted({_class_folder(name) for name in (*images, *bad)}, key=natural))

@@ -176,8 +176,8 @@ class BatchLoader:
                 return batch.pin_memory() if pin_memory else batch
             except MemoryError as error:
                 raise OSError(
-                    f"{self.images.name}: out of memory while a batch of images was read; fewer data.workers, smaller "
-                    "images or a smaller data.memory_mb need less, where the data has these options"
+                    f"{self.images.name}: out of memory while a batch of images was read; use fewer data.workers, "
+                    "smaller images or a smaller data.memory_mb, if the data set has these options"
                 ) from error
 
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:

@@ -9,8 +9,8 @@ Background = Literal["white", "black", "keep", "ignore"] | Sequence[int]
 _COLOURS: dict[str, Colour] = {"white": WHITE, "black": (0, 0, 0)}
 _SHOWN_AS = {"keep": "transparency in a fourth channel", "ignore": "transparency ignored"}
 _CROPPED_AS = {
-    "center": "cropped about the centre",
-    "random": "cropped anywhere along the longer side, anew each time",
+    "center": "cropped at the centre",
+    "random": "cropped at random along the longer side, anew each time",
     "pad": "whole",
 }
 
@@ -79,11 +79,11 @@ def reading(channels: int, value_range: Sequence[float] | None, background: Back
     else:
         check_channels(channels)
     if below == "ignore" and crop == "pad":
-        raise ValueError("crop=pad lays pictures on the background, and background=ignore is none: choose a colour")
+        raise ValueError("crop=pad needs a background, and background=ignore has none: choose a colour")
     if value_range is None:
         return Reading(background=below, crop=crop)
     if len(value_range) != 2 or not value_range[0] < value_range[1]:
-        raise ValueError(f"value_range must be [low, high], what becomes black and white, got {list(value_range)}")
+        raise ValueError(f"value_range must be [low, high], the values of black and white, got {list(value_range)}")
     return Reading((float(value_range[0]), float(value_range[1])), below, crop)
 
 
@@ -114,12 +114,12 @@ def treatment(how: Reading, image_size: tuple[int, int]) -> str:
     names = {colour: name for name, colour in _COLOURS.items()}
     colour = names.get(how.background, str(list(how.background)))
     around = "around them and " if how.crop == "pad" else ""
-    return f"{said}{colour} {around}under what is transparent"
+    return f"{said}{colour} {around}behind transparent pixels"
 
 
 def check_extensions(extensions: Sequence[str]) -> None:
     """Raise ValueError unless `extensions` is a list of what follows the dot in the names of images."""
     if isinstance(extensions, str) or not extensions or not all(extensions):
         raise ValueError(
-            f"extensions must be a list of what follows the dot in the names of images, got {extensions!r}"
+            f"extensions must be a list of file extensions without the dot, such as [png,jpg], got {extensions!r}"
         )

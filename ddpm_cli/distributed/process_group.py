@@ -196,4 +196,4 @@ def _answering() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise LostRankError(f"another process of this run has gone or does not answer: {error}") from error
+        raise LostRankError(f"another process of this run has ended or does not respond: {error}") from error

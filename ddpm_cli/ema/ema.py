@@ -40,7 +40,7 @@ class EMA:
         posthoc: Sequence[float] = (),
     ):
         if len(decays) == 0:
-            raise ValueError("decays must hold at least one; decays=[0.0] makes the average the network itself")
+            raise ValueError("decays must have at least one; decays=[0.0] makes the average the network itself")
         for decay in decays:
             if not 0 <= decay < 1:
                 raise ValueError(f"decays must lie in [0, 1), got {decay:g}")

@@ -45,7 +45,7 @@ def check_length(length: float) -> None:
 def check_lengths(lengths: Sequence[float]) -> None:
     """Raise ValueError unless a run can keep power-function averages of these lengths."""
     if len(lengths) > MOST_LENGTHS:
-        raise ValueError(f"must hold at most {MOST_LENGTHS} lengths, got {len(lengths)}")
+        raise ValueError(f"must have at most {MOST_LENGTHS} lengths, got {len(lengths)}")
     for length in lengths:
         check_length(length)
     if len(set(lengths)) < len(lengths):
@@ -100,7 +100,7 @@ def coefficients(times: Sequence[int], lengths: Sequence[float], *, t: int, leng
     if not off[0] <= MOST_OFF:
         kept, count = ", ".join(f"{one:g}" for one in dict.fromkeys(lengths)), len(set(times))
         raise ValueError(
-            f"{length:g} cannot be made of {count} snapshot{'s'[: count - 1]} of lengths {kept}: the nearest "
+            f"{length:g} cannot be made from {count} snapshot{'s'[: count - 1]} of lengths {kept}: the nearest "
             f"profile is {off[0]:.0%} off; they make {_lengths_made(times, lengths, t)}"
         )
     return x[:, 0]

@@ -63,7 +63,7 @@ def begun(folder: Path, identity: dict, layout: Layout, *, copies: int) -> Itera
         ValueError: if files of another run, or broken ones, lie there.
         OSError: if there is no room.
     """
-    with batch_store.locked(folder, f"{folder.parent}: another process makes this very evaluation"):
+    with batch_store.locked(folder, f"{folder.parent}: another process is making this evaluation"):
         if not batch_store.resumes(folder, identity, what=f"{folder} holds unfinished features", **layout.of_store):
             batch_store.clear(folder)
             durable.check_space(folder, layout.nbytes + copies * int(np.prod(layout.shape)))
@@ -100,7 +100,7 @@ class FeatureStore(BatchStore):
         if features.shape != (len(indices), self.layout.dimensions):
             raise RunError(f"features: expected [{len(indices)}, {self.layout.dimensions}], got {list(features.shape)}")
         if not torch.isfinite(features).all():
-            raise RunError("features: not finite numbers; choose other features, or precision=fp32", NON_FINITE)
+            raise RunError("features: are not finite; choose other features, or precision=fp32", NON_FINITE)
         content = {FEATURES_FILE: features.float().cpu().contiguous().numpy().data}
         if self.layout.keeps_pixels:
             content[PIXELS_FILE] = images.permute(0, 2, 3, 1).contiguous().numpy().data

@@ -65,7 +65,7 @@ def of_images(
             bar.update()
         remarks = list(metrics.remarks(comparison, found, extractor.name))
     if 4 in (samples.image_shape[0], *(reference.image_shape or ())[:1]):
-        remarks.append("features are those of the pictures laid over white; what else alpha is they do not see")
+        remarks.append("features are of the images over white; they do not see alpha otherwise")
     return found, remarks
 
 

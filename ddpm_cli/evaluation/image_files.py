@@ -76,11 +76,11 @@ def open_images(path: Path) -> ImageFiles:
 def _samples_in(directory: Path) -> Path:
     """Where in its output directory ddpm-sample has put single images."""
     if (directory / UNFINISHED_FOLDER).exists():
-        raise ValueError(f"{printable(str(directory))}: the images there are still being drawn")
+        raise ValueError(f"{printable(str(directory))}: sampling there has not finished")
     for name in (IMAGES_DIRECTORY, NPZ_FILE):
         if (directory / name).exists():
             return directory / name
-    raise ValueError(f"{printable(str(directory))} has one picture of all images alone; save=npz keeps each")
+    raise ValueError(f"{printable(str(directory))} has only a grid of all images; save=npz keeps each image")
 
 
 # Folders -------------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def memorization(samples: np.ndarray, training: np.ndarray) -> Memorization:
     """
     kept = _first_of_equals(training)
     if len(kept) < 2:
-        raise ValueError(f"memorization: {len(training)} training images, of which {len(kept)} differ: 2 are needed")
+        raise ValueError(f"memorization: needs 2 different training images; of {len(training)}, {len(kept)} differ")
     different = training if len(kept) == len(training) else training[kept]
     distance, index = nearest(samples, different)
     distance, index = distance[:, 0], index[:, 0]

@@ -115,10 +115,10 @@ class Comparison:
 def check(metrics: Sequence[str], *, has_probabilities: bool, statistics_alone: bool) -> None:
     """Raise ConfigError for a metric that these features, or this reference, cannot give."""
     if "inception_score" in metrics and not has_probabilities:
-        raise ConfigError("metrics: inception_score is of the classes that features=inception tells apart")
+        raise ConfigError("metrics: inception_score needs features=inception, whose classes it measures")
     for name in metrics:
         if statistics_alone and name in ("kd", "precision_recall", "memorization"):
-            raise ConfigError(f"metrics: {name} takes the images of a reference; this one has mu and sigma alone")
+            raise ConfigError(f"metrics: {name} needs the images of a reference; this one has only mu and sigma")
 
 
 def measure(comparison: Comparison, metrics: Sequence[str], *, per_class: bool) -> Iterator[Measured]:
@@ -142,7 +142,7 @@ def remarks(comparison: Comparison, figures: Sequence[Measured], features: str) 
             yield remark
     name = figure_name("fd", features=features, n=fd.n)
     if fd.n < WHOLE:
-        yield f"{name} is of {fd.n:,} images: compare it only with figures of as many, never with published ones"
+        yield f"{name} is of {fd.n:,} images: compare it only with figures of as many images, never with published ones"
         bias = _bias(comparison, fd.value, found)
         if bias is not None:
             yield f"so few make it too large by about {bias:.2g} ({_HOW_BIAS[('fd_inf' in found)]})"

@@ -143,7 +143,7 @@ def flush(descriptor: int, path: Path) -> None:
     except OSError as error:
         if error.errno not in _CANNOT_FLUSH:
             raise
-        say_weaker(path, "does not flush files", error, "a power cut may damage what was saved last")
+        say_weaker(path, "does not flush files", error, "a power cut may damage the newest files")
 
 
 def sync(path: Path) -> None:
@@ -156,7 +156,7 @@ def sync(path: Path) -> None:
     except OSError as error:
         if error.errno not in _CANNOT_FLUSH_NAMES:
             raise
-        say_weaker(path, "does not flush directories", error, "a power cut may take back what was saved last")
+        say_weaker(path, "does not flush directories", error, "a power cut may undo the newest saves")
 
 
 def say_weaker(path: Path, lacks: str, error: OSError, consequence: str) -> None:

@@ -53,7 +53,7 @@ def acquire(path: Path) -> Callable[[], None]:
             path.parent,
             "has no locks",
             error,
-            f"{marker.name} keeps other processes out, and on another machine outlives a killed one",
+            f"{marker.name} keeps other processes out instead; remove it after a process killed on another machine",
         )
     return _acquired(SoftFileLock(marker))
 
@@ -129,7 +129,7 @@ def _refusal(path: Path) -> BlockingIOError:
         holder = f"process {int(pid)} on {printable(host[:200].partition('?')[0])}"
     except (OSError, ValueError):  # none, or on Windows one that cannot be read while it is locked
         holder = "another process"
-    return BlockingIOError(f"{path} is held by {holder}; if that no longer runs, remove the file")
+    return BlockingIOError(f"{path} is held by {holder}; if it no longer runs, remove the file")
 
 
 def _record(path: Path) -> list[str]:

@@ -55,7 +55,7 @@ def by_step(directory: Path, suffix: str = "") -> dict[int, Path]:
 def check_name(name: str) -> None:
     """Raise ValueError unless `name` is a plain part of a path; `=` and `,` would break `ckpt=...` on the shell."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise ValueError(f"may hold letters, digits, '_', '-' and '.', got {name!r}")
+        raise ValueError(f"may contain only letters, digits, '_', '-' and '.', got {name!r}")
     if len(name) > 200:
         raise ValueError(f"may be at most 200 characters long, got {len(name)}")
 
@@ -100,7 +100,7 @@ def best_checkpoint(file: Path) -> Path:
         raise ValueError(f"{file} names no checkpoint") from error
     checkpoint = file.parent / CHECKPOINTS / step_name(step)
     if not checkpoint.is_dir():
-        raise ValueError(f"{file} names step {step:,}, of which there is no checkpoint")
+        raise ValueError(f"{file} names step {step:,}, which has no checkpoint")
     return checkpoint
 
 
@@ -114,7 +114,7 @@ def run_and_checkpoint(named: str) -> tuple[Path, Path | None]:
     if path.name == BEST_FILE and os.path.isfile(path):
         path = best_checkpoint(path)
     if not named or not os.path.isdir(path):  # False too for what can be no path, as a name of 300 letters
-        raise ValueError(f"there is no run directory {named!r}")
+        raise ValueError(f"no such run directory: {named!r}")
     if path.name == CHECKPOINTS:
         return path.parent, None
     if step_of(path) is not None and path.absolute().parent.name == CHECKPOINTS:
@@ -172,12 +172,12 @@ def _check_entries(directory: Path) -> None:
     inner = (path for name in _FOLDERS for path in (directory / name).glob("*"))
     for path in itertools.chain(directory.iterdir(), inner):
         if path.is_symlink():
-            raise ValueError(f"{path} is a link; everything of a run lies in its directory")
+            raise ValueError(f"{path} is a link; all of a run's files must be in its own directory")
         if path.name in _FOLDERS and not path.is_dir():
-            raise ValueError(f"{path} is no folder")
+            raise ValueError(f"{path} is not a directory")
         if (
             path.name in _FILES or path.parent.name in (TENSORBOARD, PREVIEWS, AVERAGES, PROFILE, HYDRA)
         ) and not path.is_file():
-            raise ValueError(f"{path} is no plain file")
+            raise ValueError(f"{path} is not a plain file")
         if path.parent.name == LOGGERS and not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{path} is no plain file, and no folder")
+            raise ValueError(f"{path} is neither a plain file nor a directory")

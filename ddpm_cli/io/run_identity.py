@@ -76,12 +76,12 @@ def identity_of(directory: Path) -> Identity | None:
     try:
         identity = Identity(**{**found, "differs": tuple(found.get("differs", ()))})
     except TypeError:
-        raise ValueError(f"{file} is not ours; removed, the run gets another identity") from None
+        raise ValueError(f"{file} was not written by ddpm-cli; remove it, and the run gets a new identity") from None
     texts = (identity.id, identity.begun, *identity.differs)
     optional = [identity.name, identity.begun_in, identity.forked_from, identity.fork_of]
     optional += [identity.init_from, identity.init_weights, identity.init_of]
     if not all(isinstance(text, str) for text in (*texts, *(text for text in optional if text is not None))):
-        raise ValueError(f"{file} is not ours; removed, the run gets another identity")
+        raise ValueError(f"{file} was not written by ddpm-cli; remove it, and the run gets a new identity")
     return identity
 
 
@@ -129,7 +129,7 @@ def choosing(output_dir: str | Path, name: str) -> Iterator[None]:
     try:
         release = lock.acquire(place / LOCK_FILE)
     except BlockingIOError as error:
-        raise BlockingIOError(f"{place}: another process is beginning a run there: {error}") from error
+        raise BlockingIOError(f"{place}: another process is starting a run there: {error}") from error
     try:
         yield
     finally:
@@ -156,7 +156,7 @@ def find(output_dir: str | Path, name: str) -> Found:
         meant = [path for path, identity in runs.items() if identity is None or identity.name is not None]
         if len(meant) > 1:
             listed = _listed(meant)
-            raise ValueError(f"{len(meant)} runs are in {place}, and nothing says which was begun last: {listed}")
+            raise ValueError(f"{len(meant)} runs are in {place}, and no record says which was started last: {listed}")
     else:
         meant = _same(place, runs, newest)
     directory = meant[0] if meant else None
@@ -193,9 +193,9 @@ def _same(place: Path, runs: dict[Path, Identity | None], newest: dict) -> list[
         return [recorded]
     if not of_this_id:
         beside = f"; there are {_listed(runs)}" if runs else ""
-        raise ValueError(f"{recorded}, begun last of this name, is not there any more{beside}")
+        raise ValueError(f"{recorded}, the run of this name that was started last, no longer exists{beside}")
     if len(of_this_id) > 1:
-        raise ValueError(f"{recorded}, begun last of this name, is there under other names: {_listed(of_this_id)}")
+        raise ValueError(f"{recorded}, the run of this name that was started last, is now {_listed(of_this_id)}")
     return of_this_id
 
 
@@ -209,7 +209,7 @@ def _read(file: Path) -> dict[str, Any] | None:
     """The object in a small JSON file, None if there is no such file. Raises ValueError if it is not ours."""
     if not file.is_file():
         if os.path.lexists(file):
-            raise ValueError(f"{file} is no plain file")
+            raise ValueError(f"{file} is not a plain file")
         return None
     with file.open("rb") as opened:
         content = opened.read(MOST_TEXT + 1)

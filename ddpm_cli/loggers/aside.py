@@ -98,11 +98,11 @@ class Aside:
             if asked is None and hurried():
                 asked, until = now, min(until, now + HURRIED_SECONDS)
             if now > until:
-                self._fail(f"has not sent all of it within {now - begun:.0f} s")
+                self._fail(f"has not sent everything within {now - begun:.0f} s")
                 return
             if not spoken and now - begun > QUIET_SECONDS:
                 spoken = True
-                log.info(f"{self.name:8} sending what is left, for up to {until - begun:.0f} s")
+                log.info(f"{self.name:8} sending the rest, for up to {until - begun:.0f} s")
             self._write()
             if self._process is not None and not self._waiting and self._process.stdin is not None:
                 self._process.stdin.close()
@@ -168,7 +168,7 @@ class Aside:
     def _fail(self, why: str) -> None:
         """Say so, and have nothing more to do with it."""
         more = f"it catches up if the run is resumed; see {self._log_file}"
-        log.warning(f"{self.name:8} {why}. The run goes on without it; {more}")
+        log.warning(f"{self.name:8} {why}. The run continues without it; {more}")
         self._close()
 
     def _close(self) -> None:

@@ -205,7 +205,7 @@ class UNet(nn.Module):
         if self.label_embedding is None:
             raise ValueError("this network takes no labels; it was built with num_classes=None")
         if labels is None:
-            raise ValueError("this network has to be given a label for each image; it was built with null_label=False")
+            raise ValueError("this network needs a label for each image; it was built with null_label=False")
         if not self.null_label:
             return self.label_embedding(labels)
         return self.label_embedding(labels.clamp(min=0)) * (labels >= 0)[:, None]

@@ -23,7 +23,7 @@ def level_sizes(image_size: int | Sequence[int], levels: int) -> list[int]:
             below, above = side // factor * factor, (side // factor + 1) * factor
             would_do = f"{below} or {above}" if below > 0 else f"{above}"
             raise ValueError(
-                f"image_size {side} cannot be halved {levels - 1} times, as {levels} channel_mults ask; "
+                f"image_size {side} cannot be halved {levels - 1} times, as {levels} channel_mults need; "
                 f"{would_do} would do"
             )
     return [min(height, width) // 2**level for level in range(levels)]
@@ -53,7 +53,7 @@ def check_levels(
     for resolution in attention_resolutions:
         if resolution not in resolutions:
             raise ValueError(
-                f"attention_resolutions has {resolution}, but this network's are {list(resolutions)}: choose of these, "
+                f"attention_resolutions has {resolution}, but this network has {list(resolutions)}: choose from these, "
                 "or another image_size or channel_mults"
             )
     for width in widths:
@@ -76,9 +76,7 @@ def check_heads(
                 raise ValueError(f"num_heads {num_heads} does not divide the {width} channels of a level")
         return
     if num_heads != 1:
-        raise ValueError(
-            f"num_heads {num_heads} and head_channels {head_channels} say the same twice: leave one of them out"
-        )
+        raise ValueError(f"num_heads {num_heads} and head_channels {head_channels} set the same: leave out either")
     check_counts(head_channels=head_channels)
     # The coarsest level has self-attention in any case, between the way down and the way up.
     levels = list(zip(widths, resolutions, strict=True))

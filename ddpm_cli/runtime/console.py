@@ -42,7 +42,7 @@ class _Console(io.FileIO):
 
     def loss(self) -> str:
         assert self.error is not None
-        return f"{self.label} is gone ({self.error.strerror}): what is said there is lost, the run goes on"
+        return f"{self.label} cannot be written ({self.error.strerror}): its messages are lost, the run continues"
 
 
 _standard: list[_Console] = []  # output and error, where they have been taken over

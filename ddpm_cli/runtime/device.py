@@ -73,7 +73,7 @@ def choose_compute(device: str = "auto", precision: str = "auto", *, local_rank:
     if precision not in ("fp32", "bf16", "fp16"):
         raise ValueError(f"precision must be auto, fp32, bf16 or fp16, got {precision!r}")
     if precision == "bf16" and chosen.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ValueError(f"precision bf16 is beyond this {torch.cuda.get_device_name(chosen)}; use fp16 or fp32")
+        raise ValueError(f"precision bf16 is not supported by {torch.cuda.get_device_name(chosen)}; use fp16 or fp32")
     return Compute(chosen, precision)
 
 

@@ -140,7 +140,7 @@ class Stop:
             self._last_resort.daemon = True
             self._last_resort.start()
         self._raise_if_nothing_to_lose()
-        again = " (once more: ends at once)" if name in _MEANT_AGAIN and not self._launched else ""
+        again = " (again: ends at once)" if name in _MEANT_AGAIN and not self._launched else ""
         self._say(f"{name}: {self._deferred}{again}")
 
     @property

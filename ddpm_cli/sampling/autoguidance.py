@@ -33,7 +33,7 @@ class Autoguidance:
 
     def __post_init__(self) -> None:
         if self.scale == 1:
-            raise ValueError("scale 1 leaves the guide without effect; more than 1 is away from it")
+            raise ValueError("scale 1 leaves the guide without effect; use a scale above 1")
         assert self.guidance  # which checks the rest
 
     @property
@@ -62,7 +62,7 @@ def read_guide(options: Autoguidance, pretrained: "Pretrained", compute: "Comput
         guide = rebuild(selection, trust=trust)
         if guide.image_shape != pretrained.image_shape:
             ours, theirs = (list(model.image_shape) for model in (pretrained, guide))
-            raise ValueError(f"its images are {theirs}, those of ckpt {ours}")
+            raise ValueError(f"its images are {theirs}, ckpt's are {ours}")
         pretrained.ddpm.check_guide(guide.ddpm)
     compute.place(guide.ddpm)
     return Guide(guide.ddpm, f"step {guide.step:,} of {selection.checkpoint.path}")

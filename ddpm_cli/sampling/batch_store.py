@@ -50,9 +50,9 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
     try:
         for path in (folder, *folder.iterdir()):
             if path.is_symlink():
-                raise ValueError(f"{path} is a link; what is being drawn lies in its own directory")
+                raise ValueError(f"{path} is a link; unfinished samples must be in their own directory")
             if not path.is_dir() and plain_files.size(path) > MOST_BATCHES and path.name == DONE_FILE:
-                raise ValueError(f"{path} is not whole; remove {folder} to begin anew")
+                raise ValueError(f"{path} is incomplete; remove {folder} to start over")
         try:
             release = lock.acquire(folder / LOCK_FILE)
         except BlockingIOError as error:
@@ -84,10 +84,10 @@ def resumes(folder: Path, identity: dict, *, what: str, n: int, batch_size: int,
     kept = identity_in(folder / IDENTITY_FILE)
     if kept is None or not any(_done(folder)):
         return False
-    check_same(what, kept, identity, f"choose another directory, or remove {folder} to begin anew")
+    check_same(what, kept, identity, f"choose another directory, or remove {folder} to start over")
     for name, size in _sizes(n, batch_size, records).items():
         if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-            raise ValueError(f"{folder / name} is not whole; remove {folder} to begin anew")
+            raise ValueError(f"{folder / name} is incomplete; remove {folder} to start over")
         durable.unshare(folder / name)
     return True
 
@@ -101,7 +101,7 @@ def create(folder: Path, identity: dict, *, n: int, batch_size: int, records: Ma
     """
     sizes = _sizes(n, batch_size, records)
     if sizes[DONE_FILE] > MOST_BATCHES:
-        raise ValueError(f"at most {MOST_BATCHES:,} batches are drawn there; a larger batch_size makes fewer")
+        raise ValueError(f"at most {MOST_BATCHES:,} batches; use a larger batch_size")
     for name, size in sizes.items():
         with durable.errors_naming(folder / name), open(folder / name, "xb") as file:
             file.truncate(size)
@@ -214,9 +214,9 @@ def identity_in(file: Path) -> dict | None:
         return None
     except (ValueError, RecursionError) as error:
         reason = shown(str(error))
-        raise ValueError(f"{file} is not ours ({reason}); remove {file.parent} to begin anew") from error
+        raise ValueError(f"{file} is not of ddpm-cli ({reason}); remove {file.parent} to start over") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{file} is not ours; remove {file.parent} to begin anew")
+        raise ValueError(f"{file} is not of ddpm-cli; remove {file.parent} to start over")
     return found
 
 

@@ -49,7 +49,7 @@ def build_loop(
     """
     plan = _plan(pretrained, compute, options)
     if "seed" in changes and not plan.by_seed:
-        raise ConfigError(f"seed: has no effect with mode={option_called(options.mode)}, which draws nothing at random")
+        raise ConfigError(f"seed: has no effect with mode={option_called(options.mode)}, which is not random")
     plan = plan._replace(labels=_labels(pretrained, plan, options))
     return _loop(pretrained, plan, compute, options)
 
@@ -108,7 +108,7 @@ def _classes(pretrained: "Pretrained", options: SampleOptions) -> list[int]:
             raise ConfigError("classes: the network was trained with every label (label_dropout=0); choose classes=all")
         return []
     if options.classes == []:
-        raise ConfigError("classes: names none; leave it out, or choose classes=all")
+        raise ConfigError("classes: is empty; leave it out, or choose classes=all")
     if known is None:
         raise ConfigError("classes: has no effect, the network was trained without labels (data.num_classes)")
     if pretrained.label_dropout == 1:
@@ -129,7 +129,7 @@ def _labels(pretrained: "Pretrained", plan: "Plan", options: SampleOptions) -> l
     if not classes:
         return _drawn_labels(pretrained, plan, options) if pretrained.ddpm.needs_labels else None
     if len(classes) > plan.rows:
-        raise ConfigError(f"classes: {len(classes)} are more than the {plan.rows} rows that take turns with them")
+        raise ConfigError(f"classes: {len(classes)} classes, but only {plan.rows} rows to give them to in turn")
     return [classes[image // plan.per_row % len(classes)] for image in range(plan.images)]
 
 
@@ -141,8 +141,8 @@ def _drawn_labels(pretrained: "Pretrained", plan: "Plan", options: SampleOptions
     assert known is not None
     if not plan.by_seed:
         raise ConfigError(
-            f"classes: the network takes a label with each image (model.null_label=false), and "
-            f"mode={option_called(options.mode)} draws none at random; say which"
+            f"classes: the network needs a label for each image (model.null_label=false), and "
+            f"mode={option_called(options.mode)} chooses none at random; name them"
         )
     return [derive_seed(options.seed, "label", image) % known for image in range(plan.images)]
 
@@ -156,7 +156,7 @@ def _loop(pretrained: "Pretrained", plan: "Plan", compute: "Compute", options: D
     guide = None
     timesteps = pretrained.ddpm.schedule.timesteps
     if guidance.interval is not None and guidance.interval[1] >= timesteps:
-        raise ConfigError(f"guidance.interval: t is below the schedule's {timesteps}, got {list(guidance.interval)}")
+        raise ConfigError(f"guidance.interval: must be below the schedule's {timesteps}, got {list(guidance.interval)}")
     if by_another is not None:
         guide = read_guide(by_another, pretrained, compute, trust=options.trust)
     else:
@@ -181,10 +181,10 @@ def _check_labels_guide(pretrained: "Pretrained", guidance: "Guidance", *, label
     if guidance.scale == 1:
         return
     if not labelled:
-        raise ConfigError("guidance.scale: has no effect without classes=..., of a network trained on labels")
+        raise ConfigError("guidance.scale: has no effect without classes=..., and needs a network trained on labels")
     if pretrained.label_dropout == 0:
         why = "model.null_label=false" if pretrained.ddpm.needs_labels else "label_dropout=0"
-        raise ConfigError(f"guidance.scale: the network was trained with every label ({why}), so it cannot do without")
+        raise ConfigError(f"guidance.scale: the network was trained with every label ({why}) and needs one")
 
 
 def sampler_node(options: DrawingOptions, pretrained: "Pretrained") -> dict:
@@ -196,11 +196,11 @@ def sampler_node(options: DrawingOptions, pretrained: "Pretrained") -> dict:
             )
         return options.sampler
     if options.sampler["variance"] != options.variance:
-        raise ConfigError("sampler.variance: is chosen by variance=fixed_small or another option of that group")
+        raise ConfigError("sampler.variance: choose it with variance=fixed_small, or another option of that group")
     if options.variance is None:
         return options.sampler | {"variance": pretrained.config["variance"]}
     if instantiate(options.variance, "variance").learned and not pretrained.ddpm.learns_variance:
-        raise ConfigError("variance: the network was not trained to say it; choose fixed_small or fixed_large")
+        raise ConfigError("variance: the network does not predict a variance; choose fixed_small or fixed_large")
     return options.sampler | {"variance": options.variance}
 
 

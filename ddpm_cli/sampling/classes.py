@@ -37,15 +37,15 @@ def _number(one: int | str, names: Sequence[str]) -> int:
     if isinstance(one, int):
         if one >= len(names) and str(one) in names:
             raise ConfigError(
-                f"classes: there is no class number {one}, of {classes_text(range(len(names)), names)}; a name that is "
-                f"a number is put in quotes, as 'classes=[\"{one}\"]'"
+                f"classes: no class number {one}; the classes are {classes_text(range(len(names)), names)}; a name "
+                f"that is a number needs quotes: 'classes=[\"{one}\"]'"
             )
         return one
     if names.count(one) == 1:
         return names.index(one)
     if not names:
         raise ConfigError(f"classes: the checkpoint does not know the names of its classes, got {shown(one)!r}")
-    there_are = f"there are {classes_text(range(len(names)), names)}"
+    there_are = f"the classes are {classes_text(range(len(names)), names)}"
     if names.count(one) > 1:
-        raise ConfigError(f"classes: more than one class is called {shown(one)!r}, say its number; {there_are}")
+        raise ConfigError(f"classes: more than one class is called {shown(one)!r}, give its number; {there_are}")
     raise ConfigError(f"classes: no class is called {shown(one)!r}{nearest(one, names)}; {there_are}")

@@ -23,7 +23,7 @@ from ddpm_cli.sampling.modes import Plan
 
 TRAJECTORY_IMAGES = 8
 TRAJECTORY_FRAMES = 16
-NOT_FINITE = "the images are not finite numbers; try precision=fp32, more sampler.steps or a smaller guidance.scale"
+NOT_FINITE = "the images are not finite; try precision=fp32, more sampler.steps or a smaller guidance.scale"
 
 
 class Keep(Protocol):

@@ -103,16 +103,16 @@ def _check_fits(mask: _Size, picture: _Size, file: Path, size: _Size) -> None:
     as_wide = round(picture.width * mask.height / picture.height) == mask.width
     if not (as_high or as_wide):
         raise ValueError(
-            f"the mask is {mask}, {printable(str(file))} is {picture} (height x width): a mask has the size of its "
-            f"picture, or its aspect ratio, or is {size} as the network's images are"
+            f"the mask is {mask}, {printable(str(file))} is {picture} (height x width): a mask must have its "
+            f"picture's size or aspect ratio, or the network's size, {size}"
         )
 
 
 def _without_two_sides(whole: np.ndarray, white: np.ndarray, size: tuple[int, int]) -> str:
-    meaning = "white is where to paint, black what to keep"
+    meaning = "white is painted, black is kept"
     if white.any():
-        inside = " within what is left of the picture" if not whole.all() else ""
+        inside = " within the cropped picture" if not whole.all() else ""
         return f"is white everywhere{inside}: {meaning}"
     if not whole.any():
-        return f"is white nowhere: {meaning}"
-    return f"loses all its white when it is cropped and scaled as its picture is, to {_Size(*size)}: {meaning}"
+        return f"has no white: {meaning}"
+    return f"loses all its white when it is cropped and scaled like its picture, to {_Size(*size)}: {meaning}"

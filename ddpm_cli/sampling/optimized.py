@@ -70,7 +70,7 @@ def with_chosen(
     first = loop.plan.first
     if first is None:
         raise ConfigError(
-            f"sampler.spacing: {OPTIMIZED} is for images that are drawn from noise in one way down, by mode=generate, "
+            f"sampler.spacing: {OPTIMIZED} is only for sampling straight from noise to image, with mode=generate, "
             "interpolate or edit; choose spacing=trailing"
         )
     setting = _Setting(pretrained, loop, options.batch_size, node, _decisive(options, pretrained, loop, node))
@@ -106,16 +106,16 @@ def _found_or_chosen(setting: _Setting, file: Path | None) -> list[int]:
     """The timesteps that are kept for this setting, or else are chosen now, and kept if that can be."""
     found = None if file is None else _kept(file, setting)
     if found is not None:
-        print(f"timesteps: {_text(found)}, as {printable(str(file))} has them")
+        print(f"timesteps: {_text(found)}, from {printable(str(file))}")
         return found
     chosen = _chosen(setting)
     print(
         f"timesteps: {_text(chosen.times)}, which end {chosen.error:.3f} from a fine solution; "
         f"of {chosen.fixed} {chosen.fixed_error:.3f}"
     )
-    not_kept = "it lies in no run" if file is None else _keep(file, chosen, setting)
+    not_kept = "it is not in a run" if file is None else _keep(file, chosen, setting)
     if not_kept is not None:
-        print(f"they are not kept beside the checkpoint ({printable(not_kept)}), and are chosen anew each time")
+        print(f"they are not kept beside the checkpoint ({printable(not_kept)}), and are chosen again each time")
     return chosen.times
 
 
@@ -135,15 +135,15 @@ def _kept(file: Path, setting: _Setting) -> list[int] | None:
         found = json.loads(plain_files.read(file, MOST_FILE))
         times = found["times"]
         if found["setting"] != _as_json(setting.decisive):
-            raise ValueError("it is of another setting")
+            raise ValueError("it is for other settings")
         if len(times) != setting.sampler["steps"] or any(type(t) is not int for t in times):
-            raise ValueError("it does not name as many timesteps")
+            raise ValueError("it names another number of timesteps")
         return visited(setting.pretrained.ddpm.schedule, times, OPTIMIZED, setting.loop.plan.first)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = str(error) if isinstance(error, OSError | ValueError) else "it is not ours"
-        print(f"timesteps: {printable(str(file))} cannot be used ({printable(shown(reason))}): they are chosen again")
+        print(f"timesteps: {printable(str(file))} cannot be used ({printable(shown(reason))}): choosing them again")
         return None
 
 

@@ -36,7 +36,7 @@ def picture_files(path: str) -> list[Path]:
         raise ValueError(found.bad[0].line(os.fspath(place)))
     if not found.images:
         there = f"; left out: {kinds_text(found.left_out)}" if found.left_out else ""
-        raise ValueError(f"there are no pictures in {place}{there}")
+        raise ValueError(f"no pictures in {place}{there}")
     return [place / file.name for file in found.images]
 
 

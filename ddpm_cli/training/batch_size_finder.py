@@ -25,7 +25,7 @@ def smallest_accumulate(ddpm: DDPM, compute: Compute, image_shape: tuple[int, in
     """
     if not _fits(ddpm, compute, image_shape, 1):
         raise ValueError(
-            "accumulate=auto: not even one image at a time fits into memory; activation_checkpointing=true takes less"
+            "accumulate=auto: not even one image fits into memory; activation_checkpointing=true needs less"
         )
     most = batch_size
     if compute.device.type == "cpu":

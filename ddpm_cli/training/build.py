@@ -194,7 +194,7 @@ def check_compatible(parts: Parts, compute: "Compute", world: "World") -> None:
         _check_loop(config, compute, world)
     if config.activation_checkpointing and not isinstance(ddpm.model, _CanCheckpoint):
         name = type(ddpm.model).__name__
-        raise ConfigError(f"trainer.activation_checkpointing: {name} has no attribute of that name to switch on")
+        raise ConfigError(f"trainer.activation_checkpointing: {name} does not support it (it has no such attribute)")
     if config.preview_every > 0 or (config.eval_every > 0 and config.eval_images > 0):
         with naming("sampler"):
             parts.sampler.times(ddpm.schedule)
@@ -222,11 +222,10 @@ def check_images(parts: Parts, images: "ImageSet", image_size: object) -> None:
     taken = parts.ddpm.num_classes or 0
     if given != taken:
         raise ConfigError(
-            f"model.num_classes: the network takes {taken} classes, the data has labels of {given}; "
-            "data.num_classes says how many for both"
+            f"model.num_classes: the network takes {taken} classes, the data has {given}; data.num_classes sets both"
         )
     if parts.config.label_dropout is not None and given == 0:
-        raise ConfigError("trainer.label_dropout: has no effect without labels; data.num_classes=N brings them")
+        raise ConfigError("trainer.label_dropout: has no effect without labels; add data.num_classes=N")
     if parts.config.label_dropout not in (None, 0) and parts.ddpm.needs_labels:
         raise ConfigError(
             "trainer.label_dropout: model.null_label=false is for a network that is trained with every label; "
@@ -243,7 +242,7 @@ def _check_loop(config: "TrainerConfig", compute: "Compute", world: "World") -> 
             f"with accumulate {micro_batches}"
         )
     if config.fsdp and world.size == 1:
-        raise ValueError("fsdp=true has an effect only with several processes, as torchrun starts them")
+        raise ValueError("fsdp=true has an effect only with several processes, started by torchrun")
     if config.compile == "graphs" and compute.device.type != "cuda":
         raise ValueError(f"compile=graphs has an effect only on CUDA, not on {compute}")
 

@@ -63,8 +63,8 @@ def _end_of_metrics(file: Path, step: int) -> int:
         for number, line in enumerate(iter(lambda: stream.readline(PIECE), b""), start=1):
             if len(line) == PIECE and b"\0" not in line:  # a power cut leaves zeros, as many as you like
                 raise ConfigError(
-                    f"resume: {file}: line {number} is longer than any of ours can be; "
-                    "move the file away to resume without what it has recorded"
+                    f"resume: {file}: line {number} is longer than any that ddpm-cli writes; "
+                    "move the file away to resume without its records"
                 )
             try:
                 if not line.endswith(b"\n") or json.loads(line)["step"] > step:

@@ -54,7 +54,7 @@ def read_origin(invocation: Invocation, world: "World") -> Origin:
         ConfigError: if there is no such checkpoint, or an option that nothing takes.
     """
     if invocation.resume not in (None, "auto"):
-        raise ConfigError("fork: begins another run, resume=RUN_DIR resumes that one; give one of them")
+        raise ConfigError("fork: starts a new run, resume=RUN_DIR resumes the old one; leave out either")
     assert invocation.fork is not None
     with naming("fork"):
         run, checkpoint = run_and_checkpoint(invocation.fork, "fork")
@@ -79,12 +79,12 @@ def fork(origin: Origin, world: "World") -> "Training":
     training = build_training(TrainOptions(**origin.config), world, classes=origin.saved.metadata.classes)
     trainer, saved = training.trainer, origin.saved
     if saved.metadata.step >= trainer.config.steps:
-        raise ConfigError(f"fork: {saved.path} has done {saved.metadata.step} steps; add trainer.steps=N to go further")
+        raise ConfigError(f"fork: {saved.path} has done {saved.metadata.step} steps; add trainer.steps=N for more")
     try:
         train_state.restore(trainer, _state(origin, trainer), saved.state.ema)
     except ValueError as error:
         init = word(override("init", origin.run))
-        raise ConfigError(f"fork: {error}; {init} begins a new run with weights alone, and says which fit") from error
+        raise ConfigError(f"fork: {error}; {init} starts a new run from the weights that fit") from error
     return training
 
 
@@ -105,8 +105,8 @@ def on_held_out(checkpoint: Path, saved: "Metadata", training: "Training") -> li
     if before >= len(training.held_out):
         return []
     return [
-        f"held out {checkpoint} was trained on some of the images that are held out now: a loss on these does "
-        "not show what was learned by heart before"
+        f"held out {checkpoint} was trained on some of the images that are held out now: the loss on them does "
+        "not show what it learned by heart before"
     ]
 
 

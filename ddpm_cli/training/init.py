@@ -30,13 +30,12 @@ def check_alone(invocation: Invocation) -> None:
         return
     if names_a_run(invocation):
         raise ConfigError(
-            "init: begins a new run with trained weights alone, resume=RUN_DIR goes on with a run as it is; give one "
-            "of them"
+            "init: starts a new run from trained weights alone, resume=RUN_DIR resumes a run; leave out either"
         )
     if invocation.fork is not None:
         raise ConfigError(
-            "init: begins a new run with trained weights alone, fork= with everything of a run (moments, averages, "
-            "step, configuration); give one of them"
+            "init: starts a new run from trained weights alone, fork= from a run's whole state (moments, averages, "
+            "step, configuration); leave out either"
         )
 
 
@@ -63,12 +62,12 @@ def take_weights(source: Source, parts: "Parts", options: TrainOptions, *, stric
     if found.misfits:
         said.append(f"init     takes {len(found.fitting):,} of {len(own):,} tensors")
     said += [f"init     left out: {printable(line)}" for line in found.misfits]
-    said += [f"init     another network than that of the weights: {printable(line)}" for line in found.options]
+    said += [f"init     the network differs from that of the weights: {printable(line)}" for line in found.options]
     there, here = (_called("prediction", config.get("prediction")) for config in (source.config, vars(options)))
     if there is not None and there != here:
         said.append(
-            f"init     the weights predict {there}, and have to learn to predict {here} first; prediction={there} "
-            "trains them as they are"
+            f"init     the weights predict {there}, and must first learn to predict {here}; prediction={there} "
+            "avoids this"
         )
     return said
 
@@ -80,7 +79,7 @@ def on_classes(source: Source, training: "Training") -> list[str]:
         return []
     pairs = zip(source.classes, images.class_names, strict=False)
     other = listed([f"{there} is now {here}" for there, here in pairs if there != here])
-    return [f"init     what the weights know of labels was learned of other classes: {printable(other)}"]
+    return [f"init     the weights learned their labels with other classes: {printable(other)}"]
 
 
 def _called(group: str, node: dict | None) -> str | None:
@@ -100,13 +99,13 @@ def listed(lines: list[str]) -> str:
 def _refusal(source: Source, misfits: list[str], options: list[str], cure: str, count: int) -> str:
     if misfits:
         first = f"of {count} tensors of the network {len(misfits)} do not fit: {listed(misfits)}"
-        otherwise = "init.strict=false leaves these as they are initialised"
+        otherwise = "init.strict=false leaves these randomly initialised"
     else:
-        first = f"its weights fit, but mean another network: {listed(options)}"
-        otherwise = "init.strict=false trains them in this one all the same"
+        first = f"its weights fit, but belong to another network: {listed(options)}"
+        otherwise = "init.strict=false uses them in this network all the same"
     lines = [f"init: {source.path}: {first}"]
     if cure:
-        lines.append(f"{cure} makes it the network of the weights")
+        lines.append(f"{cure} gives the network of the weights")
     return "\n  ".join([*lines, otherwise])
 
 

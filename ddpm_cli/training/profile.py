@@ -54,4 +54,4 @@ def profiled(directory: Path, *, steps: int, device: torch.device) -> Iterator[C
     with profiler.profile(activities=activities, schedule=seen, on_trace_ready=write, record_shapes=True) as profile:
         yield profile.step
     if not written:
-        log.warning(f"profile  nothing: the run has ended within its first {PROFILE_FROM} steps")
+        log.warning(f"profile  nothing recorded: the run ended within its first {PROFILE_FROM} steps")

@@ -91,7 +91,7 @@ def resume(
         step = training.trainer.step
         if step != saved.metadata.step:
             raise ConfigError(
-                f"resume: {saved.path}: its training state is of step {step}, it says {saved.metadata.step}"
+                f"resume: {saved.path}: its training state is of step {step}, its metadata of {saved.metadata.step}"
             )
     world.barrier()  # until every rank has read what rank 0 is about to rename
     return training, [*warnings, *set_newer_aside(saved)] if world.main else []
@@ -120,7 +120,7 @@ def read_checkpoint(directory: Path, checkpoint: Path | None, trust: Iterable[st
     if whole.metadata.imported:
         init = word(override("init", directory))
         raise ValueError(
-            f"{whole.path} was imported, and has weights but no state of a training; {init} begins a new run with them"
+            f"{whole.path} was imported: it has weights, but no training state; {init} starts a new run from them"
         )
     if not world.main:
         durable.wait_for(*(whole.path / name for name in checkpoints.FILES))
@@ -148,13 +148,11 @@ def reconcile(saved: dict, config: dict, directory: Path, invocation: Invocation
     changed = differences(saved, config)
     if changed:
         key = "name"
-        others = ["choose another name, or resume=null to begin another run under this one"]
+        others = ["choose another name, or resume=null to start another run of this name"]
         if invocation.directory is not None:
             key, others = directory_key(invocation), ["choose another directory"]
         another = "name=ANOTHER" if invocation.run_directory is None else "hydra.run.dir=ANOTHER"
-        others.append(
-            f"{word(override('fork', directory))} {another} KEY=VALUE begins a new run with what this one has learned"
-        )
+        others.append(f"{word(override('fork', directory))} {another} KEY=VALUE starts a new run from this run's state")
         listed = "\n  ".join([*changed, *others])
         raise ConfigError(f"{key}: {directory} was trained with another configuration:\n  {listed}")
     trainer = config["trainer"]
@@ -185,10 +183,10 @@ def check_learning_rate(metadata: "Metadata", options: TrainOptions, directory: 
     new = word(override("fork", directory))
     raise ConfigError(
         f"{STEPS}: the learning rate has come down to {was:.2g} at step {metadata.step:,} and would jump to "
-        f"{would_be:.2g}: a {decay} decay over {steps:,} steps is another one. Say which is meant:\n"
+        f"{would_be:.2g}: a {decay} decay over {steps:,} steps has another rate here. Choose one of:\n"
         f"  {LR_DECAY}={decay} takes that jump and decays to step {steps:,}\n"
         f"  {LR_DECAY}=constant stays at {options.optimizer['lr']:.2g}\n"
-        f"  {new} {STEPS}={steps} {LR_DECAY}=constant optimizer.lr={was:.2g} begins a new run at that rate"
+        f"  {new} {STEPS}={steps} {LR_DECAY}=constant optimizer.lr={was:.2g} starts a new run at that rate"
     )
 
 
@@ -219,9 +217,9 @@ def check_same_data(images: "ImageSet", metadata: "Metadata", directory: Path) -
     )
     if differs is not None:
         new = word(override("fork", directory))
-        raise ConfigError(f"data: {differs}. {new} begins a new run from it on this data")
+        raise ConfigError(f"data: {differs}. {new} starts a new run from it on this data")
     if images.fingerprint is not None and not metadata.data:
-        return ["data     the checkpoint is of an earlier version: whether these are the same images is not known"]
+        return ["data     the checkpoint is from an earlier version: it is not known whether these are the same images"]
     return []
 
 
@@ -238,7 +236,7 @@ def set_newer_aside(saved: Saved) -> list[str]:
                 f"newer    {path} is newer than {saved.path.name}; set aside as {set_aside(path, 'newer').name}"
             )
     if saved.damaged:
-        warnings.append(f"damaged  resumes from the newest whole checkpoint, {saved.path}")
+        warnings.append(f"damaged  resuming from the newest complete checkpoint, {saved.path}")
     return warnings
 
 
@@ -247,5 +245,5 @@ def trusted(config: dict, invocation: Invocation) -> list[str]:
     trust = invocation.changes.get("trust", [])
     trust = [trust] if isinstance(trust, str) else trust
     if not isinstance(trust, list):
-        raise ConfigError(f"trust: expected a list of full names, as trust=[package.Class], got {trust!r}")
+        raise ConfigError(f"trust: expected a list of full names, such as trust=[package.Class], got {trust!r}")
     return [str(name) for name in trust] + list(targets_in(config | invocation.chosen))

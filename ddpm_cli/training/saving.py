@@ -55,9 +55,9 @@ class Checkpoints:
             return
         here, there = self.directory, self._place.moved_to()
         if there is None:
-            raise RunError(f"{here} has been removed while it was trained, and all that was saved with it")
+            raise RunError(f"{here} was removed while the run was training, with everything that it had saved")
         self.directory, self._place.directory = there, there  # where it is saved before the run ends
-        raise RunError(f"{here} has been moved to {there} while it was trained")
+        raise RunError(f"{here} was moved to {there} while the run was training")
 
     def save(self, metrics: MetricsLogger | None) -> None:
         """Save a checkpoint, to which sharded ranks bring their parts; returns when it is safe.

@@ -132,7 +132,7 @@ def _new(config: dict, origin: Origin | None, invocation: Invocation, world: "Wo
 def _meant(config: dict, invocation: Invocation) -> _Meant:
     if names_a_run(invocation):
         if invocation.run_directory is not None:
-            raise ConfigError("hydra.run.dir: resume= says already which directory; give one of them")
+            raise ConfigError("hydra.run.dir: resume= names the directory already; leave out either")
         with naming("resume"):
             assert invocation.resume is not None
             return _Meant(*run_and_checkpoint(invocation.resume, "resume"))
@@ -162,7 +162,7 @@ def _in_directory(directory: Path, config: dict, invocation: Invocation) -> _Mea
             return _Meant(None)
         if invocation.sweep_directory is None:
             if invocation.resume is None:
-                raise ValueError(f"{directory} holds a run already, and resume=null begins another; choose another one")
+                raise ValueError(f"{directory} holds a run, and resume=null starts a new one; choose another directory")
             _check_same_origin(directory, identity, config, invocation)
     return _Meant(directory)
 
@@ -175,12 +175,12 @@ def _of_name(name: str, config: dict, invocation: Invocation) -> _Meant:
             return _Meant(None)
         identity = run_identity.identity_of(directory)
     except ValueError as error:
-        raise ConfigError(f"name: {error}. resume=RUN_DIR says which, resume=null begins another") from error
+        raise ConfigError(f"name: {error}. resume=RUN_DIR chooses one, resume=null starts another") from error
     _check_same_origin(directory, identity, config, invocation)
     remarks = []
     if others:
         shown = others[:OTHERS_SHOWN] + ([f"{len(others) - OTHERS_SHOWN} more"] if len(others) > OTHERS_SHOWN else [])
-        remarks.append(f"name     {name}: {directory.name}, begun last; there are also {', '.join(shown)}")
+        remarks.append(f"name     {name}: {directory.name}, started last; there are also {', '.join(shown)}")
     return _Meant(directory, None, tuple(remarks))
 
 
@@ -198,12 +198,12 @@ def _check_same_origin(directory: Path, identity: "Identity | None", config: dic
         init = init_options(config.get("init"))
         if init.path is None or began_with(identity, init):
             return
-        what = f"did not begin with the {init.weights} weights of {init.path}"
+        what = f"did not start from the {init.weights} weights of {init.path}"
     if invocation.run_directory is not None:
         raise ConfigError(f"hydra.run.dir: {directory} holds a run that {what}; choose another directory")
     raise ConfigError(
         f"name: {directory} is of this name and {what}; "
-        "choose another name, or resume=null to begin another run under this one"
+        "choose another name, or resume=null to start another run of this name"
     )
 
 
@@ -229,8 +229,8 @@ def _by_name(invocation: Invocation) -> bool:
 
 
 def _say_done(directory: Path, step: int, *, by_name: bool) -> None:
-    again = "resume=null begins another run of this name, " if by_name else ""
-    print(f"{directory} has done its {step} steps; {again}trainer.steps=N goes further")
+    again = "resume=null starts another run of this name, " if by_name else ""
+    print(f"{directory} has done its {step} steps; {again}trainer.steps=N trains further")
 
 
 def _keep_identity(directory: Path, name: str | None) -> None:

@@ -153,6 +153,6 @@ class LossSecondMoment(Uniform):
         if losses.shape != self.losses.shape or seen.shape != self.seen.shape or seen.dtype != torch.int64:
             raise ValueError(f"the losses seen at each t are {list(losses.shape)}, not {list(self.losses.shape)}")
         if not torch.isfinite(losses).all() or (seen < 0).any():
-            raise ValueError("the losses seen at each t are not finite, or their number is negative")
+            raise ValueError("the losses seen at each t are not finite, or their count is negative")
         self.losses.copy_(losses)
         self.seen.copy_(seen)

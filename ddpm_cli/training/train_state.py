@@ -57,7 +57,7 @@ def restore(trainer: Trainer, state: dict[str, Tensor], ema: dict[str, Tensor]) 
             saved = {key: state[f"{SCALER}{key}"].item() for key in _SCALER_KEYS}
             trainer.scaler.load_state_dict(trainer.scaler.state_dict() | saved)
     except (KeyError, RuntimeError) as error:
-        raise ValueError(f"the training state is not that of this configuration: {error}") from error
+        raise ValueError(f"the training state does not fit this configuration: {error}") from error
 
 
 def _stacked(pending: list[StepResult]) -> dict[str, Tensor]:

@@ -77,9 +77,9 @@ class TrainerConfig:
         if self.accumulate != "auto" and not (self.accumulate >= 1 and self.batch_size % self.accumulate == 0):
             raise ValueError(f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}")
         if self.accumulate == "auto" and self.fsdp:
-            raise ValueError("accumulate=auto is tried on a network in one piece; with fsdp=true say the number")
+            raise ValueError("accumulate=auto needs a network in one piece; with fsdp=true set the number")
         if self.compile in (True, "graphs") and self.fsdp:
-            raise ValueError("compile takes a network in one piece; with fsdp=true choose compile=false or auto")
+            raise ValueError("compile needs a network in one piece; with fsdp=true choose compile=false or auto")
         if self.keep_every > 0 and (self.checkpoint_every == 0 or self.keep_every % self.checkpoint_every != 0):
             raise ValueError(
                 f"keep_every {self.keep_every} must be a multiple of checkpoint_every {self.checkpoint_every}: "
@@ -87,10 +87,10 @@ class TrainerConfig:
             )
         if self.profile_steps > 0 and self.steps < PROFILE_FROM + self.profile_steps:
             raise ValueError(
-                f"profile_steps {self.profile_steps} come after the first {PROFILE_FROM}, of {self.steps} steps in all"
+                f"profile_steps {self.profile_steps} follow the first {PROFILE_FROM} steps; steps is {self.steps}"
             )
         if self.eval_images == 1:
-            raise ValueError("eval_images must be at least 2, which have a covariance, or 0, got 1")
+            raise ValueError("eval_images must be 0 or at least 2 (one image has no covariance), got 1")
         if self.keep_best is not None and self.keep_best not in get_args(Name):
             raise ValueError(f"keep_best must be one of {', '.join(get_args(Name))} or null, got {self.keep_best!r}")
         if self.label_dropout is not None and not 0 <= self.label_dropout <= 1:

@@ -41,9 +41,9 @@ def fit(
         if there is not None and here is not None and there.shape == here.shape:
             fitting[name] = there
         else:
-            misfits.append(f"{name} is {_shape(there)} there, {_shape(here)} here")
+            misfits.append(f"{name} was {_shape(there)}, is {_shape(here)} here")
     differing = _differing(source, network)
-    options = [f"model.{key} is {_text(there)} there, {_text(here)} here" for key, (there, here) in differing.items()]
+    options = [f"model.{key} was {_text(there)}, is {_text(here)} here" for key, (there, here) in differing.items()]
     return Fit(fitting, misfits, options, _cure({key: there for key, (there, _) in differing.items()}))
 
 

@@ -27,7 +27,7 @@ MOST_BYTES = 2**26  # of a trained classifier: that of a thousand classes has on
 CHUNK = 1024  # images whose checksums are taken at a time
 PATIENCE_SECONDS = 300  # with another process that is training the same one
 LITTLE = 0.1  # of what guessing gets wrong: who gets no more of it right has learnt hardly anything
-CURE = "choose features=pixels or features=efficientnet_lite0, or evaluate with data that have labels"
+CURE = "choose features=pixels or features=efficientnet_lite0, or evaluate with labelled data"
 
 log = logging.getLogger("ddpm_cli")
 
@@ -60,7 +60,7 @@ class Classifier:
             with naming("features.weights"):
                 network, self._sha256 = _read(Path(self.weights).expanduser())
         elif data is None:
-            raise ConfigError(f"features: there are no data with labels to train a classifier on: {CURE}")
+            raise ConfigError(f"features: no labelled data to train a classifier on: {CURE}")
         else:
             network, self._sha256 = _of(data())
         self._network, self._device = network.to(device), device
@@ -132,7 +132,7 @@ def _read(path: Path) -> tuple[Network, str]:
     """A classifier and the SHA-256 of its file. Raises OSError if it cannot be read, ValueError if it is none."""
     content = cache_files.read(path, MOST_BYTES)
     if content is None:
-        raise FileNotFoundError(f"there is no {printable(str(path))}, or it has more bytes than a classifier has")
+        raise FileNotFoundError(f"{printable(str(path))} does not exist, or is larger than a classifier")
     try:
         network = from_state(safetensors.torch.load(content))
     except (safetensors.SafetensorError, ValueError) as error:
@@ -142,14 +142,14 @@ def _read(path: Path) -> tuple[Network, str]:
 
 def _say(network: Network, images: ImageSet, seconds: float) -> None:
     right, of = network.held_out.tolist()
-    learnt = f": {100 * right / of:.1f} % of {of:,} held out are recognised" if of > 0 else ""
+    learnt = f": {100 * right / of:.1f} % of {of:,} held-out images are recognised" if of > 0 else ""
     log.info(f"features a classifier of {images.name}, trained in {seconds:.0f} s{learnt}")
     assert images.labels is not None
     guessed = np.bincount(images.labels).max() / len(images)  # by who always says the most frequent class
     if of > 0 and right / of - guessed < LITTLE * (1 - guessed):
         log.warning(
-            f"features guessing the most frequent class is right in {100 * guessed:.1f} %: the classifier has learnt "
-            f"little, choose features=efficientnet_lite0"
+            f"features guessing the most frequent class gets {100 * guessed:.1f} % right: the classifier has learnt "
+            f"little; choose features=efficientnet_lite0"
         )
 
 

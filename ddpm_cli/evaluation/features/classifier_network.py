@@ -83,15 +83,15 @@ def from_state(state: dict[str, Tensor]) -> Network:
     """
     shape, weight = state.get("image_shape"), state.get("head.weight")
     if shape is None or weight is None or shape.shape != (3,) or shape.dtype != torch.int64 or weight.ndim != 2:
-        raise ValueError("holds no classifier of ddpm-cli")
+        raise ValueError("is not a classifier of ddpm-cli")
     channels, height, width = shape.tolist()
     if channels not in (1, 3) or not (0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE):
-        raise ValueError(f"holds a classifier of images that cannot be, {shape.tolist()}")
+        raise ValueError(f"is a classifier of images of an impossible shape, {shape.tolist()}")
     with torch.device("meta"):
         network = Network((channels, height, width), min(len(weight), _MOST_CLASSES))
     expected = {name: (tensor.shape, tensor.dtype) for name, tensor in network.state_dict().items()}
     if {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()} != expected:
-        raise ValueError("holds another classifier than this version of ddpm-cli trains")
+        raise ValueError("is a different classifier than this version of ddpm-cli trains")
     network.load_state_dict(state, assign=True)
     return network.eval().requires_grad_(False)
 

@@ -93,9 +93,7 @@ def check_finite(features: Tensor) -> Tensor:
     """The same features. Raises ConfigError if one of them is not a finite number."""
     bad = int((~torch.isfinite(features)).any(1).sum())
     if bad > 0:
-        raise ConfigError(
-            f"features: those of {bad} of {len(features)} images are not finite numbers: the weights are damaged"
-        )
+        raise ConfigError(f"features: those of {bad} of {len(features)} images are not finite: the weights are damaged")
     return features
 
 

@@ -132,7 +132,7 @@ def _published(model: str) -> Any:
         return timm.get_pretrained_cfg(model)
     except RuntimeError as error:
         known = [name for name in timm.list_pretrained() if name.partition(".")[0] == architecture]
-        raise ValueError(f"timm has no weights {printable(model)!r}; there are {', '.join(known)}") from error
+        raise ValueError(f"timm has no weights {printable(model)!r}; choose from {', '.join(known)}") from error
 
 
 def _found(published: Any, *, download: bool) -> Path:
@@ -157,23 +157,23 @@ def _found(published: Any, *, download: bool) -> Path:
         return in_hub
     if not repository:
         raise FileNotFoundError(
-            f"timm knows no place for them: say features.weights=PATH{f', as of {url}' * bool(url)}"
+            f"timm has no address for them: set features.weights=PATH{f', as of {url}' * bool(url)}"
         )
     place = f"{files[0]} of https://huggingface.co/{repository}"
     if not download:
         raise FileNotFoundError(
             f"{place} is not in {printable(constants.HF_HUB_CACHE)}: set features.download=true, "
-            f"or say features.weights=PATH"
+            f"or set features.weights=PATH"
         )
     for file in files:
         try:
             return Path(hf_hub_download(repository, file, revision=revision or None))
         except LocalEntryNotFoundError as error:
-            raise ValueError(f"{place} cannot be fetched: {shown(str(error).partition(chr(10))[0])}") from error
+            raise ValueError(f"{place} cannot be downloaded: {shown(str(error).partition(chr(10))[0])}") from error
         except EntryNotFoundError:
             continue
         except Exception as error:  # of whatever library it makes its requests with
-            raise ValueError(f"{place} cannot be fetched: {shown(str(error).partition(chr(10))[0])}") from error
+            raise ValueError(f"{place} cannot be downloaded: {shown(str(error).partition(chr(10))[0])}") from error
     raise ValueError(f"https://huggingface.co/{repository} has none of {', '.join(files)}")
 
 

@@ -66,7 +66,7 @@ def provided(published: Published, weights: str | None, *, download: bool) -> Pa
             raise
         raise FileNotFoundError(
             f"{published.name} ({published.size:,} bytes) is not in {printable(str(path.parent))}: set "
-            f"features.download=true, say features.weights=PATH if it is elsewhere, or put {published.url} there"
+            f"features.download=true, set features.weights=PATH if it is elsewhere, or put {published.url} there"
         ) from None
     return path
 
@@ -76,7 +76,7 @@ def check(path: Path, published: Published) -> None:
     with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size != published.size:
-            raise ValueError(f"{printable(str(path))} has {size:,} bytes, {published.name} has {published.size:,}")
+            raise ValueError(f"{printable(str(path))} has {size:,} bytes, but {published.name} has {published.size:,}")
         _check_digest(hashlib.file_digest(file, "sha256").hexdigest(), published, str(path))
 
 
@@ -100,12 +100,12 @@ def read_state(path: Path) -> State:
             else:
                 state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, KeyError) as error:  # torch's advice here is to unpickle it all the same
-        raise ValueError(f"{printable(str(path))} is no file of weights, or holds more than tensors") from error
+        raise ValueError(f"{printable(str(path))} is not a file of weights, or holds more than tensors") from error
     except (safetensors.SafetensorError, RuntimeError, ValueError) as error:
         reason = shown(printable(str(error).partition("\n")[0]))
-        raise ValueError(f"{printable(str(path))} is no file of weights: {reason}") from error
+        raise ValueError(f"{printable(str(path))} is not a file of weights: {reason}") from error
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{printable(str(path))} is no file of weights: it holds something else than named tensors")
+        raise ValueError(f"{printable(str(path))} is not a file of weights: it holds more than named tensors")
     return state
 
 
@@ -146,6 +146,6 @@ def _fetch(published: Published, path: Path) -> None:
                     size += file.write(chunk)
                     bar.update(len(chunk))
         except (OSError, http.client.HTTPException) as error:
-            raise ValueError(f"{published.url} cannot be fetched: {error}; put it at {path}") from error
+            raise ValueError(f"{published.url} cannot be downloaded: {error}; put it at {path}") from error
         _check_digest(digest.hexdigest(), published, published.url)
         cache_files.put_in_place(file, path)
