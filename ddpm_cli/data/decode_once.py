@@ -1,4 +1,4 @@
-"""Images that are decoded once, before training, into the cache: found there, or decoded now by several processes."""
+"""Images that are decoded once, before training: found in the cache, or decoded into it by several processes."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -30,13 +30,13 @@ Decode = Callable[..., Written]
 def read_or_decode(
     cache: DecodedCache, files: list[ImageFile], decode: Decode, source: Any, *, workers: int, memory: int, called: str
 ) -> tuple[Cached | None, list[BadImage]]:
-    """The images among `files` that can be decoded (None if none can), in `memory` bytes if they fit, and the others.
+    """The `files` that can be decoded (None if none can), in memory if they fit into `memory` bytes, and the others.
 
     Args:
-        decode, source: what decodes them, and where they are; they go to other processes.
-        called: how their place is said.
+        decode, source: the function that decodes them, and where they are; both are sent to other processes.
+        called: the name of their place in messages.
 
-    Raises OSError if what has just been written cannot be read, DecodingError if decoding has to be given up.
+    Raises OSError if the written file cannot be read back, DecodingError if decoding cannot continue.
     """
     bad = cache.read_bad(files)
     good = without(files, bad)
@@ -55,7 +55,7 @@ def read_or_decode(
 
 
 def pixels_of(cached: Cached, cache: DecodedCache) -> Pixels:
-    """The images as training takes them."""
+    """The images in the form that training takes."""
     if cache.reading.crop == "random":
         return Windows(cached.pixels, cache.channels, cache.size)
     return cached.pixels
@@ -86,7 +86,7 @@ def _decode_all(
     image_bytes = cache.image_bytes
     # disable=None: a progress bar on a terminal, nothing in a log.
     with tqdm(total=len(names), desc="decoding", unit="image", disable=None) as progress:
-        # Then, one at a time, the images of which several at a time might take more memory than there is.
+        # Large images are decoded afterwards, one at a time: several at once might take more memory than there is.
         for places, processes in ((chunks, workers), (large, min(workers, 1))):
             decode_chunk = functools.partial(
                 decode,
@@ -121,7 +121,7 @@ def _explain(death: WorkerDiedError, called: str) -> str:
 
 
 def report(bad: Sequence[BadImage], called: str, kept: Path, *, all_bad: bool) -> str:
-    """The message on images that cannot be used, of which it is listed in the file `kept`."""
+    """The message on images that cannot be used, which are listed in the file `kept`."""
     hint = "all of them" if all_bad else "data.on_bad=skip leaves them out"
     if kept.exists():
         hint += f"; listed in {kept}"

@@ -1,4 +1,4 @@
-"""What there is to say of a set of images from which little can be learned, and which option helps."""
+"""Warnings about a set of images from which little can be learned, with the option that helps."""
 
 from collections.abc import Collection
 
@@ -8,21 +8,21 @@ from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.data.stored_pixels import StoredPixels
 from ddpm_cli.data.windows import Windows
 
-LOOKED_AT = 256  # images, evenly from all of the set; fewer where they are large
+LOOKED_AT = 256  # images, evenly spaced over the set; fewer if they are large
 _MOST_BYTES = 2**24  # of pixels that are looked at
-_SHARE_EQUAL = 0.9  # of the set, from which on it is called one image
+_SHARE_EQUAL = 0.9  # share of equal images at which the set counts as one image
 _SHARE_BLANK = 0.5
 _FEW_VALUES = 256 // 16
-_HARDLY = 2  # of 255: by how much every image differs from the mean of all where they are hardly told apart
+_HARDLY = 2  # of 255: images that differ from their mean by less can hardly be told apart
 _CHANNELS = ("red", "green", "blue", "alpha")
 
 
 def degenerate(images: ImageSet, read: np.ndarray, options: Collection[str]) -> list[str]:
-    """A line for everything that is wrong with a whole set, as a rule by an oversight.
+    """A line for each thing that is wrong with a whole set, usually by an oversight.
 
     Args:
-        read: uint8 `[n, C, H, W]`, some of the images, which are looked at where others are not to be had at once.
-        options: names of those that the data has: none is named that it has not.
+        read: uint8 `[n, C, H, W]`, some of the images, which are looked at if others are not available at once.
+        options: names of the data's options: only these are suggested.
     """
     pixels, said = images.pixels, []
     count = max(2, min(LOOKED_AT, _MOST_BYTES // read[0].size))
@@ -64,7 +64,7 @@ def _on_values(read: np.ndarray, options: Collection[str]) -> list[str]:
 def _on_equals(images: ImageSet, read: np.ndarray) -> list[str]:
     if len(images) < 2:
         return []
-    # The checksums of images in shards are not of their pixels.
+    # The checksums of images in tar files are not of their pixels.
     checksums = images.checksums if images.blocks is None else None
     if checksums is not None:
         _, counts = np.unique(checksums, return_counts=True)

@@ -26,7 +26,7 @@ from ddpm_cli.data.reading import Crop
 from ddpm_cli.io.text import printable
 
 
-# Long by its options, which are those of its YAML file.
+# It is long because of its options, which are those of its YAML file.
 def huggingface(
     dataset: str,
     *,

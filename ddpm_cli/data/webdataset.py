@@ -34,7 +34,7 @@ MOST_SHARDS = 10**6  # that braces may stand for
 _BRACES = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 
 
-# Long by its options, which are those of its YAML file.
+# It is long because of its options, which are those of its YAML file.
 def webdataset(
     path: str,
     *,
