@@ -56,7 +56,7 @@ class StoredPixels:
 
     @property
     def nbytes(self) -> int:
-        """What an array of these images takes."""
+        """The bytes of an array of these images."""
         return math.prod(self.shape)
 
     def __len__(self) -> int:
