@@ -46,7 +46,7 @@ def test_values_and_channels_are_looked_at(good):
     assert few.startswith("all values are between 0 and 15, of 0 to 255: set data.value_range=[LOW,HIGH]")
     assert said(good // 15) == []
     assert said(np.repeat(good[:, :1], 3, axis=1)) == [
-        "greyscale stored as RGB: all three channels are equal: data.channels=1 trains on one"
+        "greyscale stored as RGB: all three channels are equal: data.channels=1 trains on one channel"
     ]
     good[:, 1] = 7
     assert said(good) == ["channel green is 7 in every pixel"]

@@ -59,8 +59,8 @@ class ImageSet:
     for each image that changes when the image does; it may be omitted for pixels in memory.
 
     Raises ValueError if `pixels` is not uint8, not four-dimensional, or empty; if `labels` is of another type or
-    length, or exceeds `class_names`; for `class_names` without `labels`; for `blocks` that hold other images; for `checksums`
-    of another type or length; for another `flip`; and for `random_crop` of `pixels` that are not longer.
+    length, or exceeds `class_names`; for `class_names` without `labels`; for `blocks` that hold other images; for
+    `checksums` of another type or length; for another `flip`; and for `random_crop` of `pixels` that are not longer.
     """
 
     pixels: Pixels
