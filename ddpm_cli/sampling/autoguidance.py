@@ -1,4 +1,4 @@
-"""Autoguidance (Karras et al. 2024): away from what a worse model of the same images sees."""
+"""Autoguidance (Karras et al. 2024): guidance away from the prediction of a worse model of the same images."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Autoguidance:
-    """The guide, and how strongly the difference from it counts.
+    """The guide, and how strongly to guide away from it.
 
     Args:
-        guide: what `ckpt=` takes: an earlier checkpoint of the run, or a run of a smaller network on the same images.
-        weights: of the guide, as `weights=` of the command.
-        scale, interval, rescale: as of `Guidance`, with the guide in the place of the network without labels.
+        guide: given like `ckpt=`: an earlier checkpoint of the run, or a run of a smaller network on the same images.
+        weights: of the guide, like `weights=` of the command.
+        scale, interval, rescale: as of `Guidance`, with the guide instead of the network without labels.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -38,22 +38,22 @@ class Autoguidance:
 
     @property
     def guidance(self) -> Guidance:
-        """What is done with the difference."""
+        """How the difference from the guide is used."""
         return Guidance(scale=self.scale, interval=self.interval, rescale=self.rescale)
 
 
 class Guide(NamedTuple):
-    """A guide that has been read."""
+    """A guide that has been loaded."""
 
     ddpm: "DDPM"
     said: str  # which checkpoint it is of
 
 
 def read_guide(options: Autoguidance, pretrained: "Pretrained", compute: "Compute", *, trust: list[str]) -> Guide:
-    """The guide on the device, verified; every process reads it for itself.
+    """Load the verified guide onto the device; every process loads it itself.
 
     Raises:
-        ConfigError: if there is none, or it cannot guide this model; says what differs.
+        ConfigError: if there is none, or it cannot guide this model; the message says what differs.
     """
     from ddpm_cli.checkpoint.pretrained import rebuild, select
 
