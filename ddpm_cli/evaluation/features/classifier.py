@@ -1,4 +1,4 @@
-"""Features of a small classifier that is trained here, on the labels of the data that the images should be like."""
+"""Features of a small classifier that is trained here, on the labels of the reference data."""
 
 import hashlib
 import logging
@@ -33,7 +33,7 @@ log = logging.getLogger("ddpm_cli")
 
 
 class Classifier:
-    """The 128 features before the last layer of a small network that was trained to tell the data's classes apart.
+    """The 128 features before the last layer of a small network trained to classify the data.
 
     Made for data that networks of photographs know nothing of, such as digits. It is trained once, in seconds, and kept
     in ~/.cache/ddpm-cli/evaluation by the data's content. Figures of different classifiers are not to be compared: the
@@ -74,7 +74,7 @@ class Classifier:
 
 
 def _of(images: ImageSet) -> tuple[Network, str]:
-    """The classifier of these images and the SHA-256 of its file: the one that is kept, or else trained now."""
+    """The classifier of these images and the SHA-256 of its file, from the cache or trained now."""
     if images.labels is None:
         raise ConfigError(f"features: a classifier is trained on labels, and {images.name} has none: {CURE}")
     directory = cache_files.cache_directory(None) / "evaluation"
@@ -104,7 +104,7 @@ def _of(images: ImageSet) -> tuple[Network, str]:
 
 
 def _key(images: ImageSet) -> str:
-    """16 hexadecimal digits for the pixels in their order, their labels, and how a network is trained on them."""
+    """16 hexadecimal digits that depend on the pixels in their order, the labels, and the training of the network."""
     checksums = images.checksums
     if checksums is None:
         parts = (np.arange(at, min(at + CHUNK, len(images))) for at in range(0, len(images), CHUNK))
@@ -115,7 +115,7 @@ def _key(images: ImageSet) -> str:
 
 
 def _kept(directory: Path, key: str) -> tuple[Network, str] | None:
-    """The classifier that is kept under a key, if it is there and undamaged; the file's name says what is in it."""
+    """The classifier in the cache under a key, if it exists and is undamaged; the file's name has its SHA-256."""
     for path in sorted(directory.glob(f"classifier_{key}_{'[0-9a-f]' * 64}.safetensors")):
         try:
             network, sha256 = _read(path)
@@ -129,7 +129,7 @@ def _kept(directory: Path, key: str) -> tuple[Network, str] | None:
 
 
 def _read(path: Path) -> tuple[Network, str]:
-    """A classifier and the SHA-256 of its file. Raises OSError if it cannot be read, ValueError if it is none."""
+    """A classifier and the SHA-256 of its file. Raises OSError if it cannot be read, ValueError if it is not one."""
     content = cache_files.read(path, MOST_BYTES)
     if content is None:
         raise FileNotFoundError(f"{printable(str(path))} does not exist, or is larger than a classifier")
@@ -155,7 +155,7 @@ def _say(network: Network, images: ImageSet, seconds: float) -> None:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Inside, no other process on this machine is; where no lock is to be had, several do the same work at once."""
+    """Inside, this is the only process on the machine; without locks, several may do the same work at once."""
     lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

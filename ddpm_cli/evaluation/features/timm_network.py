@@ -122,7 +122,7 @@ class Timm:
 
 
 def _published(model: str) -> Any:
-    """What timm knows of pretrained weights. Raises ValueError for a network or for weights that it has not."""
+    """timm's description of pretrained weights. Raises ValueError for a network or weights that it does not have."""
     import timm
 
     architecture = model.partition(".")[0]
@@ -136,7 +136,7 @@ def _published(model: str) -> Any:
 
 
 def _found(published: Any, *, download: bool) -> Path:
-    """Where the weights of a network are on this machine, fetched if need be and may.
+    """The path of a network's weights on this machine, downloaded if missing and allowed.
 
     Raises:
         FileNotFoundError: if they are not here; says which they are, and how they get here.
@@ -178,7 +178,7 @@ def _found(published: Any, *, download: bool) -> Path:
 
 
 def _checked_sha256(path: Path) -> str:
-    """SHA-256 of a file of weights. Raises ValueError if it is not the one that it was fetched as."""
+    """SHA-256 of a file of weights. Raises ValueError if it is not that of the downloaded file."""
     sha256 = sha256_of(path)
     blob = path.resolve().name  # the hub's cache calls a file by its SHA-256, and links to it
     if re.fullmatch("[0-9a-f]{64}", blob) and blob != sha256:

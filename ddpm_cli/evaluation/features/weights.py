@@ -1,4 +1,4 @@
-"""Files of weights: found, fetched if that is allowed, checked before they are read, and never unpickled freely."""
+"""Files of weights: found, downloaded if allowed, checked before they are read, and never freely unpickled."""
 
 import contextlib
 import hashlib
@@ -31,7 +31,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Published:
-    """A file of weights as it was published: there is no other of that name."""
+    """A published file of weights, identified by its SHA-256."""
 
     name: str
     size: int  # bytes
@@ -40,12 +40,12 @@ class Published:
 
 
 def hub_checkpoints() -> Path:
-    """Where torch.hub, and with it torch-fidelity, puts the weights that it fetches."""
+    """The directory in which torch.hub, and with it torch-fidelity, stores downloaded weights."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def provided(published: Published, weights: str | None, *, download: bool) -> Path:
-    """Where a published file is: at `weights` if that is given, else in torch's hub cache, fetched if need be and may.
+    """The path of a published file: `weights` if given, else in torch's hub cache, downloaded if missing and allowed.
 
     Raises:
         ValueError: if what is there is not that file, or it cannot be fetched.
@@ -87,7 +87,7 @@ def sha256_of(path: Path) -> str:
 
 
 def read_state(path: Path) -> State:
-    """The tensors in a file of weights, by name, on the CPU: safetensors, or what torch.save writes of tensors.
+    """The tensors in a file of weights, by name, on the CPU: safetensors, or tensors saved by torch.save.
 
     Raises:
         ValueError: if it holds anything else; nothing but tensors is ever built of it.
@@ -111,7 +111,7 @@ def read_state(path: Path) -> State:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BufferedReader]:
-    """A plain file. Raises FileNotFoundError if there is none, OSError if it is none or cannot be read."""
+    """Open a plain file. Raises FileNotFoundError if it is missing, OSError if it is not plain or cannot be read."""
     with open(path, "rb", opener=nonblocking) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(f"{printable(str(path))} is not a regular file")
@@ -126,7 +126,7 @@ def _check_digest(sha256: str, published: Published, source: str) -> None:
 
 
 def _fetch(published: Published, path: Path) -> None:
-    """Download a file, durably, under its own name only once it is known to be that file.
+    """Download a file, durably; it gets its own name only once its SHA-256 has been checked.
 
     Raises:
         ValueError: if what comes is something else, or nothing comes.
