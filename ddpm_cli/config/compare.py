@@ -96,12 +96,12 @@ def fork(saved: dict, changes: dict[str, Any], chosen: dict[str, dict]) -> dict:
 
 
 def _of_previews(chosen: dict[str, dict], config: dict) -> dict:
-    """The sampler that is chosen for previews. One that takes a variance takes that of the run."""
+    """The sampler chosen for previews; if it takes a variance, it gets the run's."""
     return {key: config.get(key, value) if key == "variance" else value for key, value in chosen[SAMPLER].items()}
 
 
 def _as_saved(saved: dict) -> dict:
-    """A copy: fetching, and logging elsewhere, takes the user's word every time, never a checkpoint's."""
+    """A copy without downloads and loggers: only the user's command may ask for these, never a checkpoint."""
     config = copy.deepcopy(saved)
     config.pop(LOGGER, None)
     data = config.get("data")
@@ -147,7 +147,7 @@ _ABSENT = _Absent()
 
 
 def _plain(value: object) -> object:
-    """For messages: a node is called by the name of what it builds."""
+    """The value as messages show it: a node by the name of what it builds."""
     return str(value["_target_"]).rpartition(".")[2] if isinstance(value, dict) and is_node(value) else value
 
 

@@ -1,4 +1,4 @@
-"""A lock that one process holds at a time, by a file; who is refused learns who holds it.
+"""A lock file that one process holds at a time; a process that is refused is told who holds it.
 
 Where the system has locks (flock), it takes one back however the process ends; the file only says whose it is. Where a
 file system has none, the lock is that a file exists (`SoftFileLock`): what a dead process has left of it is taken over
@@ -30,7 +30,7 @@ _MOST_RECORD = 4096  # bytes
 
 
 def acquire(path: Path) -> Callable[[], None]:
-    """Take the lock of a file, and keep it until what is returned is called, or this process ends.
+    """Take the lock of a file; returns a function that releases it. The end of the process releases it too.
 
     The file stays, unless there is nothing else in its directory.
 
@@ -109,7 +109,7 @@ def _locked(descriptor: int, path: Path) -> bool:
 
 
 def _held_elsewhere(path: Path) -> bool:
-    """Whether the holder of a file with several names says that it is at work in another directory."""
+    """Whether the holder of a file with several names works in another directory, by its record."""
     with suppress(OSError, IndexError):
         return not os.path.samefile(_record(path)[2], path.parent)
     return False
@@ -133,6 +133,6 @@ def _refusal(path: Path) -> BlockingIOError:
 
 
 def _record(path: Path) -> list[str]:
-    """What a lock file says: the holder's process id, its machine, and perhaps more."""
+    """The content of a lock file: the holder's process id, its machine, and possibly more."""
     with open(path, "rb") as file:
         return os.fsdecode(file.read(_MOST_RECORD)).splitlines()

@@ -1,4 +1,4 @@
-"""The directory of a run: its name, what lies where in it. One per run, never reused by accident."""
+"""The directory of a run: its name and its layout. One per run, never reused by accident."""
 
 import itertools
 import json
@@ -33,7 +33,7 @@ MOST_BEST = 2**12  # bytes of best.json; ours has a hundred
 
 
 def step_name(step: int) -> str:
-    """What a step's checkpoint, snapshot of averages or preview is called, but for a suffix."""
+    """The name of a step's checkpoint, snapshot of averages or preview, without a suffix."""
     return f"step_{step:08d}"
 
 
@@ -47,7 +47,7 @@ def step_of(path: Path, suffix: str = "") -> int | None:
 
 
 def by_step(directory: Path, suffix: str = "") -> dict[int, Path]:
-    """The entries of a directory that `step_of` knows, by their step and in its order."""
+    """The entries of a directory that `step_of` recognises, by step and sorted by it."""
     paths = directory.glob(f"step_*{suffix}")
     return dict(sorted((step, path) for path in paths if (step := step_of(path, suffix)) is not None))
 
@@ -61,12 +61,12 @@ def check_name(name: str) -> None:
 
 
 def plain_name(text: str) -> str:
-    """A name that `check_name` accepts, out of any text."""
+    """A name that `check_name` accepts, made from any text."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).lstrip(".-") or "run"
 
 
 def create(output_dir: str | Path, name: str) -> Path:
-    """Make and return a new directory `output_dir/name/<date>_<time>`, with `-2`, `-3`... added if that one exists.
+    """Create and return a new directory `output_dir/name/<date>_<time>`, with `-2`, `-3`... appended if it exists.
 
     Raises:
         OSError: if it cannot be made.
@@ -86,7 +86,7 @@ def create(output_dir: str | Path, name: str) -> Path:
 
 
 def best_checkpoint(file: Path) -> Path:
-    """The checkpoint that a run's best.json names, which may be anybody's: it lies in that run.
+    """The checkpoint that a run's best.json names; the file may be anybody's, and the checkpoint is in that run.
 
     Raises:
         ValueError: if it names none, or one that is not there.
@@ -105,7 +105,7 @@ def best_checkpoint(file: Path) -> Path:
 
 
 def run_and_checkpoint(named: str) -> tuple[Path, Path | None]:
-    """The run directory in what `resume=` or `fork=` names, and the checkpoint in it if one is named.
+    """The run directory that `resume=` or `fork=` names, and the checkpoint in it if one is named.
 
     Raises:
         ValueError: if it names neither.
@@ -125,7 +125,7 @@ def run_and_checkpoint(named: str) -> tuple[Path, Path | None]:
 
 
 def keep_hydra(directory: Path, files: dict[str, str]) -> None:
-    """Write `.hydra/`, in place of the one that may be there: each of the files is whole, or not there."""
+    """Write `.hydra/`, replacing an earlier one: each of the files is complete, or absent."""
     folder = directory / HYDRA
     if not folder.is_dir():
         durable.make_directory(folder)
@@ -168,7 +168,7 @@ _FILES += tuple(f".{name}.tmp" for name in _FILES)  # as they are while they are
 
 
 def _check_entries(directory: Path) -> None:
-    """Raise ValueError for an entry through which a trainer would reach elsewhere (a link) or wait (a pipe)."""
+    """Raise ValueError for an entry that would lead a trainer elsewhere (a link) or make it wait (a pipe)."""
     inner = (path for name in _FOLDERS for path in (directory / name).glob("*"))
     for path in itertools.chain(directory.iterdir(), inner):
         if path.is_symlink():

@@ -1,4 +1,4 @@
-"""A directory that is there with all that belongs in it, or not at all."""
+"""A directory that appears complete, or not at all."""
 
 import errno
 import os
