@@ -1,4 +1,4 @@
-"""The command line in the form that Hydra takes, without what Hydra would accept to no effect."""
+"""The command line in the form that Hydra takes; what Hydra would accept without effect is refused."""
 
 import argparse
 import os
@@ -58,12 +58,12 @@ class Arguments:
 
 
 def key_of(override: str) -> str:
-    """The key of KEY=VALUE, whatever sign it bears."""
+    """The key of KEY=VALUE, without its sign (+, ++, ~)."""
     return override.lstrip("+~").partition("=")[0]
 
 
 def read_arguments(arguments: Sequence[str]) -> Arguments:
-    """Raises ConfigError for what Hydra cannot read, or not in seconds, does not take, or takes without effect."""
+    """Raises ConfigError for arguments that Hydra cannot read, or only slowly, or that it takes without effect."""
     _check_texts(arguments)
     flags, overrides = _split(arguments)
     overrides = [_in_full(override) for override in overrides]
@@ -90,7 +90,7 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
 
 
 def _in_full(override: str) -> str:
-    """An override as a configuration has it."""
+    """An override in its full form."""
     key, equals, value = override.partition("=")
     name = key.lstrip("+")
     if name in _SHORT and equals and not value.startswith("{"):
@@ -130,7 +130,7 @@ def _check_texts(arguments: Sequence[str]) -> None:
 
 
 def _depth(argument: str) -> int:
-    """How deep brackets are nested in it."""
+    """The depth of nested brackets in it."""
     depth = deepest = 0
     for character in re.findall(r"[\[\](){}]", argument):
         depth += 1 if character in "[({" else -1

@@ -28,7 +28,7 @@ _IN_EXTRAS = tuple(f"hydra/launcher={name}" for name in ("joblib", "submitit_loc
 
 
 def explain(error: BaseException, arguments: Sequence[str], config_name: str, target: str) -> str:
-    """The message for what was raised while `config_name` was composed for `target`, with these arguments."""
+    """The message for an error raised while `config_name` was composed for `target`, with these arguments."""
     text = str(error) or str(error.__cause__ or type(error).__name__)
     first_line = _shown(text.splitlines()[0].rstrip("."))
     match error:

@@ -62,7 +62,7 @@ def launch(program: str, config_name: str, target: str, job: Callable[[dict, Inv
 
 
 def _shown(program: str) -> int:
-    """The exit status where what has been printed (help, a configuration) is all that was asked for."""
+    """The exit status of a command whose whole result is what it printed (help, a configuration)."""
     error = console.output_error()
     if error is None or error.errno == errno.EPIPE:  # a reader that has seen enough, such as `head`
         return 0
@@ -146,11 +146,11 @@ def _say(message: str) -> None:
 
 
 def _printable_record(record: logging.LogRecord) -> bool:
-    """Keep what a path or a name holds from the terminal, and from train.log: a filter that lets everything through."""
+    """Escape control characters for the terminal and train.log: a logging filter that drops nothing."""
     record.msg = "\n".join(map(printable, _lines(str(record.msg))))
     return True
 
 
 def _lines(message: str) -> list[str]:
-    """Of our own making: the others of a message begin with two spaces."""
+    """The lines of a message: those after the first begin with two spaces."""
     return re.split(r"\n(?=  )", message)

@@ -82,7 +82,7 @@ def _number(variable: str) -> int | None:
 
 
 def _command(launcher: _Launcher, size: int, program: str) -> str:
-    """The command line that starts as many processes with torchrun, on as many machines."""
+    """The command line that starts the same number of processes with torchrun, on as many machines."""
     nodes = (_number("SLURM_STEP_NUM_NODES") or 1) if launcher.name == "srun" else 1
     each = -(-size // nodes)
     words = ["torchrun", f"--nproc_per_node={each}"]

@@ -1,4 +1,4 @@
-"""What a run needs in a process to which a launcher has sent it: a place for what it says, and its signals."""
+"""What a run needs in a launcher's worker process: a file for its output, and its signals."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ CONSOLE_FILE = "console.log"
 
 
 def worker_process(launcher: str, directory: Path, stop: Stop) -> AbstractContextManager[None]:
-    """A context for one run in `directory`, by the launcher that has sent it.
+    """A context for one run in `directory`, for the launcher that has sent it.
 
     Entering or leaving it raises Stopped if the process has been asked to stop, perhaps while it was at another run.
     """
@@ -32,7 +32,7 @@ def worker_process(launcher: str, directory: Path, stop: Stop) -> AbstractContex
 
 @contextmanager
 def _of_joblib(console_file: Path, stop: Stop) -> Iterator[None]:
-    """What several runs at once would print all over each other goes to a file of each."""
+    """Send output to a file for each run, as several runs at once would mix theirs."""
     console_file.parent.mkdir(parents=True, exist_ok=True)
     durable.unshare(console_file)
     with (

@@ -22,7 +22,7 @@ _FAILED, _MISTAKE = 1, 2
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Compare what the arguments name, print it, write it; returns the exit status."""
+    """Compare the runs that the arguments name, print and write the result; returns the exit status."""
     given = _parser().parse_args(arguments)
     directories = [Path(name) for name in given.directories or [DEFAULT]]
     out = Path(given.out) if given.out is not None else directories[0] if len(directories) == 1 else Path()

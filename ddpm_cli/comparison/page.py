@@ -1,4 +1,4 @@
-"""compare.html: one file that needs nothing else, asks nobody for anything, and runs no text that is not ours."""
+"""compare.html: one file that needs no other, makes no request, and runs no script but ours."""
 
 import base64
 import hashlib
@@ -76,7 +76,7 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def _colours(comparison: Comparison) -> dict[int, str]:
-    """Of the runs that have a colour of their own: all of a few, of many the best ones. The others are grey."""
+    """The colours of runs: all of a few runs have one, of many only the best. The others are grey."""
     order = list(range(len(comparison.runs)))
     ranked = [c for c in comparison.columns if c.kind == FIGURE and any(cell.best for cell in c.cells)]
     if len(order) > COLOURS and ranked:
@@ -169,7 +169,7 @@ def _charts(comparison: Comparison, colours: dict[int, str]) -> tuple[list[str],
 
 
 def _strokes(chart: Chart) -> str:
-    """Which line is which, where runs have several."""
+    """A legend of line styles, if runs have several curves."""
     if len(chart.labels) < 2:
         return ""
     first = {label: next(curve for curve in chart.curves if curve.label == label) for label in chart.labels[:12]}

@@ -1,4 +1,4 @@
-"""Last previews of runs, small enough to lie side by side on a page."""
+"""Last previews of runs, small enough to fit side by side on a page."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ MOST_PIXELS = 2**24
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a run as a `data:` address, and its size in pixels."""
+    """An image of a run as a `data:` URL, and its size in pixels."""
 
     run: int
     step: int

@@ -1,4 +1,4 @@
-"""A run's curves out of its metrics.jsonl, by their names."""
+"""A run's curves, read from its metrics.jsonl, by name."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ Series = dict[str, list[tuple[int, float]]]  # by name, points (step, value) in 
 
 
 def read_series(file: Path) -> tuple[Series, str | None]:
-    """The loss, the speed and what was evaluated while training; and what is to be said of lines that are left out.
+    """The loss, the speed and the evaluations while training, and a remark on lines that are left out.
 
     Raises:
         ValueError: naming it, if it is not a plain file.
@@ -42,7 +42,7 @@ def read_series(file: Path) -> tuple[Series, str | None]:
 
 
 def thinned(points: list[tuple[int, float]], most: int) -> list[tuple[int, float]]:
-    """At most `most` points of a curve: neighbours are put together, the last point stays as it is."""
+    """At most `most` points of a curve: neighbours are averaged, the last point stays as it is."""
     if len(points) <= most:
         return points
     size = -(-len(points) // (most - 1))
