@@ -1,4 +1,4 @@
-"""The code in a model card: how images are drawn from the model with diffusers, as ddpm-sample draws them."""
+"""The code in a model card, which samples from the model with diffusers as ddpm-sample does."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ SHOWN = 4  # images
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """What decides how images are drawn.
+    """What the sampling code depends on.
 
     Args:
         channels, height, width: of the images.
@@ -46,17 +46,17 @@ class Drawing:
 
     @property
     def worth_few(self) -> bool:
-        """Whether these are neither too few nor all."""
+        """Whether `few` is neither too small nor all T."""
         return FEWEST_STEPS <= self.few < self.timesteps
 
     @property
     def bounded(self) -> bool:
-        """Whether x_0 is kept in [-1, 1], and eps has to be found again."""
+        """Whether x_0 is kept in [-1, 1], and eps must be derived again."""
         return self.clips or self.rescales
 
 
 def drawing_code(drawing: Drawing) -> Iterator[str]:
-    """Lines of Markdown. Each block of code runs as it stands, in the directory of the model."""
+    """Lines of Markdown. Each block of code runs as it is, in the directory of the model."""
     yield from _with_pipelines(drawing) if drawing.labels is None else _with_labels(drawing)
     if drawing.learns_variance:
         yield from (

@@ -23,7 +23,7 @@ _STEP = "optimization_step"
 
 
 def is_directory_of_diffusers(directory: Path) -> bool:
-    """Whether a model of diffusers lies there."""
+    """Whether a directory holds a model of diffusers."""
     return any((directory / name).is_file() for name in (INDEX_FILE, diffusers_unet.CONFIG_FILE)) or (
         (directory / UNET / diffusers_unet.CONFIG_FILE).is_file()
     )
@@ -65,7 +65,7 @@ def read(directory: Path, given: Given) -> Imported:
 
 
 def _check_pipeline(directory: Path) -> None:
-    """Refuse pipelines in which the network does not draw pictures, but what another network makes pictures of."""
+    """Refuse pipelines in which the network makes not images, but latents from which another network makes images."""
     file = directory / INDEX_FILE
     if not file.is_file():
         return
@@ -79,7 +79,7 @@ def _check_pipeline(directory: Path) -> None:
 
 
 def _scheduler(directory: Path, place: Path, given: Given) -> diffusers_scheduler.Scheduler:
-    """Of the pipeline, or of the one that a network's own directory belongs to; nothing where there is none."""
+    """The config of the pipeline, or of the one that a network's own directory belongs to; empty if there is none."""
     homes = [directory, directory / SCHEDULER]
     if place == directory:
         homes.append(directory.parent / SCHEDULER)
@@ -118,7 +118,7 @@ def _pickled(file: Path) -> "dict[str, Tensor]":
 
 
 def _parts(index: Path, suffix: str) -> list[str]:
-    """The files that a network's weights are in, which lie beside their index."""
+    """The files of a network's weights, which are beside their index."""
     places = _read_json(index).get("weight_map")
     names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
     if not names or any(Path(name).name != name or not name.endswith(suffix) for name in names):

@@ -1,4 +1,4 @@
-"""What a scheduler_config.json of diffusers says of the model: its noise, its target, its variance, its bounds.
+"""The properties of a model in diffusers' scheduler_config.json: noise schedule, prediction, variance, threshold.
 
 The rest of such a file is about the solver that the model is drawn with, which ddpm-sample is told.
 """
@@ -17,7 +17,7 @@ Groups = dict[str, dict[str, Any]]
 
 
 class Scheduler(NamedTuple):
-    """What is taken of one, and what is said of the rest."""
+    """The imported properties, and remarks on the rest."""
 
     groups: Groups
     remarks: tuple[str, ...]
@@ -164,7 +164,7 @@ _READERS: dict[str, tuple[Callable[[Said, list[str]], dict[str, Any] | None], tu
 
 
 def _solver(said: Said, written_by: str) -> list[str]:
-    """Lines on what is the solver's."""
+    """Remarks on options of the solver."""
     spacing, offset = said.any("timestep_spacing"), said.any("steps_offset")
     rest = [*(["steps_offset"] if offset else []), *said.rest()]
     lines = []

@@ -19,7 +19,7 @@ CIFAR10 = (1, 2, 2, 2)  # its channel_mults; what was trained on 256 x 256 pixel
 
 
 def recognised(names: Mapping[str, object]) -> bool:
-    """Whether tensors are called as in such a network."""
+    """Whether tensors have the names of such a network."""
     return {"temb.dense.0.weight", "down.0.block.0.conv1.weight"} <= names.keys()
 
 
@@ -49,7 +49,7 @@ def read(tensors: "Mapping[str, Tensor]", where: str, given: Given) -> Imported:
 
 
 def _groups(is_cifar10: bool) -> dict[str, dict[str, Any]]:
-    """Their diffusion; of the two variances theirs was the larger one for CIFAR-10, the smaller for all else."""
+    """Their diffusion; of the two variances, they used the larger for CIFAR-10 and the smaller for everything else."""
     ours = "ddpm_cli.diffusion."
     betas = {"timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "zero_terminal_snr": False}
     return {
@@ -88,7 +88,7 @@ def _options(tensors: "Mapping[str, Tensor]", image_size: int | list[int] | None
 
 
 def _rows(tensors: "Mapping[str, Tensor]", name: str) -> int:
-    """The channels that a convolution gives."""
+    """The output channels of a convolution."""
     tensor = tensors.get(name)
     if tensor is None or tensor.ndim != 4:
         raise ConversionError(f"its weights have no {name} of a convolution")
@@ -96,7 +96,7 @@ def _rows(tensors: "Mapping[str, Tensor]", name: str) -> int:
 
 
 def _count(tensors: "Mapping[str, Tensor]", pattern: str) -> int:
-    """How many numbers there are in names that begin so, from 0 on."""
+    """How many consecutive numbers, from 0 up, follow this prefix in the names."""
     return len({found[1] for name in tensors if (found := re.match(pattern, name))})
 
 

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face Hub: found in its cache on this machine, and fetched where the user says so."""
+"""Models of the Hugging Face Hub: found in its cache on this machine, or downloaded if the user asks for it."""
 
 import os
 import re
@@ -19,11 +19,11 @@ _PICKLED = ("diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.bin")  
 
 
 def local_source(source: str, *, download: bool) -> Path:
-    """Where the files of a model are on this machine.
+    """The directory or file of a model on this machine.
 
     Args:
         source: their place, or a model's name on the Hub: OWNER/NAME.
-        download: fetch those of a name.
+        download: download a model by its name.
 
     Raises:
         ConfigError: if there is no such place, and no such model in the cache or on the Hub; says how it can be got.
@@ -45,7 +45,7 @@ def local_source(source: str, *, download: bool) -> Path:
 
 
 def _cached(name: str) -> Path | None:
-    """What the Hub's own library has kept of a model; None if it has nothing, or is not installed."""
+    """A model in the cache of the Hub's own library; None if it is not there, or the library is not installed."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

@@ -40,7 +40,7 @@ class Layer:
 
 
 def layers(options: Mapping[str, Any]) -> Iterator[Layer]:
-    """The layers of the network that these options describe, in the order in which they are run."""
+    """The layers of the network that these options describe, in order of execution."""
     levels, blocks = len(options["channel_mults"]), options["num_res_blocks"]
     numbers = iter(range(levels * (blocks + 1)))
     for level in range(levels):
@@ -60,7 +60,7 @@ def layers(options: Mapping[str, Any]) -> Iterator[Layer]:
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """What another program calls the tensors of a network like ours, but for `.weight` and `.bias`.
+    """Another program's names for the tensors of a network like ours, without `.weight` and `.bias`.
 
     Args:
         outside: those outside the layers, by our names.
@@ -77,7 +77,7 @@ class Names:
     attention_place: Callable[[Layer], str]
 
     def theirs(self, options: Mapping[str, Any], shapes: Shapes) -> dict[str, tuple[str, ...]]:
-        """By our name of every tensor in `shapes`, what it is called there: one, or those it is made of in order."""
+        """The other program's names for every tensor in `shapes`, by our name: one, or several that make it up."""
         places = {layer.name: layer for layer in layers(options)}
         return {name: self._of(name, places) for name in shapes}
 
@@ -94,7 +94,7 @@ class Names:
 
 
 def default_options() -> dict[str, Any]:
-    """Every option of our UNet, as it is where nothing is said: DDPM's."""
+    """The default of every option of our UNet: DDPM's."""
     from ddpm_cli.models.unet import UNet as Network
 
     return {parameter.name: parameter.default for parameter in inspect.signature(Network).parameters.values()}
@@ -121,7 +121,7 @@ def network_shapes(options: Mapping[str, Any]) -> Shapes:
 def to_ours(
     tensors: "Mapping[str, Tensor]", names: Mapping[str, tuple[str, ...]], shapes: Shapes
 ) -> "dict[str, Tensor]":
-    """Tensors of another program under our names, in float32; every one of them has a place.
+    """Tensors of another program under our names, in float32; all of them must be used.
 
     Args:
         tensors: by their names.
@@ -154,7 +154,7 @@ def to_ours(
 def to_theirs(
     tensors: "Mapping[str, Tensor]", names: Mapping[str, tuple[str, ...]], *, flat: Callable[[str], bool]
 ) -> "dict[str, Tensor]":
-    """Our tensors under the names of another program: what `to_ours` reads.
+    """Our tensors under the names of another program, the inverse of `to_ours`.
 
     Args:
         flat: whether the one of theirs that is called so is a matrix, where ours is a 1 x 1 convolution.

@@ -1,4 +1,4 @@
-"""The model card, README.md beside an exported model: what it is, the code that draws from it, where it comes from."""
+"""The model card, README.md beside an exported model: what it is, the code to sample from it, where it comes from."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ NAMES_SHOWN = 1000  # of labels
 
 
 class Model(NamedTuple):
-    """What is said of the model itself.
+    """The description of the model itself.
 
     Args:
         name: what it is called, the title.
@@ -49,7 +49,7 @@ def model_card(model: Model, origin: Origin) -> str:
 
 
 def _head(drawing: Drawing) -> Iterator[str]:
-    """What a hub reads; its keys are the hub's."""
+    """The header that a hub reads; its keys are the hub's."""
     yield from ("---", "library_name: diffusers")
     if drawing.labels is None:
         yield "pipeline_tag: unconditional-image-generation"

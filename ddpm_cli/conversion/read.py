@@ -1,4 +1,4 @@
-"""Which program a model is of, and the model in our terms: `read_source`."""
+"""`read_source`: recognises which program a model is from, and converts it to our terms."""
 
 import os
 import re
@@ -26,7 +26,7 @@ _STEP = re.compile(r"(?:model-?|ema_[\d.]+_)(\d{4,9})")  # model-790000.ckpt, mo
 
 
 class _Format(NamedTuple):
-    """One of the programs whose networks lie in a single file of tensors.
+    """One of the programs whose networks are in a single file of tensors.
 
     Args:
         recognised: whether the names are its.
@@ -90,7 +90,7 @@ def _of_file(path: Path) -> "dict[str, Tensor]":
 
 
 def _check_architecture(path: Path, found: Any) -> None:
-    """Say so of a well-known program whose network is another one."""
+    """Raise ConversionError for a well-known program whose network is another one."""
     inner = found.get("model") if isinstance(found, dict) else None
     names = [*(found if isinstance(found, dict) else ()), *(inner if isinstance(inner, dict) else ())]
     if any(isinstance(name, str) and _LUCIDRAINS.match(name) for name in names):

@@ -28,7 +28,7 @@ _NO_MAXIMUM = 1e9
 
 
 def scheduler_config(ddpm: DDPM, node: dict[str, Any], *, variance: Variance, threshold: Threshold) -> dict[str, Any]:
-    """What DDPMScheduler is to be made of.
+    """The arguments of DDPMScheduler.
 
     Args:
         node: what the schedule was built of, as a configuration has it.
@@ -54,7 +54,7 @@ def scheduler_config(ddpm: DDPM, node: dict[str, Any], *, variance: Variance, th
 
 
 def _betas(schedule: NoiseSchedule, node: dict[str, Any]) -> dict[str, Any]:
-    """By name and ends where they have the same schedule, else number by number."""
+    """The betas by name and ends if diffusers has the same schedule, else number by number."""
     target = resolve(node["_target_"])
     given = {key: value for key, value in node.items() if key not in NODE_KEYS}
     if target in _LIKE_THEIRS:
@@ -66,7 +66,7 @@ def _betas(schedule: NoiseSchedule, node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arguments(target: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """What a call with `given` sees, defaults included."""
+    """The arguments of a call with `given`, defaults included."""
     bound = inspect.signature(target).bind(**given)
     bound.apply_defaults()
     return bound.arguments
@@ -95,7 +95,7 @@ def _called(names: dict[type, str], option: object, group: str, there_are: str) 
 
 
 def _check_in_float32(schedule: NoiseSchedule) -> None:
-    """Their tables are made of 1 - beta in 32 bits; ours of its logarithm in 64."""
+    """Check the schedule in diffusers' tables, which compute 1 - beta in 32 bits; ours use its logarithm in 64."""
     alphas_cumprod = torch.cumprod(1 - schedule.betas.float(), dim=0)
     if alphas_cumprod[0] == 1:
         first = schedule.betas[0].item()

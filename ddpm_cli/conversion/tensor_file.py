@@ -1,4 +1,4 @@
-"""Tensors out of other programs' files: safetensors, or what torch.save has written, of which no code is run."""
+"""Tensors from other programs' files: safetensors, or files of torch.save, from which no code is run."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def read_tensors(file: Path) -> "dict[str, Tensor]":
 
 
 def read_pickled(file: Path) -> Any:
-    """What torch.save has written: tensors, and numbers, texts, lists and dicts; never anything that would run code.
+    """The content of a file of torch.save: tensors, numbers, texts, lists and dicts; nothing that would run code.
 
     Raises:
         ConversionError: if it is damaged, holds other objects, or would take more memory than it has bytes.
@@ -61,7 +61,7 @@ def read_pickled(file: Path) -> Any:
 
 
 def state_dict(found: Any) -> "dict[str, Tensor] | None":
-    """A dict of nothing but tensors, each with a name; None for anything else."""
+    """A dict of tensors by name, and nothing else; None for any other object."""
     import torch
 
     if not isinstance(found, dict) or not found:
@@ -80,7 +80,7 @@ def _check_plain(file: Path) -> int:
 
 
 def _check_zip(file: Path, size: int) -> None:
-    """Refuse archives of torch.save that would grow when they are read, or whose checksums do not fit.
+    """Refuse archives of torch.save that would grow when they are read, or whose checksums are wrong.
 
     torch looks at neither. Its files of before 2020 are no archives: in them everything has the length that it takes.
     """
@@ -106,7 +106,7 @@ def _wrong_with(archive: zipfile.ZipFile, size: int) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """In one line, why torch has not loaded a file."""
+    """Why torch did not load a file, in one line."""
     text = str(error)
     asked = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|global|operand)[^\w]*([\w.]+)", text)
     if asked is not None:
@@ -120,7 +120,7 @@ def _reason(error: Exception) -> str:
 
 
 def _tensors_in(found: Any) -> "list[Tensor]":
-    """Every tensor in nested dicts and lists, each place of which is looked at once."""
+    """Every tensor in nested dicts and lists, each of which is visited once."""
     import torch
 
     tensors, open_values, seen = [], [found], set()

@@ -77,7 +77,7 @@ _OLD_BLOCK = "UNetRes"  # what the first versions wrote before a block's name
 def to_options(
     config: Mapping[str, Any], *, where: str = CONFIG_FILE, image_size: int | list[int] | None = None
 ) -> dict[str, Any]:
-    """Every option of our UNet, out of a UNet2DModel's config.
+    """Every option of our UNet, from a UNet2DModel's config.
 
     With labels it says `null_label: False`; that the last of them is our "no label" only the weights say, see
     `with_null_label`.
@@ -212,7 +212,7 @@ def _widths(said: Said, widths: list[int]) -> dict[str, Any]:
 
 
 def _channels(said: Said) -> dict[str, Any]:
-    """The channels that go in and out, and the labels."""
+    """The input and output channels, and the labels."""
     channels, answered = said.whole("in_channels"), said.whole("out_channels")
     labels = said.whole_or_none("num_class_embeds")
     if answered not in (channels, 2 * channels):
@@ -258,7 +258,7 @@ def _levels(said: Said, levels: int) -> tuple[list[int], bool]:
 
 
 def _check_middle(said: Said, groups: int, scale_shift: bool) -> None:
-    """The middle's self-attention has a norm of its own, which theirs is made without in one case."""
+    """Check that the middle's self-attention has a norm, as ours has; diffusers leaves it out in one case."""
     own = said.any("attn_norm_num_groups")
     if own not in (None, groups):
         raise said.refused("attn_norm_num_groups", own, f"here every norm has norm_num_groups, {groups}")
@@ -271,7 +271,7 @@ def _check_middle(said: Said, groups: int, scale_shift: bool) -> None:
 
 
 def _head_channels(options: Mapping[str, Any], attended: list[bool]) -> int | None:
-    """diffusers has one number for all levels: the channels of a head."""
+    """The channels of an attention head, for which diffusers has one number for all levels."""
     heads = options["num_heads"]
     if options["head_channels"] is not None or heads == 1:
         return options["head_channels"]
