@@ -102,7 +102,7 @@ def test_damaged_and_hostile_records_are_left_out_and_named(tmp_path: Path, caps
     said = capsys.readouterr().out
     for what in (
         *(
-            "run.json is not ours",
+            "run.json was not written by ddpm-cli",
             "metrics.jsonl: 5 damaged or excess lines",
             "list.json is damaged",
             "old.json is not an evaluation",

@@ -215,7 +215,7 @@ def _device(file: Path) -> None:
     [
         (_cut, "is damaged"),
         (_empty, "is damaged, or was not written by torch.save"),
-        (_bit, "is damaged: the checksum of .* does not fit"),
+        (_bit, "is damaged: the checksum of .* is wrong"),
         (_bomb, "is damaged: its parts are longer than the file"),
         (_giant, "is damaged: 4,294,967,296 bytes of tensors in a file of"),
         (_code, "asks for posix.mkdir: loading it could run any code"),

@@ -54,7 +54,7 @@ MISTAKES = {
     "trainer.steps=${nothing}": "trainer.steps: Interpolation key 'nothing' not found",
     "trainer.steps=${trainer}": "trainer.steps: Interpolation to parent node detected",
     "optimizer.weight_decay=inf": "optimizer.weight_decay: expected a finite number, got Infinity",
-    "data.image_size=15": "data.image_size: 15 can be halved 0 times, .*; 14 or 16 would do",
+    "data.image_size=15": "data.image_size: 15 can be halved only 0 times, .*; use 14 or 16, or set ",
     # found once torch is there
     "schedule.timesteps=0": "schedule: timesteps must be at least 1, got 0",
     "schedule=linear schedule.beta_end=1.5": r"schedule: beta_end must lie in \(0, 1\), got 1.5",
@@ -79,7 +79,7 @@ MISTAKES = {
     "model.base_channels=100000000": "model: ",
     "prediction=eps schedule.zero_terminal_snr=true": "prediction=eps cannot work .* choose prediction=v or",
     "variance=learned_range": "loss=simple does not train the variance .* choose loss=hybrid or loss=vlb",
-    "loss=hybrid": "choose variance=learned_range, or loss=simple, or loss=vlb",
+    "loss=hybrid": "choose variance=learned_range, or loss=simple or loss=vlb",
     "loss=vlb weighting=min_snr": "weighting has no effect with loss=vlb",
     "variance=learned_range loss=vlb weighting=uniform model.learn_variance=false": "model: makes",
     "model.learn_variance=true": "model: learn_variance has no effect with a fixed variance",
