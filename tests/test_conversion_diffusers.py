@@ -348,5 +348,5 @@ def test_a_pipeline_of_more_than_a_network_is_refused(tmp_path: Path):
     saved(tmp_path)
     index = tmp_path / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"vqvae": ["diffusers", "VQModel"]}))
-    with pytest.raises(ConversionError, match="has also vqvae"):
+    with pytest.raises(ConversionError, match="also has vqvae"):
         read_source(tmp_path)

@@ -238,7 +238,7 @@ def test_the_network_of_improved_ddpm_follows_the_number_of_timesteps():
             "160 channels, 1.25 times the 128 of the first",
         ),
         ({"in_channels": 6, "out_channels": 6}, "an upsampler"),
-        ({"num_heads": 3}, "none of ours: model: num_heads 3 does not divide the 32 channels"),
+        ({"num_heads": 3}, "ours cannot be its network: model: num_heads 3 does not divide the 32 channels"),
         ({"out_channels": 4}, r"'?out.2.weight'? is \[4, 32, 3, 3\], the network it describes has \[3, 32, 3, 3\]"),
     ],
     ids=str,
