@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_named_with_what_would(home: Path, trained):
     plain = [option for option in ONE_STEP if not option.startswith("model.")]
     before = sorted(home.rglob("*"))
     refused = train(f"init={directory}", *plain, cwd=home)
-    assert_one_message(refused, "train", r"init: .*time_mlp.0.weight is \[32, 8\] there, \[128, 32\] here")
+    assert_one_message(refused, "train", r"init: .*time_mlp.0.weight was \[32, 8\], is \[128, 32\] here")
     assert sorted(home.rglob("*")) == before, "nothing was begun"
     _, cure, otherwise = refused.stderr.splitlines()
     assert "init.strict=false" in otherwise
@@ -142,7 +142,7 @@ def test_other_classes_are_left_out_and_the_rest_is_taken(home: Path, labelled: 
     assert done.returncode == 0, done.stderr
     source_count = len(load_file(labelled / "checkpoints" / "step_00000004" / "ema.safetensors"))
     assert f"init     takes {source_count - 1} of {source_count - 1} tensors" in done.stdout
-    assert "left out: label_embedding.weight is [10, 32] there, absent here" in done.stdout
+    assert "left out: label_embedding.weight was [10, 32], is absent here" in done.stdout
     source = load_file(labelled / "checkpoints" / "step_00000004" / "ema.safetensors")
     found = saved(tuned(home), "ema")
     assert found.keys() == source.keys() - {"label_embedding.weight"}
