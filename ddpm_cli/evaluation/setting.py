@@ -1,6 +1,6 @@
 """From the options of `ddpm-eval` to what is evaluated, and what with: checked before anything is drawn or written.
 
-Heavy modules are imported inside the functions: a mistyped key is answered without torch.
+Heavy modules are imported inside the functions, so that a mistyped key is reported without importing torch.
 """
 
 import functools

@@ -1,6 +1,6 @@
-"""A new run that begins where another one is: with all that it has learned, and other settings.
+"""A new run that starts from another run's whole state, with other settings.
 
-Heavy modules are imported inside the functions: a mistyped key is answered without torch.
+Heavy modules are imported inside the functions, so that a mistyped key is reported without importing torch.
 """
 
 import os
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 
 class Origin(NamedTuple):
-    """What another run begins with."""
+    """The state from which a new run starts."""
 
     saved: Saved
     config: dict  # of the new run
     run: Path  # the directory of the old one
-    differs: list[str]  # one line for every option that is another in the new run
+    differs: list[str]  # one line for every option that differs in the new run
 
     def identity(self, name: str | None) -> Identity:
-        """Of a new run that begins with it."""
+        """The identity of a new run that starts from it."""
         own = identity_of(self.run)
         return Identity(
             name=name,
@@ -48,7 +48,7 @@ class Origin(NamedTuple):
 
 
 def read_origin(invocation: Invocation, world: "World") -> Origin:
-    """The checkpoint that `fork=` names, whole and checked, and the configuration of the run that is to begin with it.
+    """The checked checkpoint that `fork=` names, and the configuration of the run that will start from it.
 
     Raises:
         ConfigError: if there is no such checkpoint, or an option that nothing takes.
@@ -72,7 +72,7 @@ def fork(origin: Origin, world: "World") -> "Training":
     """A run of the new configuration, with the weights, moments, averages and step of the origin.
 
     Raises:
-        ConfigError: if it cannot be run here, or its network is not one of these weights.
+        ConfigError: if it cannot be run here, or its network does not fit these weights.
     """
     from ddpm_cli.training import train_state
 
@@ -89,10 +89,10 @@ def fork(origin: Origin, world: "World") -> "Training":
 
 
 def on_held_out(checkpoint: Path, saved: "Metadata", training: "Training") -> list[str]:
-    """What is to be said where the images that are held out now are among those that a checkpoint was trained on.
+    """A warning if a checkpoint was trained on some of the images that are held out now.
 
     Args:
-        saved: what the checkpoint says of itself.
+        saved: the checkpoint's description.
     """
     if training.held_out is None:
         return []
@@ -111,7 +111,7 @@ def on_held_out(checkpoint: Path, saved: "Metadata", training: "Training") -> li
 
 
 def _state(origin: Origin, trainer: "Trainer") -> "dict[str, Tensor]":
-    """The origin's training state; anew begins what belongs to settings that are others now."""
+    """The origin's training state; parts of it that belong to changed settings start again."""
     from ddpm_cli.checkpoint.tensor_names import OPTIMIZER, SCALER, TIMESTEPS, UNLOGGED
     from ddpm_cli.training.train_state import capture
 

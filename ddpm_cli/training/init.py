@@ -1,6 +1,6 @@
-"""A new run that begins with trained weights, and with nothing else: fine-tuning.
+"""A new run that starts from trained weights, and nothing else: fine-tuning.
 
-Heavy modules are imported inside the functions: a mistyped key is answered without torch.
+Heavy modules are imported inside the functions, so that a mistyped key is reported without importing torch.
 """
 
 import os
@@ -21,11 +21,11 @@ from ddpm_cli.training.resume import names_a_run
 if TYPE_CHECKING:
     from ddpm_cli.training.build import Parts, Training
 
-SHOWN = 4  # tensors, options or classes in a message; the log has them all
+SHOWN = 4  # tensors, options or classes in a message; the log has all of them
 
 
 def check_alone(invocation: Invocation) -> None:
-    """Raise ConfigError where the command line asks for weights and for a run that has some."""
+    """Raise ConfigError if the command line names weights and also a run that has its own."""
     if not any(key.partition(".")[0] == "init" for key in invocation.changes):
         return
     if names_a_run(invocation):
@@ -40,13 +40,13 @@ def check_alone(invocation: Invocation) -> None:
 
 
 def take_weights(source: Source, parts: "Parts", options: TrainOptions, *, strict: bool) -> list[str]:
-    """Give the network the weights, on the CPU, before anything is made of it.
+    """Load the weights into the network, on the CPU, before it is used.
 
     Returns:
-        What there is to say: a line for each tensor that is left out, and for what makes the network another one.
+        Remarks: a line for each tensor that is left out, and for each difference between the networks.
 
     Raises:
-        ConfigError: if they do not fit and are to, or none of them does.
+        ConfigError: if they do not fit and `strict`, or none of them fits.
     """
     from ddpm_cli.training.weights_fit import fit
 
@@ -73,7 +73,7 @@ def take_weights(source: Source, parts: "Parts", options: TrainOptions, *, stric
 
 
 def on_classes(source: Source, training: "Training") -> list[str]:
-    """What is to be said where the labels that the weights know are not those of the data."""
+    """A warning if the labels that the weights know are not those of the data."""
     images = training.trainer.batches.images
     if images.labels is None or not source.classes or images.class_names == source.classes:
         return []
@@ -83,7 +83,7 @@ def on_classes(source: Source, training: "Training") -> list[str]:
 
 
 def _called(group: str, node: dict | None) -> str | None:
-    """What an option of ours is called on the command line."""
+    """The name of one of our options on the command line."""
     if node is None:
         return None
     target = str(node["_target_"])
@@ -91,7 +91,7 @@ def _called(group: str, node: dict | None) -> str | None:
 
 
 def listed(lines: list[str]) -> str:
-    """The first of many lines, as one text."""
+    """The first lines of many, as one text."""
     more = f"; and {len(lines) - SHOWN:,} more" if len(lines) > SHOWN else ""
     return f"{'; '.join(lines[:SHOWN])}{more}"
 
@@ -110,7 +110,7 @@ def _refusal(source: Source, misfits: list[str], options: list[str], cure: str, 
 
 
 def began_with(identity: Identity | None, init: InitOptions) -> bool:
-    """Whether a run took its first weights from what `init` names, which need not be there any more."""
+    """Whether a run started from the weights that `init` names, which need not exist any more."""
     from ddpm_cli.checkpoint import EMA_FILE
 
     if identity is None or identity.init_from is None or init.path is None:

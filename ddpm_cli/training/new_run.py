@@ -1,6 +1,6 @@
 """The directory of a new run, in which it says who it is.
 
-Heavy modules are imported inside the functions: a mistyped key is answered without torch.
+Heavy modules are imported inside the functions, so that a mistyped key is reported without importing torch.
 """
 
 from contextlib import ExitStack, nullcontext, suppress
