@@ -1,4 +1,4 @@
-"""`python -m ddpm_cli`: which commands there are, and what each of them is for."""
+"""`python -m ddpm_cli`: the commands, and what each of them is for."""
 
 import ast
 import pkgutil
@@ -10,11 +10,11 @@ import ddpm_cli
 
 
 def main() -> None:
-    """List the commands; ends the process with status 2 where more was asked for."""
+    """List the commands; with other arguments, end the process with status 2."""
     listed = commands()
     width = max(map(len, listed)) + 3
     lines = [f"  {name:{width}}{meaning}" for name, meaning in listed.items()]
-    lines += ["", "Each of them has --help, and runs without its script too: python -m ddpm_cli.train"]
+    lines += ["", "Each command has --help. Each also runs as a module: python -m ddpm_cli.train"]
     text = "\n".join([f"ddpm-cli {ddpm_cli.__version__}: train and sample denoising diffusion models", "", *lines])
     asked = sys.argv[1:]
     if asked in ([], ["--help"], ["-h"]):
@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def commands() -> dict[str, str]:
-    """What each command is for, by its name: what the first line of its module says, which is not imported."""
+    """What each command is for, by its name: the first line of its module's docstring. Modules are not imported."""
     found = {}
     for module in pkgutil.iter_modules(ddpm_cli.__path__):
         if module.ispkg or module.name.startswith("_"):

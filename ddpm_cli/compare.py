@@ -1,4 +1,4 @@
-"""`ddpm-compare`: what differs between runs, beside what came out."""
+"""`ddpm-compare`: compare runs: what differs between them, and their results."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`ddpm-eval`: how good the images of a model are, as figures that say what they were made of."""
+"""`ddpm-eval`: measure how good a model's images are."""
 
 from functools import partial
 

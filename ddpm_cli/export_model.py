@@ -1,4 +1,4 @@
-"""`ddpm-export`: a trained model as diffusers reads it, which need not be installed."""
+"""`ddpm-export`: write a trained model in the format of diffusers."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""`ddpm-import`: a checkpoint of ours out of a model that another program trained."""
+"""`ddpm-import`: turn a model that another program trained into a run of ddpm-cli."""
 
 from functools import partial
 

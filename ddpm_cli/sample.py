@@ -1,4 +1,4 @@
-"""`ddpm-sample`: pictures out of a checkpoint, which alone says what network and diffusion it holds."""
+"""`ddpm-sample`: sample images from a trained model."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""`ddpm-train`: from a checked configuration to a trained model."""
+"""`ddpm-train`: train a denoising diffusion model."""
 
 from functools import partial
 

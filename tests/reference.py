@@ -15,9 +15,9 @@ from ddpm_cli.config.signatures import signature
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "reference" / "options.md"
 BEGINNING = """# Every option
 
-Every option of `ddpm-train`, `ddpm-sample`, `ddpm-eval`, `ddpm-import` and `ddpm-export` as the YAML files in
-`configs/` have it, out of which `scripts/reference` makes this page. Options of a group are chosen with
-`GROUP=OPTION`, values are set with `KEY=VALUE`.
+Every option of `ddpm-train`, `ddpm-sample`, `ddpm-eval`, `ddpm-import` and `ddpm-export`. `scripts/reference` generates
+this page from the YAML files in `configs/`. `GROUP=OPTION` chooses an option of a group, `KEY=VALUE` sets a
+value.
 """
 COMMANDS = ("train", "sample", "eval", "import", "export")
 # What a file has where the number of channels follows the background; at the background of the file.

@@ -64,8 +64,8 @@ MISTAKES = {
     "guidance=autoguidance guidance.guide=nowhere": "guidance.guide: nowhere does not exist",
     "guidance=autoguidance guidance.guide=guide guidance.scale=1": "guidance: scale 1 leaves the guide without effect",
     "guidance=autoguidance guidance.guide=guide guidance.weights=emma": "guidance.weights: this checkpoint has ema",
-    "guidance=autoguidance guidance.guide=guide guidance.interval=[0,999]": "guidance.interval: t is below",
-    "guidance=autoguidance guidance.guide=small": r"guidance.guide: its images are \[1, 8, 8\], those of ckpt \[1, 16",
+    "guidance=autoguidance guidance.guide=guide guidance.interval=[0,999]": "guidance.interval: must be below",
+    "guidance=autoguidance guidance.guide=small": r"guidance.guide: its images are \[1, 8, 8\], ckpt's are \[1, 16",
 }
 
 

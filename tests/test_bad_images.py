@@ -157,7 +157,7 @@ def test_nothing_but_bad_images_is_an_error(on_bad, good, read, decoded):
     for path in good.rglob("*.png"):
         path.write_bytes(b"broken")
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"^12 images in .*all there are.* cannot be read:") as caught:
+        with pytest.raises(ValueError, match=r"^12 images in .*all of them.* cannot be read:") as caught:
             read(good, on_bad=on_bad)
         assert len(str(caught.value).splitlines()) == 13
     assert len(decoded) == 12
@@ -174,7 +174,7 @@ def test_the_verdict_is_kept_beside_the_cache(mixed, read, decoded, tmp_path):
     again = read(mixed, on_bad="skip")
     np.testing.assert_array_equal(again.pixels, first.pixels)
     assert again.skipped == first.skipped
-    with pytest.raises(ValueError, match=r"remembered in .*\.bad\.json\) cannot be read:") as caught:
+    with pytest.raises(ValueError, match=r"listed in .*\.bad\.json\) cannot be read:") as caught:
         read(mixed)
     assert len(str(caught.value).splitlines()) == 1 + len(BAD)
     assert len(decoded) == count

@@ -141,7 +141,7 @@ def test_hybrid_is_the_simple_loss_and_a_thousandth_of_the_bound_that_moves_the_
     ("options", "says"),
     [
         ({"variance": LearnedRange()}, "choose loss=hybrid or loss=vlb"),
-        ({"loss": Hybrid()}, "choose variance=learned_range, or loss=simple, or loss=vlb"),
+        ({"loss": Hybrid()}, "choose variance=learned_range, or loss=simple or loss=vlb"),
         ({"loss": VariationalBound(), "weighting": MinSNR()}, "choose weighting=uniform"),
     ],
 )

@@ -53,7 +53,7 @@ def test_the_longest_unused_are_removed_and_said_to_be(read, tmp_path, caplog):
     assert caches["a"].exists()
     assert caches["c"].exists()
     (line,) = caplog.messages
-    assert line.startswith(f"cache    removed {caches['b']} (1.2e-05 GiB), the longest unused: data.cache_gb=")
+    assert line.startswith(f"cache    removed {caches['b']} (1.2e-05 GiB), unused for longest: data.cache_gb=")
     used_long_ago(caches["a"], 9)
     read("a", 3 * ONE)  # which counts as use
     read("e", 2 * ONE)

@@ -66,12 +66,12 @@ def test_runs_are_found_compared_printed_and_written(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["nowhere"], "nowhere: there is no such directory"),
-        (["outputs", "file"], "file: is no directory"),
+        (["nowhere"], "nowhere: no such directory"),
+        (["outputs", "file"], "file: is not a directory"),
         (["empty"], "no runs in empty"),
         (["--outt=x"], "unrecognized arguments: --outt=x; --help shows"),
-        (["outputs", "--out", "file"], "file is no directory"),
-        (["outputs", "--out", "theirs"], "theirs/compare.html is not an earlier comparison of ours; it stays"),
+        (["outputs", "--out", "file"], "file is not a directory"),
+        (["outputs", "--out", "theirs"], "theirs/compare.html was not written by ddpm-compare, and is kept"),
     ],
 )
 def test_what_cannot_be_done_is_one_message(tmp_path: Path, arguments: list[str], says: str):
@@ -86,9 +86,9 @@ def test_what_cannot_be_done_is_one_message(tmp_path: Path, arguments: list[str]
 
 
 def test_help_and_version(tmp_path: Path):
-    assert "runs, sweeps, or what they lie below (default: outputs)" in run("compare", "--help", cwd=tmp_path).stdout
+    assert "runs, sweeps, or directories of them (default: outputs)" in run("compare", "--help", cwd=tmp_path).stdout
     assert re.fullmatch(r"ddpm-cli \d\S*\n", run("compare", "--version", cwd=tmp_path).stdout)
-    assert_one_message(run("compare", cwd=tmp_path), "compare", "outputs: there is no such directory")
+    assert_one_message(run("compare", cwd=tmp_path), "compare", "outputs: no such directory")
 
 
 def test_an_earlier_comparison_is_replaced_and_never_half_written(tmp_path: Path, monkeypatch, capsys):

@@ -102,13 +102,14 @@ def test_damaged_and_hostile_records_are_left_out_and_named(tmp_path: Path, caps
     said = capsys.readouterr().out
     for what in (
         *(
-            "run.json is not ours",
-            "metrics.jsonl: 5 damaged lines",
+            "run.json was not written by ddpm-cli",
+            "metrics.jsonl: 5 damaged or excess lines",
             "list.json is damaged",
-            "old.json is no evaluation",
+            "old.json is not an evaluation",
         ),
-        *("no_value.json holds a figure without", "link.json is a link", "big.json is larger", "pipe.json is no plain"),
-        *("result.json is no plain file", "linked/metrics.jsonl is a link"),
+        *("no_value.json holds a figure without", "link.json is a link"),
+        *("big.json is larger", "pipe.json is not a plain"),
+        *("result.json is not a plain file", "linked/metrics.jsonl is a link"),
     ):
         assert f"left out: {tmp_path}" in said
         assert what in said, said
@@ -125,7 +126,7 @@ def test_huge_records_are_read_at_their_ends(tmp_path: Path, monkeypatch):
     assert found.series["loss/mean"][0][0] == 10
     assert found.step == 20_000
     assert 200 < len(found.series["loss/mean"]) < 300
-    assert "1 damaged lines, or what was too much, are left out" in found.left_out[0]
+    assert "1 damaged or excess lines are left out" in found.left_out[0]
 
 
 def test_texts_of_others_are_text_in_every_form(tmp_path: Path, capsys):

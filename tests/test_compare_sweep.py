@@ -132,7 +132,7 @@ def test_a_sweep_ends_by_comparing_its_runs_and_none_fails_of_it(tmp_path: Path)
     (tmp_path / "sweep" / "compare.html").write_text("mine", encoding="utf-8")
     again = train(*TINY_SWEEP, "optimizer.lr=1e-3,1e-4", cwd=tmp_path)
     assert again.returncode == 0
-    assert "compare  not written: sweep/compare.html is not an earlier comparison of ours" in again.stdout
+    assert "compare  not written: sweep/compare.html was not written by ddpm-compare" in again.stdout
     assert (tmp_path / "sweep" / "compare.html").read_text(encoding="utf-8") == "mine"
 
 

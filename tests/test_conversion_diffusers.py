@@ -221,7 +221,7 @@ def test_however_the_files_lie(layout: str, tmp_path: Path):
 
 def test_the_size_of_the_images_can_be_said(tmp_path: Path):
     of_diffusers(sample_size=None).save_pretrained(tmp_path / "model")
-    with pytest.raises(ConversionError, match="do not say the size of the images; ddpm-import image_size=64"):
+    with pytest.raises(ConversionError, match="do not say the size of the images; set image_size=64"):
         read_source(tmp_path / "model")
     found = read_source(tmp_path / "model", Given(image_size=[16, 24]))
     assert (found.unet["image_size"], found.unet["attention_resolutions"]) == ([16, 24], [8])
@@ -245,21 +245,21 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "lopsided": ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "do not have self-attention at the same levels"),
     "mixed": ({"downsample_type": "resnet", "down_block_types": ["AttnDownBlock2D"] * 2, "up_block_types":
               ["AttnUpBlock2D"] * 2}, "some levels are resized by convolutions and others by residual blocks"),
-    "widths": ({"block_out_channels": [8, 12]}, r"block_out_channels is \[8, 12\]: .* a multiple of the first"),
+    "widths": ({"block_out_channels": [8, 12]}, r"block_out_channels is \[8, 12\]: .* multiples of the first"),
     "time": ({"time_embedding_dim": 64}, "time_embedding_dim is 64: here it is .* 32"),
-    "out": ({"out_channels": 4}, "out_channels is 4: here a network answers with as many channels as it is given, 3"),
+    "out": ({"out_channels": 4}, "out_channels is 4: here a network has as many output channels as input channels, 3"),
     "norm": ({"attn_norm_num_groups": 2}, "attn_norm_num_groups is 2"),
     "no norm": ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups is null: with scale_shift"),
-    "unknown": ({"sparkle": 3}, "sparkle is 3: this version knows no such option"),
+    "unknown": ({"sparkle": 3}, "sparkle is 3: this version knows no such network option"),
     "text": ({"layers_per_block": "2"}, 'layers_per_block is "2": expected a whole number'),
     "true": ({"in_channels": True}, "in_channels is true: expected a whole number"),
     "nan": ({"norm_eps": float("nan")}, "norm_eps is NaN: expected a number"),
     "list": ({"flip_sin_to_cos": [1]}, r"flip_sin_to_cos is \[1\]: expected true or false"),
     "side": ({"sample_size": [8, 8, 8]}, r"sample_size is \[8, 8, 8\]"),
     "labels": ({"num_class_embeds": 0}, "num_class_embeds is 0"),
-    "head": ({"attention_head_dim": 5}, "its network is none of ours: model: .*head_channels"),
-    "groups": ({"norm_num_groups": 3}, "its network is none of ours: model: norm_groups 3 does not divide"),
-    "odd": ({"sample_size": 9}, "its network is none of ours: model: image_size 9 cannot be halved"),
+    "head": ({"attention_head_dim": 5}, "ours cannot be its network: model: .*head_channels"),
+    "groups": ({"norm_num_groups": 3}, "ours cannot be its network: model: norm_groups 3 does not divide"),
+    "odd": ({"sample_size": 9}, "ours cannot be its network: model: image_size 9 cannot be halved"),
     "giant": ({"block_out_channels": [2**20, 2**21]}, "model.base_channels: no checkpoint may hold this"),
     "deep": ({"layers_per_block": 10**6}, "model.num_res_blocks: no checkpoint may hold this"),
     "many labels": ({"num_class_embeds": 2**40}, "model.num_classes: no checkpoint may hold this"),
@@ -321,10 +321,10 @@ def _with_nan(tensors: dict[str, Tensor]) -> None:
     ("change", "says"),
     [
         (_without, "its weights have no mid_block.resnets.0.conv1.weight, which the network it describes has"),
-        (_with_more, r"the network it describes has no place for vae.decoder.weight \[2, 3\]"),
+        (_with_more, r"the network it describes does not have vae.decoder.weight \[2, 3\]"),
         (_narrow, r"conv_in.weight is \[4, 3, 3, 3\], the network it describes has \[8, 3, 3, 3\] there"),
-        (_of_integers, "conv_out.bias holds int32, which weights are not"),
-        (_with_nan, r"conv_out.bias \[3\] holds what is no finite number"),
+        (_of_integers, "conv_out.bias holds int32, which cannot be weights"),
+        (_with_nan, r"conv_out.bias \[3\] holds values that are not finite"),
     ],
 )
 def test_every_tensor_has_its_place_or_is_refused(change: Callable[[dict], None], says: str, tmp_path: Path):
@@ -340,7 +340,7 @@ def test_a_tensor_in_two_parts_is_refused(tmp_path: Path):
     model = _in_parts(saved(tmp_path / "model") and tmp_path / "model")
     first, second = sorted((model / "unet").glob("*-of-*.safetensors"))[:2]
     save_file(load_file(second) | load_file(first), second)
-    with pytest.raises(ConversionError, match=f"{second.name} holds tensors that another part of .* holds too"):
+    with pytest.raises(ConversionError, match=f"{second.name} holds tensors that another part of .* also holds"):
         read_source(model)
 
 
@@ -348,5 +348,5 @@ def test_a_pipeline_of_more_than_a_network_is_refused(tmp_path: Path):
     saved(tmp_path)
     index = tmp_path / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"vqvae": ["diffusers", "VQModel"]}))
-    with pytest.raises(ConversionError, match="has also vqvae"):
+    with pytest.raises(ConversionError, match="also has vqvae"):
         read_source(tmp_path)

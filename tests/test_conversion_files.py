@@ -74,7 +74,7 @@ def test_every_tensor_of_theirs_has_its_place_or_is_refused(tmp_path: Path):
     with pytest.raises(ConversionError, match=r"no down\.4\.block\.0\.conv1\.weight of a convolution"):
         read_source(tmp_path / "a.pt")
     torch.save(tensors | {"head.weight": torch.zeros(1, 2)}, tmp_path / "b.pt")
-    with pytest.raises(ConversionError, match=r"no place for head.weight \[1, 2\]"):
+    with pytest.raises(ConversionError, match=r"does not have head.weight \[1, 2\]"):
         read_source(tmp_path / "b.pt")
     torch.save(tensors | {"conv_in.weight": torch.zeros(0, 3, 3, 3)}, tmp_path / "c.pt")
     with pytest.raises(ConversionError, match="no multiples of the first layer's 0"):
@@ -133,13 +133,13 @@ def _config_alone(place: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (_of_lucidrains, "is of denoising-diffusion-pytorch, whose network is another architecture"),
-        (_its_network_alone, "is of denoising-diffusion-pytorch, whose network is another architecture"),
-        (_weights_of_diffusers, "weights of diffusers do not say their network; give the directory"),
-        (_of_nobody, r"x.pt holds no network that is known here \(its tensors are a, b...\): a directory of diffusers"),
-        (_of_lightning, "last.ckpt is no state dict, .*: it is a dict of epoch, state_dict"),
-        (_json, r"config.json is no file of tensors \(.*; the directory .* can be given"),
-        (_empty_directory, "holds no model that is known here: a directory of diffusers"),
+        (_of_lucidrains, "is from denoising-diffusion-pytorch, whose network has another architecture"),
+        (_its_network_alone, "is from denoising-diffusion-pytorch, whose network has another architecture"),
+        (_weights_of_diffusers, "diffusers' weights do not describe their network; give the directory"),
+        (_of_nobody, r"x.pt holds no known network \(its tensors are a, b...\); expected a directory of diffusers"),
+        (_of_lightning, "last.ckpt is not a state dict, .*: it is a dict of epoch, state_dict"),
+        (_json, r"config.json is neither a file of tensors \(.*; give the directory "),
+        (_empty_directory, "holds no known model; expected a directory of diffusers"),
         (_config_alone, "has no diffusion_pytorch_model.safetensors or .bin; there are config.json"),
         (lambda place: place / "none", "none does not exist"),
     ],
@@ -214,15 +214,15 @@ def _device(file: Path) -> None:
     ("spoil", "says"),
     [
         (_cut, "is damaged"),
-        (_empty, "is damaged, or no file of torch.save"),
-        (_bit, "is damaged: the checksum of .* does not fit"),
+        (_empty, "is damaged, or was not written by torch.save"),
+        (_bit, "is damaged: the checksum of .* is wrong"),
         (_bomb, "is damaged: its parts are longer than the file"),
         (_giant, "is damaged: 4,294,967,296 bytes of tensors in a file of"),
-        (_code, "asks for posix.mkdir: loading it could run anything"),
-        (_bare_code, "asks for|is damaged, or no file of torch.save"),
-        (_legacy_code, "asks for posix.mkdir: loading it could run anything"),
-        (_pipe, "is no plain file"),
-        (_device, "is no plain file"),
+        (_code, "asks for posix.mkdir: loading it could run any code"),
+        (_bare_code, "asks for|is damaged, or was not written by torch.save"),
+        (_legacy_code, "asks for posix.mkdir: loading it could run any code"),
+        (_pipe, "is not a plain file"),
+        (_device, "is not a plain file"),
     ],
 )
 def test_a_hostile_file_of_torch_save_is_one_message(spoil: Callable[[Path], None], says: str, tmp_path: Path):
@@ -252,7 +252,7 @@ def test_a_hostile_safetensors_file_is_one_message(spoil: Callable[[Path], None]
     file = tmp_path / "model.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in of_ho(**CIFAR10).state_dict().items()}, file)
     spoil(file)
-    with pytest.raises(ConversionError, match=r"is damaged|is no plain file"):
+    with pytest.raises(ConversionError, match=r"is damaged|is not a plain file"):
         read_source(file)
 
 
@@ -280,12 +280,12 @@ def _bytes(file: Path) -> None:
     ("spoil", "says"),
     [
         (_huge, "is larger than"),
-        (_nested, "no JSON"),
-        (_numbers, "no JSON"),
+        (_nested, "not JSON"),
+        (_numbers, "not JSON"),
         (_list, "expected a JSON object"),
-        (_bytes, "no JSON"),
-        (_device, "is no plain file|holds no model"),
-        (_pipe, "is no plain file|holds no model"),
+        (_bytes, "not JSON"),
+        (_device, "is not a plain file|holds no known model"),
+        (_pipe, "is not a plain file|holds no known model"),
     ],
 )
 def test_a_hostile_config_is_one_message(spoil: Callable[[Path], None], says: str, tmp_path: Path):
@@ -302,7 +302,7 @@ def test_an_index_leads_nowhere_else(weight_map: object, tmp_path: Path):
     of_diffusers().save_pretrained(tmp_path)
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
     (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(ConversionError, match="weight_map is not a file beside it for each tensor"):
+    with pytest.raises(ConversionError, match="weight_map does not name a file beside it for each tensor"):
         read_source(tmp_path)
 
 

@@ -104,14 +104,14 @@ def test_what_is_the_solvers_own_is_said():
     found = to_groups(file_of(DDIMScheduler(timestep_spacing="trailing", steps_offset=1))).remarks
     assert found == (
         "with fewer steps than T DDIMScheduler visits timesteps by 'trailing', which is sampler.spacing of ddpm-sample",
-        "of the solver's own steps_offset, set_alpha_to_one nothing comes along",
+        "the solver's own options are not imported: steps_offset, set_alpha_to_one",
     )
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"_class_name": "ScoreSdeVeScheduler"}, '_class_name is "ScoreSdeVeScheduler": here there are DDIM'),
+        ({"_class_name": "ScoreSdeVeScheduler"}, '_class_name is "ScoreSdeVeScheduler": expected one of DDIM'),
         ({"_class_name": None}, "_class_name is null"),
         ({"beta_schedule": "laplace"}, 'beta_schedule is "laplace"'),
         ({"beta_schedule": ["linear"]}, r'beta_schedule is \["linear"\]'),
@@ -119,7 +119,7 @@ def test_what_is_the_solvers_own_is_said():
         ({"prediction_type": "flow_prediction"}, 'prediction_type is "flow_prediction"'),
         ({"clip_sample_range": 2.0}, "clip_sample_range is 2.0: here it is 1"),
         ({"clip_sample": "yes"}, 'clip_sample is "yes": expected true or false'),
-        ({"use_flow_sigmas": True}, "use_flow_sigmas is true: its forward process is not that of DDPM"),
+        ({"use_flow_sigmas": True}, "use_flow_sigmas is true: its forward process is not DDPM's"),
         ({"trained_betas": ["0.1"]}, "trained_betas is .*expected a list of numbers"),
         ({"trained_betas": [0.1] * 9000}, 'trained_betas is "9000 numbers": a checkpoint holds up to 8,192'),
         ({"beta_end": float("inf")}, "beta_end is Infinity: expected a number"),

@@ -29,7 +29,7 @@ SRUN = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}
 )
 def test_copies_of_a_run_are_refused_with_the_line_to_use(environment: dict, line: str, tmp_path: Path):
     done = train("name=x", "seed=1", cwd=tmp_path, fresh="TORCHELASTIC_RUN_ID" in environment, **environment)
-    assert_one_message(done, "train", "processes .*train the same run; together they are started by torchrun")
+    assert_one_message(done, "train", "processes .*train the same run; to have them work together, use torchrun")
     assert done.stderr.splitlines()[1].strip() == line
     assert list(tmp_path.iterdir()) == []
 
@@ -37,7 +37,7 @@ def test_copies_of_a_run_are_refused_with_the_line_to_use(environment: dict, lin
 def test_the_first_process_speaks_for_the_others(tmp_path: Path):
     done = sample("ckpt=x", cwd=tmp_path, **SRUN | {"SLURM_PROCID": "3"})
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
-    assert_one_message(sample("ckpt=x", cwd=tmp_path, **SRUN), "sample", "4 processes.*draw the same images")
+    assert_one_message(sample("ckpt=x", cwd=tmp_path, **SRUN), "sample", "4 processes.*sample the same images")
     done = train("-m", "seed=1,2", cwd=tmp_path, **SRUN)
     assert_one_message(done, "train", "-m: srun has started 4 processes.*run the whole sweep; start it once")
     assert list(tmp_path.iterdir()) == []

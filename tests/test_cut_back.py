@@ -133,7 +133,7 @@ def test_a_line_that_cannot_be_ours_is_refused_and_stays(tmp_path: Path):
     file = tmp_path / "metrics.jsonl"
     content = line(1) + b'{"step": 2, "x": "' + b"x" * 2**16 + b'"}\n'
     file.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"metrics\.jsonl: line 2 is longer than any of ours"):
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl: line 2 is longer than any that ddpm-cli writes"):
         cut_back(tmp_path, 5, **NAMES)
     assert file.read_bytes() == content
 

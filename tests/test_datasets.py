@@ -345,7 +345,7 @@ def test_failed_download_says_where_the_file_should_be(published, tmp_path, serv
     published.serve_at(address)
     with pytest.raises(FileNotFoundError) as caught:
         published.source(root=str(tmp_path), download=True)
-    assert f"{tmp_path / published.place} is missing and cannot be fetched" in str(caught.value)
+    assert f"{tmp_path / published.place} is missing and cannot be downloaded" in str(caught.value)
     assert address in str(caught.value)
     assert not [path for path in tmp_path.rglob("*.*") if path.is_file() and served not in path.parents]
 

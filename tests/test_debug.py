@@ -122,10 +122,10 @@ def test_a_run_may_be_profiled_when_it_is_resumed(home: Path, trained):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["debug=nothing"], "debug=nothing: no such option; there are default, limit, overfit, profiler"),
+        (["debug=nothing"], "debug=nothing: no such option; choose from default, limit, overfit, profiler"),
         (["trainer.profile_steps=-1"], "trainer: profile_steps must not be negative, got -1"),
         (["trainer.overfit_batches=-1"], "trainer: overfit_batches must not be negative, got -1"),
-        (["trainer.profile_steps=5"], "trainer: profile_steps 5 come after the first 10, of 4 steps in all"),
+        (["trainer.profile_steps=5"], "trainer: profile_steps 5 follow the first 10 steps; steps is 4"),
     ],
 )
 def test_what_cannot_be_is_one_message(arguments: list[str], says: str, tmp_path: Path):

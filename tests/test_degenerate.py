@@ -36,22 +36,23 @@ def test_of_an_ordinary_set_nothing_is_said(good):
 def test_equal_images_are_counted(good):
     same = good.copy()
     same[1:38] = same[0]
-    assert said(same) == ["38 of 40 images are equal: that one is all that can be learned"]
+    assert said(same) == ["38 of 40 images are equal: the network can only learn that one"]
     noise = (good[:1] // 2 + (good & 1)).astype(np.uint8)
-    assert said(noise) == ["the images differ by less than 2 of 255 from their mean: there is hardly anything to learn"]
+    assert said(noise) == ["the images differ from their mean by less than 2 of 255: there is hardly anything to learn"]
 
 
 def test_values_and_channels_are_looked_at(good):
     (few,) = said(good // 17)
-    assert few.startswith("all values lie from 0 to 15, of 0 to 255: data.value_range=[LOW,HIGH]")
+    assert few.startswith("all values are between 0 and 15, of 0 to 255: set data.value_range=[LOW,HIGH]")
     assert said(good // 15) == []
     assert said(np.repeat(good[:, :1], 3, axis=1)) == [
-        "grey stored as RGB, all three channels are equal: data.channels=1 trains on one"
+        "greyscale stored as RGB: all three channels are equal: data.channels=1 trains on one channel"
     ]
     good[:, 1] = 7
     assert said(good) == ["channel green is 7 in every pixel"]
     good[:30] = 255
-    assert said(good)[0].startswith("30 of 40 images looked at are white all over, as pictures are whose alpha hides")
+    says = "30 of 40 images looked at are entirely white, like pictures that are fully transparent"
+    assert said(good)[0].startswith(says)
     assert "data." not in str(degenerate(ImageSet(good, "x", flip="none"), good, ()))
 
 
@@ -66,7 +67,7 @@ def test_images_that_are_not_in_memory_are_looked_at_as_they_were_read(good):
             raise AssertionError
 
     assert degenerate(ImageSet(Elsewhere(), "x", flip="none"), np.repeat(good[:1], 5, axis=0), ()) == [
-        "5 of 5 images are equal: that one is all that can be learned"
+        "5 of 5 images are equal: the network can only learn that one"
     ]
 
 
@@ -126,7 +127,7 @@ def test_another_reading_is_another_cache(tmp_path):
         ("background", "keep", "channels must be 4 with background=keep, which keeps transparency, got 3"),
         ("channels", 4, r"channels must be 1 \(grey\) or 3 \(RGB\), got 4; with background=keep it is 4"),
         ("crop", "middle", "crop must be one of center, random, pad, got 'middle'"),
-        ("flip", True, "flip must be one of none, horizontal, both, got True; true is called horizontal"),
+        ("flip", True, "flip must be one of none, horizontal, both, got True; for true write horizontal"),
         ("cache_gb", -1, "cache_gb must be 0 or more, got -1"),
         ("extensions", [], r"extensions must be a list of .*, got \[\]"),
     ],
@@ -167,7 +168,7 @@ def test_a_run_keeps_a_picture_of_its_data_and_says_what_is_wrong_with_it(tmp_pa
     done = train(*data, "data.workers=0", *TINY_RUN, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = only(tmp_path / "outputs" / "x")
-    assert "data     all values lie from 0 to 4, of 0 to 255: data.value_range=[LOW,HIGH]" in done.stdout
+    assert "data     all values are between 0 and 4, of 0 to 255: set data.value_range=[LOW,HIGH]" in done.stdout
     assert "network  UNet, " in done.stdout
     assert " parameters, levels of 8, 4 pixels, attention at 8" in done.stdout
     assert done.stdout.splitlines()[0] in (run / "train.log").read_text()

@@ -127,7 +127,7 @@ def test_a_state_comes_back_whatever_its_layout_and_no_other_is_taken():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"decays": []}, "decays must hold at least one"),
+        ({"decays": []}, "decays must have at least one"),
         ({"decays": [0.9, 1.0]}, r"decays must lie in \[0, 1\), got 1"),
         ({"decays": [-0.1]}, r"decays must lie in \[0, 1\), got -0.1"),
         ({"decays": [float("nan")]}, "decays must lie"),
@@ -135,7 +135,7 @@ def test_a_state_comes_back_whatever_its_layout_and_no_other_is_taken():
         ({"posthoc": [0.1, 0.1]}, "posthoc must differ"),
         ({"posthoc": [0.3]}, r"posthoc must be at least 0.001 and below 0.2887 .*, got 0.3"),
         ({"posthoc": [0.0]}, "posthoc must be at least"),
-        ({"posthoc": [0.1 + 0.01 * i for i in range(9)]}, "posthoc must hold at most 8 lengths, got 9"),
+        ({"posthoc": [0.1 + 0.01 * i for i in range(9)]}, "posthoc must have at most 8 lengths, got 9"),
     ],
 )
 def test_averages_that_cannot_be_are_refused(options: dict, says: str):

@@ -14,11 +14,11 @@ MISTAKES = {
     "+trainer.stepz=3": r"trainer.stepz: no such option \(did you mean 'steps'\?\)",
     "optimizer.lrr=1": r"optimizer.lrr: no such option \(did you mean 'lr'\?\)",
     "++foo.bar=1": "foo: no such option",
-    "schedule=cosin": r"schedule=cosin: no such option \(did you mean 'cosine'\?\); there are cosine, custom, linear",
-    "schedule=null": "schedule=null: no such option; there are cosine, custom, linear",
+    "schedule=cosin": r"schedule=cosin: no such option \(did you mean 'cosine'\?\); choose from cosine, custom, linear",
+    "schedule=null": "schedule=null: no such option; choose from cosine, custom, linear",
     "trainer.steps=abc": 'trainer.steps: expected a whole number, got "abc"',
     "trainer.steps=1.5": "trainer.steps: expected a whole number, got 1.5",
-    "trainer=5": "trainer=5: no such option; there are default",
+    "trainer=5": "trainer=5: no such option; choose from default",
     "~trainer.steps": "trainer.steps: missing",
     "trainer.steps=[": r"cannot read 'trainer.steps=\['",
     "trainer.precision=fp8": "trainer.precision: expected one of auto, fp32, bf16, fp16",
@@ -26,7 +26,7 @@ MISTAKES = {
     "schedule=linear schedule.s=1": "schedule.s: no such option",
     "hydra.job.chdir=true": "hydra.job.chdir: has no effect here; a command stays in the directory",
     "-m hydra.run.dir=x": "hydra.run.dir: has no effect with -m; hydra.sweep.dir",
-    "hydra.run.dir=x resume=empty": "hydra.run.dir: resume= says already which directory",
+    "hydra.run.dir=x resume=empty": "hydra.run.dir: resume= names the directory already",
     "hydra.run.dir=${x}": "hydra.run.dir: Interpolation key 'x' not found",
     "hydra.run.dir=file": "hydra.run.dir: file: Not a directory",
     "--info nothing": "argument --info/-i: invalid choice: 'nothing'",
@@ -38,14 +38,14 @@ MISTAKES = {
     "--cfg x": "argument --cfg/-c: invalid choice: 'x'",
     "--package x": "--package: has an effect only with --cfg",
     "--mult schedule=linear,cosine": "unrecognized arguments: --mult",
-    "--experimental-rerun x": "--experimental-rerun: runs code out of a file; resume=RUN_DIR resumes a run",
+    "--experimental-rerun x": "--experimental-rerun: would run code from a file; use resume=RUN_DIR to resume a run",
     "=5": "cannot read '=5': an override is KEY=VALUE",
     "schedule=a\x1b": r"cannot read 'schedule=a\\x1b': an override is KEY=VALUE, or \"KEY='VALUE'\"",
     "trainer.steps=int(x)": "cannot read 'trainer.steps=int.x.': invalid literal",
-    "schedule=linear,cosine": "schedule=linear,cosine: more than one value; -m runs one after another",
-    "schedule=[nope]": "schedule=nope: no such option; there are cosine, custom, linear",
-    "+schedule=linear": r"\+schedule: there is one already; without the \+ it is changed",
-    "+trainer.steps=5": r"\+trainer.steps: there is one already; without the \+ it is changed",
+    "schedule=linear,cosine": "schedule=linear,cosine: more than one value; add -m for a run of each",
+    "schedule=[nope]": "schedule=nope: no such option; choose from cosine, custom, linear",
+    "+schedule=linear": r"\+schedule: already set; leave out the \+ to change it",
+    "+trainer.steps=5": r"\+trainer.steps: already set; leave out the \+ to change it",
     "~trainer.steps=7": "Could not delete .* value of 'trainer.steps' is 4000 and not 7",
     "~name": "~name: there is nothing to delete",
     "trainer.steps.x=1": "trainer.steps.x: no such option; trainer.steps has none",
@@ -54,7 +54,7 @@ MISTAKES = {
     "trainer.steps=${nothing}": "trainer.steps: Interpolation key 'nothing' not found",
     "trainer.steps=${trainer}": "trainer.steps: Interpolation to parent node detected",
     "optimizer.weight_decay=inf": "optimizer.weight_decay: expected a finite number, got Infinity",
-    "data.image_size=15": "data.image_size: 15 can be halved 0 times, .*; 14 or 16 would do",
+    "data.image_size=15": "data.image_size: 15 can be halved only 0 times, .*; use 14 or 16, or set ",
     # found once torch is there
     "schedule.timesteps=0": "schedule: timesteps must be at least 1, got 0",
     "schedule=linear schedule.beta_end=1.5": r"schedule: beta_end must lie in \(0, 1\), got 1.5",
@@ -66,46 +66,46 @@ MISTAKES = {
     "data=cifar10": r"data: .*data/cifar-10-python.tar.gz is missing: set data.download=true",
     "output_dir=file": "output_dir: file/digits: Not a directory",
     "trainer.device=tpu": "trainer: device must be auto, cpu, cuda, cuda:N or mps, got 'tpu'",
-    "resume=nowhere": "resume: there is no run directory 'nowhere'",
+    "resume=nowhere": "resume: no such run directory: 'nowhere'",
     "resume=empty": "resume: empty holds no checkpoint",
     f"resume={'a' * 300}": "resume: a+: File name too long",
-    "resume=''": "resume: there is no run directory ''",
+    "resume=''": "resume: no such run directory: ''",
     "resume=auto": "resume=auto: finds a run by its name; add name=NAME",
-    "name='a=b'": "name: may hold letters",
+    "name='a=b'": "name: may contain only letters",
     "experimen=quickstart": r"experimen: no such option \(did you mean 'experiment'\?\)",
     "++experimen=quickstart": r"experimen: no such option \(did you mean 'experiment'\?\)",
-    "schedule=": "schedule=: no such option; there are cosine, custom, linear",
+    "schedule=": "schedule=: no such option; choose from cosine, custom, linear",
     "+prediction._partial_=true": "prediction._partial_: cannot be true",
     "model.base_channels=100000000": "model: ",
     "prediction=eps schedule.zero_terminal_snr=true": "prediction=eps cannot work .* choose prediction=v or",
     "variance=learned_range": "loss=simple does not train the variance .* choose loss=hybrid or loss=vlb",
-    "loss=hybrid": "choose variance=learned_range, or loss=simple, or loss=vlb",
+    "loss=hybrid": "choose variance=learned_range, or loss=simple or loss=vlb",
     "loss=vlb weighting=min_snr": "weighting has no effect with loss=vlb",
     "variance=learned_range loss=vlb weighting=uniform model.learn_variance=false": "model: makes",
     "model.learn_variance=true": "model: learn_variance has no effect with a fixed variance",
     "schedule=custom": "schedule.betas: must be given",
     "schedule=custom schedule.betas=[0.1,2] sampler=ddpm": r"schedule: every beta must lie in \(0, 1\), got 2",
     f"schedule=custom schedule.betas=[{','.join(['0.001'] * 9000)}] sampler.steps=9": (
-        "schedule.betas: too much for a command line .8,999 values in 3 arguments."
+        "schedule.betas: too many values for a command line .8,999 values in 3 arguments."
     ),
     "trainer.log_every=2000000": "trainer.log_every: no checkpoint may hold this: 2000000 is beyond 1048576",
     "prediction=v weighting=min_snr schedule.zero_terminal_snr=true": "weighting: gives t = 999 the weight 0",
-    "weighting=p2 weighting.gamma=1e6": "weighting: gives t = .* the weight 0, and sampling passes through it",
-    "sampler.steps=[500,100]": "sampler: steps must begin at 999, where the noise is, got 500",
+    "weighting=p2 weighting.gamma=1e6": "weighting: gives t = .* the weight 0, but sampling passes through it",
+    "sampler.steps=[500,100]": "sampler: steps must start at 999, where the noise is, got 500",
     "schedule=custom schedule.betas=[x]": r'schedule.betas: expected a list of numbers, got \["x"\]',
     "weighting=min_snr weighting.gamma=0": "weighting: gamma must be positive, got 0",
     "timestep_sampler=loss_second_moment timestep_sampler.history=0": "timestep_sampler: history must be at least 1",
     "guidance=classifier_free": "guidance: no such option of this command",
-    "+experiment=quickstart": r"\+experiment: there is one already",
+    "+experiment=quickstart": r"\+experiment: already set",
     "schedule@x=cosine": r"schedule@x: no such option \(did you mean 'schedule'\?\)",
     "hydra/abc=x": "Could not override 'hydra/abc'",
-    "--config-dir nowhere": "--config-dir: there is no folder .*nowhere",
+    "--config-dir nowhere": "--config-dir: .*nowhere is not a directory",
     "data.num_classes=5": "data: num_classes is 5, but digits has 10 classes",
-    "model.num_classes=5": "model.num_classes: the network takes 5 classes, the data has labels of 0",
+    "model.num_classes=5": "model.num_classes: the network takes 5 classes, the data has 0",
     "trainer.label_dropout=0.1": "trainer.label_dropout: has no effect without labels",
     "data.num_classes=10 trainer.label_dropout=2": r"trainer: label_dropout must lie in \[0, 1\] or be null, got 2",
     "sampler.spacing=random": "sampler.spacing: expected one of leading, trailing, linspace, log_snr, optimized, got",
-    "ema.decays=[]": "ema: decays must hold at least one",
+    "ema.decays=[]": "ema: decays must have at least one",
     "model.image_size=32": "model: image_size is 32, but the data's images are 16 x 16 x 1",
 }
 
@@ -220,18 +220,18 @@ def test_an_option_that_ours_would_hide_is_refused(tmp_path: Path):
     (tmp_path / "mine" / "schedule").mkdir(parents=True)
     (tmp_path / "mine" / "schedule" / "cosine.yaml").write_text("_target_: ddpm_cli.diffusion.schedule.linear\n")
     done = train("--config-dir", "mine", "schedule=cosine", cwd=tmp_path)
-    assert_one_message(done, "train", "mine/schedule/cosine.yaml: would be passed over for our own schedule=cosine")
+    assert_one_message(done, "train", "mine/schedule/cosine.yaml: ddpm-cli's own schedule=cosine would be used instead")
 
 
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("probe=x", r"probe: nothing of that group is chosen yet; \+probe=x does"),
-        ("+probe=y", r"probe=y: no such option; there are x"),
+        ("probe=x", r"probe: no option of this group is chosen yet; \+probe=x chooses one"),
+        ("+probe=y", r"probe=y: no such option; choose from x"),
         ("+probe=x shedule=1", r"shedule: no such option \(did you mean 'schedule'\?\)"),
         (
             "model=odd model.dropout=0.2",
-            r"model.dropout: no YAML file that is in use has it; \+model.dropout=0.2 adds it",
+            r"model.dropout: not in any YAML file in use; \+model.dropout=0.2 adds it",
         ),
         ("model=odd model.dropuot=0.2", r"model.dropuot: no such option \(did you mean 'dropout'\?\); model takes"),
         ("-m model=odd,unet_16 model.dropuot=0.2", r"model.dropuot: no such option \(did you mean 'dropout'\?\)"),
@@ -271,7 +271,7 @@ def test_a_folder_that_has_moved_can_be_resumed(tmp_path: Path):
     assert "resumed  at step 2" in found.stdout
     (tmp_path / "elsewhere" / "0.png").unlink()
     fewer = train(f"resume={directory}", "trainer.steps=4", "data.path=elsewhere", cwd=tmp_path, **environment)
-    assert_one_message(fewer, "train", "data: the run was trained on 9 images, there are now 8")
+    assert_one_message(fewer, "train", "data: the run was trained on 9 images, but there are 8 now")
 
 
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])

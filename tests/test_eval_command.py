@@ -225,37 +225,37 @@ MISTAKES = {
     "": "ckpt: must be given, as ckpt=RUN; or samples=DIR",
     "ckpt=nowhere": "ckpt: nowhere does not exist",
     f"ckpt={'a' * 300}": "ckpt: a+ does not exist",
-    "ckpt=RUN metrics=[fd,kdd]": r"metrics: there is no 'kdd' \(did you mean 'kd'\?\)",
+    "ckpt=RUN metrics=[fd,kdd]": r"metrics: no such metric 'kdd' \(did you mean 'kd'\?\)",
     "ckpt=RUN metrics=[fd,fd]": "metrics: names fd twice",
-    "ckpt=RUN metrics=[]": "metrics: names none",
-    "ckpt=RUN n=1": "n: one image has no covariance",
+    "ckpt=RUN metrics=[]": "metrics: is empty; choose from fd",
+    "ckpt=RUN n=1": "n: must be at least 2, got 1",
     "ckpt=RUN batch_size=0": "batch_size: must be at least 1",
     "ckpt=RUN guidance.scale=2 features=pixels": "guidance.scale: has no effect, the network was trained without",
-    "ckpt=RUN per_class=true features=pixels": "per_class: takes a network trained on labels",
+    "ckpt=RUN per_class=true features=pixels": "per_class: needs a network trained on labels",
     "ckpt=RUN metrics=[bpd] sampler.steps=3": r"sampler.steps: has no effect with metrics=\[bpd\]",
     "ckpt=RUN metrics=[bpd] features=pixels": r"features: has no effect with metrics=\[bpd\]",
-    "ckpt=RUN metrics=[heldout]": "metrics: heldout is of images that the run kept from training",
-    "ckpt=RUN likelihood_images=3 features=pixels": "likelihood_images: has an effect with",
+    "ckpt=RUN metrics=[heldout]": "metrics: heldout is measured on held-out images, and the run held out none",
+    "ckpt=RUN likelihood_images=3 features=pixels": "likelihood_images: has an effect only with",
     "ckpt=RUN sampler.steps=99 features=pixels": "sampler: steps must be between 1 and the schedule's 20",
-    "ckpt=RUN metrics=[inception_score] features=pixels": "metrics: inception_score is of the classes",
+    "ckpt=RUN metrics=[inception_score] features=pixels": "metrics: inception_score needs features=inception",
     "ckpt=RUN metrics=[bpd] reference.split=train": r"reference.split: has no effect with metrics=\[bpd\]",
-    "ckpt=RUN n=100000000000": "n: at most 10,000,000 images",
-    "ckpt=RUN data.holdout=8": "data.holdout: no such option; data takes path.* all else .* is in its checkpoint",
-    "ckpt=RUN +data.holdout=8": "data.holdout: no such option; data takes path.* all else .* is in its checkpoint",
+    "ckpt=RUN n=100000000000": "n: must be at most 10,000,000, got",
+    "ckpt=RUN data.holdout=8": "data.holdout: no such option; data takes path.*; the checkpoint has all other options",
+    "ckpt=RUN +data.holdout=8": "data.holdout: no such option; data takes path.*; the checkpoint has all other options",
     "ckpt=RUN data.num_classes=10": "data.num_classes: no such option; data takes path",
     "ckpt=RUN reference.save=/proc/x.npz": "reference.save: /proc",
     "ckpt=RUN data.path=x": "data.path: the run's data have no such option",
     "ckpt=RUN featurs=pixels": r"featurs: no such option \(did you mean 'features'\?\)",
     "ckpt=RUN samples=nowhere features=pixels": "samples: .*nowhere",
     "ckpt=RUN samples=given.npz sampler.steps=3": "sampler.steps: has no effect with samples=",
-    "ckpt=RUN samples=given.npz features=pixels n=10": "n: there are only 9 images in given.npz",
-    "ckpt=RUN samples=given.npz checkpoints=all": "checkpoints: means several",
+    "ckpt=RUN samples=given.npz features=pixels n=10": "n: given.npz has only 9 images",
+    "ckpt=RUN samples=given.npz checkpoints=all": "checkpoints: evaluates several",
     "ckpt=RUN samples=given.npz keep=true": "keep: has no effect with samples=",
-    "ckpt=RUN samples=large.npz features=pixels": "samples: its images are 32 x 32 x 1, those of the ref.* 16 x",
+    "ckpt=RUN samples=large.npz features=pixels": "samples: the samples are 32 x 32 x 1, the ref.* 16 x",
     "ckpt=RUN samples=float.npz features=pixels": "samples: .*must be uint8",
     "ckpt=RUN samples=empty features=pixels": "samples: no images in",
-    "samples=given.npz features=pixels": "reference: data are those of a run, which ckpt=RUN names",
-    "samples=given.npz metrics=[bpd]": "metrics: bpd is of a model",
+    "samples=given.npz features=pixels": "reference: data needs a run, ckpt=RUN",
+    "samples=given.npz metrics=[bpd]": "metrics: bpd is measured on a model",
 }
 
 
@@ -299,12 +299,12 @@ def test_data_that_are_gone_or_others_are_told(first, tmp_path: Path, eval_here)
     pictures.rename(tmp_path / "moved" / "pictures")
     options = [f"ckpt={directory}", "n=8", "sampler.steps=2", "features=pixels", "metrics=[fd]"]
     gone = eval_here(tmp_path, *options)
-    assert_one_message(gone, "eval", r"data: .*pictures.*If they lie elsewhere now: data.path=")
+    assert_one_message(gone, "eval", r"data: .*pictures.*If the images have been moved, set data.path=")
     assert eval_here(tmp_path, *options, "data.path=moved/pictures").returncode == 0
     elsewhere = ["reference=images", "reference.path=moved/pictures"]
     assert eval_here(tmp_path, *options, *elsewhere).returncode == 0
     unread = eval_here(tmp_path, *options, *elsewhere, "data.path=moved/pictures", "seed=2")
-    assert_one_message(unread, "eval", "data.path: has no effect; these features and reference look at no image")
+    assert_one_message(unread, "eval", "data.path: has no effect; these features and reference use no image")
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "moved" / "pictures" / "7.png")
     other = eval_here(tmp_path, *options, "data.path=moved/pictures", "seed=1")
     assert_one_message(other, "eval", "data: .*are not those that the run was trained on.*reference=images")

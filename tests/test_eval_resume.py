@@ -110,7 +110,7 @@ def test_two_processes_do_not_make_one_evaluation(labelled: Path, whole: dict, t
     wait_for(lambda: batches_done(tmp_path / "out") > 0, process)
     process.send_signal(signal.SIGSTOP)
     refused = run("eval", f"ckpt={labelled}", *MANY, cwd=tmp_path)
-    assert_one_message(refused, "eval", "out: out: another process makes this very evaluation")
+    assert_one_message(refused, "eval", "out: out: another process is making this evaluation")
     process.send_signal(signal.SIGCONT)
     assert process.wait(timeout=120) == 0
     process.communicate()

@@ -131,7 +131,7 @@ def test_what_is_asked_for_without_what_makes_it_is_refused(trainer: dict, other
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"eval_images": 1}, "eval_images must be at least 2"),
+        ({"eval_images": 1}, "eval_images must be 0 or at least 2"),
         ({"eval_every": -1}, "eval_every must not be negative"),
         ({"keep_best": "fid"}, "keep_best must be one of heldout, fd, kd or null, got 'fid'"),
     ],

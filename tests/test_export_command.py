@@ -238,20 +238,20 @@ MISTAKES = {
     "": "ckpt: must be given, as ckpt=...",
     "ckpt=RUN": "out: must be given, as out=...",
     "ckpt=nowhere out=x": "ckpt: nowhere does not exist",
-    "ckpt=RUN out=file": "out: file is there already, and nothing is overwritten; choose another directory",
-    "ckpt=RUN out=RUN": "out: .* is there already",
+    "ckpt=RUN out=file": "out: file exists already, and nothing is overwritten; choose another directory",
+    "ckpt=RUN out=RUN": "out: .* exists already",
     "ckpt=RUN out=file/x": "out: file: Not a directory",
-    "ckpt=RUN out=": "out: names no directory",
+    "ckpt=RUN out=": "out: must name a directory",
     "ckpt=RUN out=x labels=none": "labels=none: has no effect, the network was trained without labels",
     "ckpt=RUN out=x labels=some": "labels: expected one of keep, none, got",
-    "ckpt=RUN out=x variance=learned_range": "variance: the network was not trained to say it",
-    "ckpt=RUN out=x variance=drop": "variance=drop: no such option; there are fixed_large, fixed_small, learned_range",
+    "ckpt=RUN out=x variance=learned_range": "variance: the network does not predict a variance",
+    "ckpt=RUN out=x variance=drop": "variance=drop: no such option; choose from fixed_large, fixed_small, learned",
     "ckpt=RUN out=x threshold.quantile=0.9": "threshold.quantile: no such option",
     "ckpt=RUN out=x lables=none": r"lables: no such option \(did you mean 'labels'\?\)",
     "ckpt=RUN out=x weights=ema_0.5": "weights: this checkpoint has ema, ema_0.995",
-    "ckpt=RUN out=x ema_length=0.1": "ema_length: .* has no averages to make one of",
+    "ckpt=RUN out=x ema_length=0.1": "ema_length: .* has no averages to start from",
     "ckpt=RUN out=x ckpt_sha256=00": "is not the one asked for",
-    "ckpt=RUN out=x hydra.run.dir=y": "hydra.run.dir: has no effect here; out= says where to",
+    "ckpt=RUN out=x hydra.run.dir=y": "hydra.run.dir: has no effect here; out= names the directory",
 }
 
 
@@ -294,7 +294,7 @@ def test_labels_cannot_be_left_out_of_a_network_that_always_had_them(tmp_path: P
 
 def test_it_is_the_work_of_one_process(trained, tmp_path: Path):
     done = exported(f"ckpt={trained[0]}", "out=x", cwd=tmp_path, WORLD_SIZE="2", RANK="0")
-    assert_one_message(done, "export", "WORLD_SIZE: exporting is the work of one process; start it without torchrun")
+    assert_one_message(done, "export", "WORLD_SIZE: exporting runs in one process; start it without torchrun")
 
 
 # Early ends -----------------------------------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ def test_a_directory_is_made_whole_or_not_at_all(tmp_path: Path):
     elsewhere.mkdir()
     (elsewhere / "kept").touch()
     (tmp_path / "above" / ".final.tmp").symlink_to(elsewhere)
-    with pytest.raises(FileExistsError, match="is no directory that was being written"), made_whole(final):
+    with pytest.raises(FileExistsError, match="is not a directory that was being written"), made_whole(final):
         raise AssertionError
     assert (elsewhere / "kept").exists()
 

@@ -343,5 +343,5 @@ def test_where_not_one_image_fits_that_is_said(device: str):
         raise torch.OutOfMemoryError
 
     trainer.ddpm.model.forward = greedy
-    with pytest.raises(ValueError, match="not even one image at a time fits"):
+    with pytest.raises(ValueError, match="not even one image fits"):
         smallest_accumulate(trainer.ddpm, trainer.compute, (1, 8, 8), 16)

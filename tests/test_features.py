@@ -189,7 +189,7 @@ def test_damaged_weights_in_the_cache_are_refused_and_fetched_again(file: Path, 
 
 
 def test_a_server_that_is_not_there_is_one_message(file: Path, hub: Path):
-    with pytest.raises(ValueError, match=r"cannot be fetched: .*; put it at .*small.pth"):
+    with pytest.raises(ValueError, match=r"cannot be downloaded: .*; put it at .*small.pth"):
         weights.provided(published(file, url="http://127.0.0.1:9/small.pth"), None, download=True)
     assert list(hub.iterdir()) == []
 
@@ -204,7 +204,7 @@ class Payload:
 
 def test_nothing_but_tensors_is_ever_unpickled(tmp_path: Path):
     torch.save({"a": torch.zeros(1), "b": Payload(tmp_path / "run")}, tmp_path / "bad.pth")
-    with pytest.raises(ValueError, match=r"bad.pth is no file of weights, or holds more than tensors") as raised:
+    with pytest.raises(ValueError, match=r"bad.pth is not a file of weights, or holds more than tensors") as raised:
         weights.read_state(tmp_path / "bad.pth")
     assert "weights_only" not in str(raised.value)
     assert not (tmp_path / "run").exists()
@@ -224,7 +224,7 @@ def test_weights_of_another_hash_are_not_even_read(file: Path, monkeypatch):
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_a_file_that_is_none_is_one_message(content: bytes, suffix: str, tmp_path: Path):
     (tmp_path / f"w.{suffix}").write_bytes(content)
-    with pytest.raises(ValueError, match="is no file of weights"):
+    with pytest.raises(ValueError, match="is not a file of weights"):
         weights.read_state(tmp_path / f"w.{suffix}")
 
 
@@ -327,7 +327,7 @@ def test_timm_fetches_when_that_is_allowed(hugging_face: Path, hub: Path, tmp_pa
     prepared(Timm(model="test_vit", download=True))
     assert fetched.call_args.args == ("timm/test_vit.r160_in1k", "model.safetensors")
     fetched.side_effect = ConnectionError("no network\nand more")
-    with pytest.raises(ConfigError, match=r"features.weights: .*test_vit.r160_in1k cannot be fetched: no network$"):
+    with pytest.raises(ConfigError, match=r"features.weights: .*test_vit.r160_in1k cannot be downloaded: no network$"):
         Timm(model="test_vit", download=True).prepare(None, CPU)
 
 
@@ -338,7 +338,7 @@ def test_timm_fetches_when_that_is_allowed(hugging_face: Path, hub: Path, tmp_pa
         ({"model": "hf-hub:somebody/else"}, r"features.model: timm has no network 'hf-hub:somebody/else'"),
         (
             {"model": "test_vit.of_mars"},
-            r"features.model: timm has no weights 'test_vit.of_mars'; there are test_vit.r160",
+            r"features.model: timm has no weights 'test_vit.of_mars'; choose from test_vit.r160",
         ),
         (
             {"model": "test_resnet", "weights": "w.safetensors"},

@@ -248,7 +248,7 @@ def test_it_says_what_it_has_learnt(hasty: Path, caplog, monkeypatch):
     monkeypatch.setattr(classifier_network, "MOST", 640)
     weights_of(squares())
     assert "features a classifier of squares, trained in " in caplog.text
-    assert ": 100.0 % of 4 held out are recognised" in caplog.text
+    assert ": 100.0 % of 4 held-out images are recognised" in caplog.text
     assert "learnt" not in caplog.text
     shuffled = squares(number=400)
     labels = np.random.default_rng(1).integers(0, 2, 400)
@@ -274,13 +274,13 @@ def test_what_is_no_classifier_is_one_message(tmp_path: Path):
     network = classifier_network._initialized((1, 8, 8), 2)
     state = network.state_dict()
     wrong = {
-        "no_file": (None, "there is no"),
-        "not": ({"a": torch.zeros(1)}, "holds no classifier of ddpm-cli"),
-        "shape": (state | {"image_shape": torch.tensor([1, 8, 1 << 40])}, "of images that cannot be"),
-        "layer": (state | {"head.bias": torch.zeros(3)}, "another classifier than this version"),
+        "no_file": (None, "does not exist"),
+        "not": ({"a": torch.zeros(1)}, "is not a classifier of ddpm-cli"),
+        "shape": (state | {"image_shape": torch.tensor([1, 8, 1 << 40])}, "of images of an impossible shape"),
+        "layer": (state | {"head.bias": torch.zeros(3)}, "a different classifier than this version"),
         "less": (
             {name: state[name] for name in ("head.weight", "image_shape")},
-            "another classifier than this version",
+            "a different classifier than this version",
         ),
     }
     for name, (tensors, says) in wrong.items():
@@ -300,7 +300,7 @@ def test_what_is_no_classifier_is_one_message(tmp_path: Path):
 def test_data_without_labels_are_refused_with_a_cure():
     with pytest.raises(ConfigError, match=r"digits has none: choose features=pixels or features=efficientnet_lite0"):
         Classifier().prepare(digits, CPU)
-    with pytest.raises(ConfigError, match="no data with labels"):
+    with pytest.raises(ConfigError, match="no labelled data"):
         Classifier().prepare(None, CPU)
 
 

@@ -115,8 +115,8 @@ def test_another_optimizer_begins_its_moments_anew(home: Path, trained):
         (["trainer.stps=6"], r"trainer.stps: no such option \(did you mean 'steps'\?\)"),
         (["nothing.x=6"], "nothing.x: no such option"),
         (["model.base_channels=16", "trainer.steps=6"], "fork: .*"),
-        ([], "has done 4 steps; add trainer.steps=N to go further"),
-        (["resume=outputs"], "give one of them"),
+        ([], "has done 4 steps; add trainer.steps=N for more"),
+        (["resume=outputs"], "leave out either"),
         (["trainer.steps=6", "optimizer.lr=abc"], "optimizer.lr: expected a number"),
     ],
 )
@@ -150,7 +150,7 @@ def test_going_further_does_not_raise_the_rate_without_a_word(tmp_path: Path):
     refused = train(f"resume={run}", "trainer.steps=6", cwd=tmp_path)
     assert refused.returncode == 2
     assert "come down to 0.00015 at step 4 and would jump to 0.0005" in refused.stderr
-    choices = re.findall(r"^  (\S.*?) (?:takes|stays|begins)", refused.stderr, re.MULTILINE)
+    choices = re.findall(r"^  (\S.*?) (?:takes|stays|starts)", refused.stderr, re.MULTILINE)
     assert len(choices) == 3, refused.stderr
     for command in (f"{choices[2]} name=y", f"resume={run} trainer.steps=5 {choices[1]}"):  # as they are said
         done = train(*command.split(), cwd=tmp_path)
@@ -188,10 +188,10 @@ def test_a_run_that_is_moved_or_removed_stops_and_scatters_nothing(moved: bool, 
     assert process.returncode == 1, error
     assert not run.exists()
     if not moved:
-        assert "has been removed while it was trained" in error
+        assert "was removed while the run was training" in error
         assert not there.exists()
         return
-    assert f"has been moved to {there} while it was trained" in error
+    assert f"was moved to {there} while the run was training" in error
     (resume,) = re.findall(r"ddpm-train (resume=\S+)", error)
     step = int(only(there / "checkpoints").name.removeprefix("step_"))
     again = train(resume, f"trainer.steps={step + 2}", cwd=tmp_path)

@@ -135,7 +135,7 @@ def test_a_variance_that_says_it_is_learned_needs_the_networks_word_and_no_other
     one, other = (variance.log_variance(schedule, t, t - 1, shape, torch.full(shape, said)) for said in (-0.5, 0.5))
     assert variance.learned is not torch.equal(one, other)
     if variance.learned:
-        with pytest.raises(ValueError, match="needs a network that was trained with it"):
+        with pytest.raises(ValueError, match="needs a network trained with it"):
             variance.log_variance(schedule, t, t - 1, shape, None)
     else:
         assert torch.equal(variance.log_variance(schedule, t, t - 1, shape, None), one)

@@ -75,7 +75,7 @@ def test_a_gpu_is_the_same_one_however_it_is_named(tmp_path: Path):
 def test_a_process_that_waits_says_so(tmp_path: Path):
     holders = [start(1, tmp_path, CUDA_VISIBLE_DEVICES="0,1") for _ in range(3)]
     said = [holder.communicate(timeout=60)[1] for holder in holders]
-    assert sorted(said) == ["", "", "waits for a GPU: 0, 1 are taken by other jobs\n"]
+    assert sorted(said) == ["", "", "waiting for a GPU: 0, 1 are in use by other jobs\n"]
 
 
 @pytest.mark.parametrize(("named", "gpus"), [("0,1", ["0", "1"]), ("", []), ("-1", []), ("2,-1,3", ["2"])])

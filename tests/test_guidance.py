@@ -247,7 +247,7 @@ def test_the_labels_free_network_that_guides_is_classifier_free_guidance(ddpm: D
     ("guide", "said"),
     [
         (lambda: DDPM(UNet(8, 1, 8, (1, 2), 1, (), norm_groups=4), linear(21)), "its schedule has 21 timesteps"),
-        (lambda: DDPM(UNet(8, 1, 8, (1, 2), 1, (), norm_groups=4), cosine(20)), "its schedule is another"),
+        (lambda: DDPM(UNet(8, 1, 8, (1, 2), 1, (), norm_groups=4), cosine(20)), "its schedule differs"),
         (lambda: other(num_classes=4), "it was trained on 4 labels, and this model on 3"),
     ],
 )

@@ -155,7 +155,7 @@ def test_splits_and_parts_of_them(pictures, expected, tmp_path):
     for split, numbers in (("test", range(4)), ("train[3:6]", range(3, 6)), ("test+train[:1]", [0, 1, 2, 3, 0])):
         images = read(place, tmp_path, split=split)
         np.testing.assert_array_equal(images.pixels[np.arange(len(images))], expected[list(numbers)])
-    with pytest.raises(ValueError, match=r"^split: there is no 'dev'; there are train, test$"):
+    with pytest.raises(ValueError, match=r"^split: no split 'dev'; choose from train, test$"):
         read(place, tmp_path, split="dev")
 
 
@@ -185,7 +185,7 @@ def test_what_has_been_fetched_once_is_found_without_the_network(pictures, expec
     place.rename(tmp_path / "gone")
     images = read("pets", tmp_path)
     np.testing.assert_array_equal(images.pixels, expected)
-    assert images.remarks[0].startswith(f"dataset  pets: as it lies in {tmp_path / 'hf'}")
+    assert images.remarks[0].startswith(f"dataset  pets: read from {tmp_path / 'hf'}")
 
 
 def test_files_that_hf_download_has_brought_are_found(pictures, expected, tmp_path):
@@ -226,7 +226,7 @@ def test_bad_pictures_are_named_or_left_out(workers, pictures, expected, tmp_pat
     rows: list[bytes | None] = list(pictures)
     rows[5], rows[7] = b"no picture", None
     table(rows).to_parquet(tmp_path / "x.parquet")
-    reasons = "x.parquet/train/row 5: not in a known image format\n  x.parquet/train/row 7: there is no picture"
+    reasons = "x.parquet/train/row 5: not in a known image format\n  x.parquet/train/row 7: it has no image"
     with pytest.raises(ValueError, match=rf"(?s)^2 images in x.parquet/train \(data.on_bad=skip .*{reasons}$"):
         read("x.parquet", tmp_path, workers=workers)
     images = read("x.parquet", tmp_path, workers=workers, on_bad="skip", num_classes=3)
@@ -242,7 +242,7 @@ def test_a_path_in_a_table_is_no_way_to_the_network_or_out_of_here(pictures, tmp
     pyarrow.parquet.write_table(pyarrow.table({"picture": rows}), tmp_path / "x.parquet")  # as other programs do
     images = read("x.parquet", tmp_path, image="picture", on_bad="skip")
     assert [line.rpartition(": ")[2] for line in images.skipped] == [
-        *["neither its bytes are there, nor is it a file of this machine"] * 2,
+        *["it has no bytes, and its path is not a file on this machine"] * 2,
         "not a regular file",
     ]
 
@@ -254,24 +254,24 @@ COLUMNS = r"The columns are picture \(Image\), kind \(ClassLabel\), text \(strin
     ("options", "says"),
     [
         ({"image": "text"}, rf"image: text holds no images\. {COLUMNS}"),
-        ({"image": "img"}, rf"image: there is no column 'img'\. {COLUMNS}"),
-        ({"num_classes": 3, "label": "animal"}, rf"label: there is no column 'animal'\. {COLUMNS}"),
+        ({"image": "img"}, rf"image: no column 'img'\. {COLUMNS}"),
+        ({"num_classes": 3, "label": "animal"}, rf"label: no column 'animal'\. {COLUMNS}"),
         ({"num_classes": 5}, "num_classes is 5, but kind has 3 classes: cat, dog, emu"),
         ({"num_classes": 3, "label": "text"}, "num_classes is 3, but text has 2 classes: t0, t1"),
         ({"label": "kind"}, "label=kind has no effect without num_classes, the number of its classes"),
-        ({"split": "test"}, "split: there is no 'test'; there are train"),
-        ({"subset": "small"}, "subset: pets.parquet is a file, which has none"),
+        ({"split": "test"}, "split: no split 'test'; choose from train"),
+        ({"subset": "small"}, "subset: pets.parquet is a file, which has no subsets"),
         (
             {"dataset": "somebody/pets"},
             "somebody/pets is neither a file or folder here, nor in .*: set data.download=true",
         ),
         ({"dataset": "./pets"}, "no such file or folder: .*/pets"),
         ({"dataset": ""}, "dataset is empty"),
-        ({"dataset": "imagefolder"}, "dataset: imagefolder is a kind of file; say where the files lie"),
+        ({"dataset": "imagefolder"}, "dataset: imagefolder is a kind of file; give the path of the files"),
         ({"dataset": "notes"}, r"notes holds files of another kind \(text\): parquet, arrow, imagefolder are read"),
         ({"dataset": "empty"}, "empty cannot be read: "),
         ({"dataset": "broken.parquet"}, "broken.parquet cannot be read: "),
-        ({"dataset": "notes/a.txt"}, ".*a.txt is no .parquet or .arrow file"),
+        ({"dataset": "notes/a.txt"}, ".*a.txt is not a .parquet or .arrow file"),
     ],
 )
 def test_mistakes_are_named(options, says, pictures, tmp_path):
@@ -288,7 +288,7 @@ def test_two_columns_of_pictures_are_one_too_many(pictures, tmp_path):
     rows = table(pictures)
     masks = table(pictures).select_columns("picture").rename_column("picture", "mask")
     datasets.concatenate_datasets([rows, masks], axis=1).to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match=r"^image: there are 2 columns of images; data.image=NAME says which"):
+    with pytest.raises(ValueError, match=r"^image: there are 2 columns of images; choose one with data.image=NAME"):
         read("x.parquet", tmp_path)
     assert len(read("x.parquet", tmp_path, image="mask")) == COUNT
 
@@ -316,7 +316,7 @@ def test_a_run_resumes_bit_for_bit_and_on_no_other_pictures(pictures, tmp_path):
     straight = train(*data, "name=straight", "data.crop=random", "data.flip=both", cwd=tmp_path)
     assert straight.returncode == 0, straight.stderr
     assert "classes  0: cat, 1: dog, 2: emu" in straight.stdout
-    assert "cropped anywhere along the longer side" in straight.stdout
+    assert "cropped at random along the longer side" in straight.stdout
     first = train(*data, "name=twice", "data.crop=random", "data.flip=both", "trainer.steps=2", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     further = train(f"resume={only(tmp_path / 'outputs' / 'twice')}", "trainer.steps=4", cwd=tmp_path)

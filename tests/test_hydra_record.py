@@ -58,9 +58,9 @@ def test_hydra_trains_it_again_out_of_that_and_leaves_nothing_else(home: Path, t
     ("arguments", "says"),
     [
         (["trainer.stpes=3"], r"trainer.stpes: no such option \(did you mean 'steps'\?\)"),
-        (["optimizer=adam"], "optimizer=adam: .*config.yaml is a whole configuration, of which values can be set"),
+        (["optimizer=adam"], "optimizer=adam: .*config.yaml is a whole configuration; set its values with KEY=VALUE"),
         (["hydra.sweep.dir=x"], "hydra.sweep.dir: has an effect only in a sweep"),
-        (["--config-path", "nowhere"], "--config-path: there is no folder .*nowhere"),
+        (["--config-path", "nowhere"], "--config-path: .*nowhere is not a directory"),
     ],
 )
 def test_of_another_primary_configuration_mistakes_are_one_message(

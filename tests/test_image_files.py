@@ -85,12 +85,12 @@ def test_a_directory_of_ddpm_sample_is_opened_where_its_images_are(tmp_path: Pat
         folder.mkdir()
         (folder / "samples.json").write_text("{}")
         Image.fromarray(pixels[0]).save(folder / "samples.png")
-        with pytest.raises(ValueError, match="one picture of all images alone"):
+        with pytest.raises(ValueError, match="only a grid of all images"):
             open_images(folder)
         fill(folder)
         np.testing.assert_array_equal(open_images(folder)[np.arange(7)], pixels.transpose(0, 3, 1, 2))
         (folder / ".unfinished").mkdir()
-        with pytest.raises(ValueError, match="still being drawn"):
+        with pytest.raises(ValueError, match="sampling there has not finished"):
             open_images(folder)
 
 
@@ -279,8 +279,8 @@ NO_STATISTICS = {
     "not a number": ({"sigma": np.full((3, 3), np.nan)}, "sigma must be finite"),
     "infinite": ({"mu": np.array([0, np.inf, 0])}, "mu must be finite"),
     "whole numbers": ({"mu": np.zeros(3, int)}, "mu must be finite floating-point numbers"),
-    "asymmetric": ({"sigma": np.array([[1, 0.5, 0], [0, 1, 0], [0, 0, 1.0]])}, "sigma is no covariance"),
-    "negative": ({"sigma": -np.eye(3)}, "sigma is no covariance"),
+    "asymmetric": ({"sigma": np.array([[1, 0.5, 0], [0, 1, 0], [0, 0, 1.0]])}, "sigma is not a covariance"),
+    "negative": ({"sigma": -np.eye(3)}, "sigma is not a covariance"),
     "count": ({"count": np.array(1)}, "count must be"),
     "features": ({"features": np.array("{")}, "features must be the JSON"),
 }

@@ -138,13 +138,13 @@ except BlockingIOError as error: print(error)
 
     with locked(tmp_path):
         held = f"{tmp_path / FOLDER / 'lock'} is held by process {os.getpid()} on {socket.gethostname()}"
-        says = f"{tmp_path}: another process is drawing there: {held}; if that no longer runs, remove the file\n"
+        says = f"{tmp_path}: another process is drawing there: {held}; if it no longer runs, remove the file\n"
         assert another() == says
         assert (tmp_path / FOLDER / "lock").exists()
     assert another() == "held\n"
 
 
-SPOILT = ["cut", "gone", "no JSON", "another JSON", "deep JSON", "link", "linked folder"]
+SPOILT = ["cut", "gone", "not JSON", "another JSON", "deep JSON", "link", "linked folder"]
 SPOILT += ["pipe", "pipe for a lock", "identity of a GiB", "done of a TiB", "lying trajectory", "pickled trajectory"]
 
 
@@ -160,7 +160,7 @@ def test_what_is_not_whole_or_not_ours_is_refused(spoil: str, tmp_path: Path, al
             os.truncate(folder / "pixels", 7)
         case "gone":
             (folder / "pixels").unlink()
-        case "no JSON":
+        case "not JSON":
             (folder / "identity.json").write_text("{")
         case "another JSON":
             (folder / "identity.json").write_text("[]")
@@ -186,7 +186,7 @@ def test_what_is_not_whole_or_not_ours_is_refused(spoil: str, tmp_path: Path, al
                 np.lib.format.write_array_header_1_0(file, header)
         case "pickled trajectory":
             np.save(folder / "trajectory_000000.npy", np.array([[[[[print]]]]]), allow_pickle=True)
-    says = r"is not whole; remove|is not ours|is a link|is no plain file"
+    says = r"is incomplete; remove|is not of ddpm-cli|is a link|is not a plain file"
     with pytest.raises(ValueError, match=says) as refused, locked(tmp_path):
         begin(tmp_path, IDENTITY, **LAYOUT)
     assert len(str(refused.value)) < 1000

@@ -123,25 +123,25 @@ def test_a_learned_variance_comes_along(tmp_path: Path):
     assert "variance=learned_range" in import_("source=model", "out=run", cwd=tmp_path).stdout
     assert sample("ckpt=run", *SHOWN, "out=a", cwd=tmp_path).returncode == 0
     refused = import_("source=model", "out=other", "variance=fixed_small", cwd=tmp_path)
-    assert_one_message(refused, "import", "variance: the network answers with a variance too; leave it out")
+    assert_one_message(refused, "import", "variance: the network predicts a variance too; leave it out")
     saved(tmp_path / "plain", scheduler=DDPMScheduler(variance_type="learned_range", **FEW))
     refused = import_("source=plain", "out=other", cwd=tmp_path)
-    assert_one_message(refused, "import", "variance: the network answers with no variance; choose fixed_small")
+    assert_one_message(refused, "import", "variance: the network predicts no variance; choose fixed_small")
 
 
 def test_what_no_file_says_is_chosen(tmp_path: Path):
     of_diffusers(sample_size=None).save_pretrained(tmp_path / "model")
     done = import_("source=model", "out=run", cwd=tmp_path)
-    assert_one_message(done, "import", "source: its files do not say the size of the images; ddpm-import image_size=64")
+    assert_one_message(done, "import", "source: its files do not say the size of the images; set image_size=64")
     done = import_("source=model", "out=run", "image_size=[16,8]", cwd=tmp_path)
-    assert_one_message(done, "import", "schedule: no file of model says it; choose schedule=linear, cosine or another")
+    assert_one_message(done, "import", "schedule: model does not say it; choose schedule=linear, cosine or another")
     done = import_("source=model", "out=run", "image_size=16", "schedule=cosine", cwd=tmp_path)
-    assert_one_message(done, "import", "prediction: no file of model says it; choose prediction=eps, x0 or v")
+    assert_one_message(done, "import", "prediction: model does not say it; choose prediction=eps, x0 or v")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     chosen = ["image_size=[16,8]", "schedule=linear", "schedule.timesteps=20", "prediction=v", "threshold=dynamic"]
     done = import_("source=model", "out=run", *chosen, cwd=tmp_path)
     assert "noise    schedule=linear, prediction=v, variance=fixed_small, threshold=dynamic" in done.stdout, done.stderr
-    assert "note     variance=fixed_small is taken, as no file says it" in done.stdout
+    assert "note     variance=fixed_small is used, as no file says it" in done.stdout
     assert sample("ckpt=run", *SHOWN, "out=a", cwd=tmp_path).returncode == 0
     assert pixels(tmp_path / "a").shape == (4, 16, 8, 3)
 
@@ -153,7 +153,7 @@ def test_evaluating_asks_for_images_to_compare_with(imported: Path):
     home = imported.parent
     done = run("eval", "ckpt=run", "n=8", cwd=home)
     assert_one_message(
-        done, "eval", "ckpt: the model was imported, and what it was trained on is not known. reference="
+        done, "eval", "ckpt: the model was imported, and its training data is not known. To compare .*set reference="
     )
     assert sample("ckpt=run", "n=8", "save=images", "sampler.steps=10", "out=images", cwd=home).returncode == 0
     others = ["reference=images", "reference.path=images/images", "features=pixels", "metrics=[fd]", "sampler.steps=10"]
@@ -167,8 +167,8 @@ def test_training_goes_on_by_init_and_by_nothing_else(imported: Path):
     home = imported.parent
     for key in ("resume", "fork"):
         done = train(f"{key}=run", "trainer.steps=5", cwd=home)
-        assert_one_message(done, "train", f"{key}: run/checkpoints/step_00000000 was imported, and has weights but no")
-        assert "init=run begins a new run with them" in done.stderr
+        assert_one_message(done, "train", f"{key}: run/checkpoints/step_00000000 was imported: it has weights, but no")
+        assert "init=run starts a new run from them" in done.stderr
     assert run("compare", "run", cwd=home).returncode == 0
 
 
@@ -178,21 +178,21 @@ MISTAKES = {
     "": "(source|out): must be given",
     "source=model": "out: must be given, as out=...",
     "source=none out=new": "source: none does not exist",
-    "source=model out=model": "out: model is there already, and nothing is overwritten; choose another directory",
-    "source=model out=''": "out: names no directory",
+    "source=model out=model": "out: model exists already, and nothing is overwritten; choose another directory",
+    "source=model out=''": "out: must name a directory",
     "source=model out=file/new": "out: .*Not a directory",
-    "source=file out=new": r"source: file is no file of tensors \(.safetensors, .bin",
-    "source=empty out=new": "source: empty holds no model that is known here",
+    "source=file out=new": r"source: file is neither a file of tensors \(.safetensors, .bin",
+    "source=empty out=new": "source: empty holds no known model",
     "source=model out=new download=true": "download: has no effect, model is on this machine",
-    "source=x.y.z out=new download=true": "source: x.y.z is no name of a model on the Hub, as OWNER/NAME",
-    "source=model out=new image_size=9": "source: its network is none of ours: model: image_size 9 cannot be halved",
-    "source=model out=new image_size=0": "source: its network is none of ours: model: image_size must be positive",
+    "source=x.y.z out=new download=true": "source: x.y.z is neither a path nor a model's name on the Hub, OWNER/NAME",
+    "source=model out=new image_size=9": "source: ours cannot be its network: model: image_size 9 cannot be halved",
+    "source=model out=new image_size=0": "source: ours cannot be its network: model: image_size must be positive",
     "source=model out=new image_size=big": "image_size: expected a whole number or a list of whole numbers or null",
-    "source=model out=new preset=adm_64": "source: preset= has no effect: the files of diffusers say",
+    "source=model out=new preset=adm_64": "source: preset= has no effect: diffusers' files say",
     "source=model out=new preset=adm_65": "preset=adm_65.*adm_64",
     "source=model out=new schedule.betas=[0.1]": "schedule",
     "source=model out=new schedule=linear schedule.zero_terminal_snr=true": "zero_terminal_snr|pure noise",
-    "source=model out=new hydra.run.dir=there": "hydra.run.dir: out= says already where to",
+    "source=model out=new hydra.run.dir=there": "hydra.run.dir: out= names the directory already",
     "source=model out=new sauce=3": r"sauce: no such option \(did you mean 'source'\?\)",
 }
 
@@ -212,13 +212,14 @@ def test_a_run_of_ours_is_sent_to_the_options_that_take_it(imported: Path):
     home = imported.parent
     for source in ("run", "run/checkpoints/step_00000000", "run/checkpoints/step_00000000/ema.safetensors"):
         done = import_(f"source={source}", "out=other", cwd=home)
-        assert_one_message(done, "import", f"source: {source} is ours already: ckpt= and init= take it as it is")
+        says = f"source: {source} is a model of ddpm-cli already: use it with ckpt= or init="
+        assert_one_message(done, "import", says)
 
 
 def test_several_processes_are_refused(tmp_path: Path):
     saved(tmp_path / "model")
     done = import_("source=model", "out=new", cwd=tmp_path, WORLD_SIZE="2", RANK="0")
-    assert_one_message(done, "import", "ddpm-import is the work of one process, torchrun has started 2")
+    assert_one_message(done, "import", "ddpm-import runs in one process, torchrun has started 2")
     done = import_("source=model", "out=new", cwd=tmp_path, SLURM_STEP_NUM_TASKS="4", SLURM_PROCID="0")
     assert_one_message(done, "import", "srun has started 4 processes .* start ddpm-import once")
     assert not (tmp_path / "new").exists()
@@ -321,14 +322,12 @@ def test_a_name_of_the_hub_is_found_in_its_cache(tmp_path: Path, hub: dict[str, 
 
 
 def test_without_a_network_it_is_said_which_files_to_bring(tmp_path: Path, hub: dict[str, str]):
-    files = r"from https://huggingface.co/somebody/ddpm-tiny/tree/main take config.json, scheduler_config.json and"
+    files = r"from https://huggingface.co/somebody/ddpm-tiny/tree/main config.json, scheduler_config.json and"
     done = import_(f"source={NAME}", "out=run", cwd=tmp_path, fresh=True, **hub)
-    assert_one_message(
-        done, "import", "source: somebody/ddpm-tiny does not exist on this machine.* download=true fetches"
-    )
+    assert_one_message(done, "import", "source: somebody/ddpm-tiny does not exist on this machine.* set download=true")
     assert files in done.stderr
     done = import_(f"source={NAME}", "out=run", "download=true", cwd=tmp_path, fresh=True, **hub)
-    assert_one_message(done, "import", "download: somebody/ddpm-tiny cannot be fetched: ")
+    assert_one_message(done, "import", "download: cannot download somebody/ddpm-tiny: ")
     assert files in done.stderr
     assert not (tmp_path / "run").exists()
 

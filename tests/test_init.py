@@ -96,7 +96,7 @@ def test_another_recipe_is_said_and_trained(home: Path, trained):
     recipe = ["prediction=v", "schedule=linear", "optimizer=adam", "ema=short", "data.holdout=16", "seed=3"]
     done = train(f"init={directory}", *ONE_STEP, *recipe, cwd=home)
     assert done.returncode == 0, done.stderr
-    assert "the weights predict x0, and have to learn to predict v first" in done.stdout
+    assert "the weights predict x0, and must first learn to predict v" in done.stdout
     assert "was trained on some of the images that are held out now" in done.stdout
     lines = (tuned(home) / "config.yaml").read_text().splitlines()
     assert lines[0].startswith("# init from the ema weights of ")
@@ -114,11 +114,11 @@ def test_what_does_not_fit_is_named_with_what_would(home: Path, trained):
     plain = [option for option in ONE_STEP if not option.startswith("model.")]
     before = sorted(home.rglob("*"))
     refused = train(f"init={directory}", *plain, cwd=home)
-    assert_one_message(refused, "train", r"init: .*time_mlp.0.weight is \[32, 8\] there, \[128, 32\] here")
+    assert_one_message(refused, "train", r"init: .*time_mlp.0.weight was \[32, 8\], is \[128, 32\] here")
     assert sorted(home.rglob("*")) == before, "nothing was begun"
     _, cure, otherwise = refused.stderr.splitlines()
     assert "init.strict=false" in otherwise
-    options = shlex.split(cure.partition(" makes it ")[0])
+    options = shlex.split(cure.partition(" gives the network")[0])
     assert {option.partition("=")[0] for option in options} == {
         "model.base_channels", "model.channel_mults", "model.norm_groups",
     }  # fmt: skip
@@ -129,11 +129,11 @@ def test_what_does_not_fit_is_named_with_what_would(home: Path, trained):
 def test_an_option_that_no_shape_tells_is_refused_too(home: Path, trained):
     directory, _ = trained
     command = [f"init={directory}", *ONE_STEP, "model.num_heads=2", "model.dropout=0.5"]
-    says = r"its weights fit, but mean another network: model.num_heads is 1 there, 2 here\n  model.num_heads=1 makes"
+    says = r"its weights fit, but belong to another network: model.num_heads was 1, is 2 here\n  model.num_heads=1 "
     assert_one_message(train(*command, cwd=home), "train", says)
     done = train(*command, "init.strict=false", cwd=home)
     assert done.returncode == 0, done.stderr
-    assert "another network than that of the weights: model.num_heads is 1 there, 2 here" in done.stdout
+    assert "the network differs from that of the weights: model.num_heads was 1, is 2 here" in done.stdout
 
 
 def test_other_classes_are_left_out_and_the_rest_is_taken(home: Path, labelled: Path):
@@ -142,14 +142,14 @@ def test_other_classes_are_left_out_and_the_rest_is_taken(home: Path, labelled: 
     assert done.returncode == 0, done.stderr
     source_count = len(load_file(labelled / "checkpoints" / "step_00000004" / "ema.safetensors"))
     assert f"init     takes {source_count - 1} of {source_count - 1} tensors" in done.stdout
-    assert "left out: label_embedding.weight is [10, 32] there, absent here" in done.stdout
+    assert "left out: label_embedding.weight was [10, 32], is absent here" in done.stdout
     source = load_file(labelled / "checkpoints" / "step_00000004" / "ema.safetensors")
     found = saved(tuned(home), "ema")
     assert found.keys() == source.keys() - {"label_embedding.weight"}
     for name, value in found.items():
         torch.testing.assert_close(value, source[name], rtol=1e-6, atol=1e-7)
     refused = train(*STANDING[:-1], *more[:-1], "name=x", cwd=home)
-    assert_one_message(refused, "train", "data.num_classes=10 makes it the network of the weights")
+    assert_one_message(refused, "train", "data.num_classes=10 gives the network of the weights")
 
 
 def test_what_is_left_out_is_as_a_new_run_has_it(home: Path, trained):
@@ -172,8 +172,8 @@ def test_what_is_left_out_is_as_a_new_run_has_it(home: Path, trained):
         (["init.weights=model"], "init.weights: has no effect without init=PATH"),
         (["init.strict=false"], "init.strict: has no effect without init=PATH"),
         (["+init._target_=os.system"], "init._target_: no such option"),
-        (["resume=RUN", "init=RUN"], "init: begins a new run with trained weights alone, resume=RUN_DIR goes on"),
-        (["fork=RUN", "init=RUN", "trainer.steps=9"], "init: begins .*, fork= with everything of a run"),
+        (["resume=RUN", "init=RUN"], "init: starts a new run from trained weights alone, resume=RUN_DIR resumes"),
+        (["fork=RUN", "init=RUN", "trainer.steps=9"], "init: starts .*, fork= from a run's whole state"),
         ([f"init={'x' * 300}"], "init: .* does not exist"),
         (["init=RUN/metrics.jsonl"], "init: .*neither a run directory nor a checkpoint nor"),
     ],
@@ -231,13 +231,13 @@ def test_a_name_means_the_run_that_began_with_these_weights(home: Path, trained)
         again = train(f"init={same}", *ONE_STEP, cwd=home)
         assert (again.returncode, "has done its 1 steps" in again.stdout) == (0, True), again.stderr
     for other in ([f"init={last.with_name('step_00000002')}"], [f"init={directory}", "init.weights=model"]):
-        says = "name: .* is of this name and did not begin with the .* weights of"
+        says = "name: .* is of this name and did not start from the .* weights of"
         assert_one_message(train(*other, *ONE_STEP, cwd=home), "train", says)
     directory.rename(home / "moved")
     assert train(f"init={home / 'moved'}", *ONE_STEP, cwd=home).returncode == 0
     assert train(*ONE_STEP, "name=plain", cwd=home).returncode == 0
     assert_one_message(
-        train(f"init={home / 'moved'}", *ONE_STEP, "name=plain", cwd=home), "train", "did not begin with"
+        train(f"init={home / 'moved'}", *ONE_STEP, "name=plain", cwd=home), "train", "did not start from"
     )
 
 
@@ -307,8 +307,8 @@ def test_a_network_of_diffusers_is_trained_further(tmp_path: Path, theirs: UNet2
     """Its own forward pass says what the first loss has to be."""
     command = [f"init={tmp_path / 'theirs'}", *ONE_STEP]
     refused = train(*command, cwd=tmp_path)
-    assert_one_message(refused, "train", "model.norm_eps is .* there")
-    cure = shlex.split(refused.stderr.splitlines()[1].partition(" makes it ")[0])
+    assert_one_message(refused, "train", "model.norm_eps was .*, is .* here")
+    cure = shlex.split(refused.stderr.splitlines()[1].partition(" gives the network")[0])
     done = train(*command, *cure, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     ours, *_ = load(tuned(tmp_path))
@@ -330,6 +330,4 @@ def test_of_another_programs_network_there_is_one_set_of_weights(tmp_path: Path,
 
 def test_tensors_of_nobody_known_are_refused(tmp_path: Path):
     save_file({"a": torch.zeros(2)}, tmp_path / "some.safetensors")
-    assert_one_message(
-        train("init=some.safetensors", *ONE_STEP, cwd=tmp_path), "train", "init: .*no network that is known"
-    )
+    assert_one_message(train("init=some.safetensors", *ONE_STEP, cwd=tmp_path), "train", "init: .*no known network")

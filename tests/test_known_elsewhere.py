@@ -20,8 +20,8 @@ COMMANDS = {"train": TRAIN, "sample": SAMPLE, "eval": EVAL}
     [
         ("max_steps=1000", "trainer.steps"),
         ("trainer.max_steps=1000", "trainer.steps"),
-        ("+max_epochs=3", "trainer.steps, in steps: there are no epochs"),
-        ("ckpt_path=x", "resume=RUN_DIR goes on with a run; fork=RUN_DIR begins a new one .*; init=PATH"),
+        ("+max_epochs=3", "trainer.steps, in steps, not epochs"),
+        ("ckpt_path=x", "resume=RUN_DIR to resume a run; fork=RUN_DIR to start a new run .*; init=PATH"),
         ("resume_from_checkpoint=latest", "resume=RUN_DIR"),
         ("learning_rate=1e-4", "optimizer.lr"),
         ("lr=1e-4", "optimizer.lr"),

@@ -122,7 +122,7 @@ def test_many_classes_are_not_all_named(tmp_path):
 def test_images_outside_the_class_folders_are_named(classes, decoded):
     (classes / "stray.png").symlink_to("a/x.png")
     (classes / "broken.JPG").symlink_to("nowhere")
-    says = f"2 of the images in {classes} are in no class folder, e.g. broken.JPG"
+    says = f"2 of the images in {classes} are not in a class folder, e.g. broken.JPG"
     with pytest.raises(ValueError, match=re.escape(says)):
         folder.folder(str(classes), num_classes=3, on_bad="skip")
     assert decoded == []

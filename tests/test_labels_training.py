@@ -183,7 +183,7 @@ def test_a_run_that_remembers_losses_resumes_to_the_bit(tmp_path: Path):
 def test_a_run_without_such_a_history_is_not_gone_on_with_by_one_that_needs_it():
     plain = make_trainer(T=4, steps=1)
     run(plain)
-    with pytest.raises(ValueError, match="the training state is not that of this configuration: 'losses'"):
+    with pytest.raises(ValueError, match="the training state does not fit this configuration: 'losses'"):
         restore(loss_second_moment(), capture(plain), plain.ema.model.state_dict())
 
 

@@ -246,9 +246,7 @@ def test_a_launcher_that_is_not_installed_is_named_with_its_extra(launcher: str,
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr == (
-        f"ddpm-train: hydra/launcher={launcher}: comes with a plug-in; pip install 'ddpm-cli[sweep]'\n"
-    )
+    assert done.stderr == (f"ddpm-train: hydra/launcher={launcher}: needs a plugin; pip install 'ddpm-cli[sweep]'\n")
 
 
 def test_a_launcher_has_no_effect_without_m(tmp_path: Path):

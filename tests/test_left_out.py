@@ -60,7 +60,7 @@ def test_a_folder_without_an_image_says_what_it_holds(pictures, read, tmp_path):
         read(pictures, extensions=["webp"])
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "x.txt").touch()
-    with pytest.raises(ValueError, match=r"no images in .*none of its files is PNG, JPEG, .*; left out: 1 \.txt$"):
+    with pytest.raises(ValueError, match=r"no images in .*no file in it is PNG, JPEG, .*; left out: 1 \.txt$"):
         read(tmp_path / "texts", extensions=None)
 
 
@@ -165,7 +165,7 @@ def test_classes_are_in_natural_order_and_what_is_none_is_named(tmp_path, read):
     assert [10 * int(images.class_names[label]) for label in images.labels] == images.pixels[:, 0, 0, 0].tolist()
     assert images.remarks == ("classes  left out: 1 without an image: empty",)
     (root / "2" / "x.png").write_bytes(b"broken")
-    assert "classes  1: 2 has no image that can be used" in read(root, num_classes=3, on_bad="skip").remarks
+    assert "classes  1: 2 has no usable image" in read(root, num_classes=3, on_bad="skip").remarks
 
 
 def test_a_run_keeps_the_numbers_that_its_classes_had():
@@ -228,10 +228,10 @@ def test_classes_are_named_by_number_or_by_name():
         (
             "cats",
             NAMES,
-            r"no class is called 'cats' \(did you mean 'cat'\?\); there are 0: 1, 1: 10, 2: 2, 3: cat, 4: cat $",
+            r"no class is called 'cats' \(did you mean 'cat'\?\); the classes are 0: 1, 1: 10, 2: 2, 3: cat, 4: cat $",
         ),
-        ([10], NAMES, r"there is no class number 10, .*in quotes, as 'classes=\[\"10\"\]'"),
-        ("cat", ("cat", "cat"), "more than one class is called 'cat', say its number"),
+        ([10], NAMES, r"no class number 10; .*needs quotes: 'classes=\[\"10\"\]'"),
+        ("cat", ("cat", "cat"), "more than one class is called 'cat', give its number"),
         ("cat", (), "the checkpoint does not know the names of its classes, got 'cat'"),
     ],
 )

@@ -156,7 +156,7 @@ def test_a_resume_that_does_not_say_so_goes_on_without_and_one_that_does_catches
     done = train(f"resume={directory}", "trainer.steps=122", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (warned,) = [line for line in warnings((directory / "train.log").read_text()) if "logger " in line]
-    assert warned.endswith("logger=[tensorboard,wandb] goes on there")
+    assert warned.endswith("logger=[tensorboard,wandb] continues there")
     assert steps_of(history(directory), "loss/mean")[-1] == last
     done = train(f"resume={directory}", "trainer.steps=130", *WANDB, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -241,10 +241,10 @@ def only_mlflow_run(place: Path) -> tuple[MlflowClient, str]:
         (["logger=wandb", "logger.wandb.projekt=a"], r"logger.wandb.projekt: no such option \(did you mean 'project'"),
         (["logger=wandb", "logger.wandb.mode=ofline"], "logger.wandb.mode: expected one of online, offline"),
         (["logger=wandb", "logger.wandb.tags=[[a]]"], "logger.wandb.tags: expected a list of texts"),
-        (["logger=mlflow", "logger.mlflow.tags=[a]"], "logger.mlflow: tags are written KEY:VALUE, got 'a'"),
+        (["logger=mlflow", "logger.mlflow.tags=[a]"], "logger.mlflow: tags must be KEY:VALUE, got 'a'"),
         (
             ["logger=mlflow", "logger.mlflow.tracking_uri='http://me:pw@there'"],
-            "logger.mlflow: tracking_uri holds a pass",
+            "logger.mlflow: tracking_uri contains a pass",
         ),
         (["logger=3"], "logger=3: no such option"),
     ],

@@ -141,10 +141,10 @@ def test_a_logger_of_ones_own_is_told_everything_once(place: Path, undisturbed: 
     [
         ("begin", "raise", "has failed: RuntimeError: quota is gone"),
         ("scalars", "crash", "was killed by signal 6"),
-        ("end", "hang", r"has not sent all of it within \d s"),
+        ("end", "hang", r"has not sent everything within \d s"),
         pytest.param("scalars", "raise", "has failed: RuntimeError: quota is gone", marks=pytest.mark.slow),
-        pytest.param("begin", "hang", r"has not sent all of it within \d s", marks=pytest.mark.slow),
-        pytest.param("scalars", "hang", r"has not sent all of it within \d s", marks=pytest.mark.slow),
+        pytest.param("begin", "hang", r"has not sent everything within \d s", marks=pytest.mark.slow),
+        pytest.param("scalars", "hang", r"has not sent everything within \d s", marks=pytest.mark.slow),
         pytest.param("end", "raise", "has failed: RuntimeError: quota is gone", marks=pytest.mark.slow),
         pytest.param("begin", "crash", "was killed by signal 6", marks=pytest.mark.slow),
     ],
@@ -156,7 +156,7 @@ def test_one_that_fails_warns_once_and_the_run_is_the_same(at, does, says, place
     assert done.returncode == 0, done.stderr
     directory = only(place / "outputs" / "x")
     (warned,) = warnings((directory / "train.log").read_text())
-    assert re.search(rf"mine     {says}\. The run goes on without it", warned), warned
+    assert re.search(rf"mine     {says}\. The run continues without it", warned), warned
     assert_same_state(directory, undisturbed)
 
 
@@ -214,7 +214,7 @@ def test_bad_loggers_of_ones_own_are_one_message(place: Path):
         assert_one_message(train(*RUN, *CHOSEN, *options, cwd=place, **path_to(place)), "train", says)
     (place / "conf" / "logger" / "mine.yaml").write_text(YAML.partition("\n")[2])
     done = train(*RUN, *CHOSEN, cwd=place, **path_to(place))
-    assert_one_message(done, "train", "'# @package logger.NAME' has to be the first line")
+    assert_one_message(done, "train", "'# @package logger.NAME' must be the first line")
     assert not (place / "outputs").exists()
 
 

@@ -108,14 +108,14 @@ def test_every_picture_of_a_folder_counts_as_it_is_seen(picture: Path, tmp_path:
     [
         (
             (slice(0, 24), slice(0, 7)),
-            "loses all its white when it is cropped and scaled as its picture is, to 16 x 16",
+            "loses all its white when it is cropped and scaled like its picture, to 16 x 16",
         ),
         (
             (slice(0, 24), slice(8, 32)),
-            "is white everywhere within what is left of the picture: white is where to paint",
+            "is white everywhere within the cropped picture: white is painted",
         ),
-        ((slice(0, 24), slice(0, 40)), "is white everywhere: white is where to paint"),
-        ((slice(0, 0), slice(0, 0)), "is white nowhere: white is where to paint"),
+        ((slice(0, 24), slice(0, 40)), "is white everywhere: white is painted"),
+        ((slice(0, 0), slice(0, 0)), "has no white: white is painted"),
     ],
 )
 def test_a_mask_without_two_sides_says_why(white: tuple[slice, slice], says: str, picture: Path, tmp_path: Path):

@@ -208,7 +208,7 @@ def test_what_is_black_in_the_mask_is_kept_to_the_bit_and_what_is_white_painted(
 @pytest.mark.parametrize(("value", "where"), [(255, "everywhere"), (0, "nowhere")])
 def test_a_mask_without_two_sides_is_refused(value: int, where: str, pictures: Path, tmp_path: Path):
     Image.new("L", (8, 8), value).save(tmp_path / "flat.png")
-    with pytest.raises(ValueError, match=f"flat.png is white {where}: white is where to paint, black what to keep"):
+    with pytest.raises(ValueError, match=f"flat.png is white {where}: white is painted, black is kept"):
         inpaint(pictures, tmp_path / "flat.png").plan(setting())
 
 
@@ -284,7 +284,7 @@ def test_a_picture_comes_back_from_its_noise_and_the_nearer_the_more_steps(pictu
         (Edit(image="x", strength=0.0), setting(), r"strength must lie in \(0, 1\], got 0"),
         (Edit(image="x", strength=1.01), setting(), r"strength must lie in \(0, 1\], got 1.01"),
         (Edit(image="DIR", strength=0.05), setting(), r"^strength 0.05 begins at t = 4: steps must be .* 1 and the 5 "),
-        (Edit(image="empty", strength=0.5), setting(), "there are no pictures in .*empty"),
+        (Edit(image="empty", strength=0.5), setting(), "no pictures in .*empty"),
         (Edit(image="bad", strength=0.5), setting(), "bad/no.png: not in a known image format"),
         (Edit(image="linked", strength=0.5), setting(), "linked/away.png: link to .*, outside the folder"),
         (Inpaint(image="DIR", mask=None, jump_length=1, resamplings=2), setting(), "mask must be given"),
@@ -405,6 +405,6 @@ def test_images_that_are_not_finite_are_no_pictures():
         return Denoised(torch.full_like(x_t, float("nan")), x_t)
 
     plan = Generate().plan(setting())
-    with pytest.raises(RunError, match="the images are not finite numbers; try precision=fp32") as raised:
+    with pytest.raises(RunError, match="the images are not finite; try precision=fp32") as raised:
         draw(plan, lambda labels: spoilt, batch_size=2)
     assert raised.value.status == NON_FINITE

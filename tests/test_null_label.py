@@ -79,12 +79,12 @@ def test_one_step_and_the_check_of_images_give_it_labels():
 
 def test_guidance_and_images_without_labels_are_refused():
     ddpm = DDPM(Spy(), linear(10))
-    with pytest.raises(ValueError, match="scale 2 asks for images without labels, which null_label=False rules out"):
+    with pytest.raises(ValueError, match="scale 2 needs predictions without labels, which null_label=False rules out"):
         ddpm.denoiser(torch.tensor([1]), guidance=Guidance(scale=2))
-    with pytest.raises(ValueError, match="has to be given a label for each image"):
+    with pytest.raises(ValueError, match="needs a label for each image"):
         ddpm.denoiser()
     unet = UNet(8, 1, 8, (1, 2), 1, (), 0.0, norm_groups=4, num_classes=3, null_label=False)
-    with pytest.raises(ValueError, match="has to be given a label for each image"):
+    with pytest.raises(ValueError, match="needs a label for each image"):
         DDPM(unet, linear(10)).training_loss(torch.zeros(1, 1, 8, 8))
 
 
@@ -93,7 +93,7 @@ def test_the_bound_of_images_without_labels_is_refused():
     data = SimpleNamespace(trained_on=images, held_out=None)
     options = SimpleNamespace(metrics=["bpd"], likelihood_images=3, batch_size=3, seed=0)
     setting = SimpleNamespace(options=options, data=lambda: data, compute=None)
-    with pytest.raises(ConfigError, match=r"for bpd and heldout the network needs the label .* and squares has none"):
+    with pytest.raises(ConfigError, match=r"bpd and heldout need a label for each image .* and squares has none"):
         of_model(setting, SimpleNamespace(ddpm=DDPM(Spy(), linear(10))), None)
 
 
@@ -130,9 +130,9 @@ def test_without_classes_each_image_has_a_label_of_its_own(needy: Path, sample_h
 
 
 REFUSED = {
-    "guidance.scale=2 classes=all": r"trained with every label \(model.null_label=false\), so it cannot do without",
+    "guidance.scale=2 classes=all": r"trained with every label \(model.null_label=false\) and needs one",
     "guidance.scale=2": "guidance.scale: the network was trained with every label",
-    "mode=interpolate seeds=[1,2] sampler.steps=2": "classes: the network takes a label with each .* mode=interp",
+    "mode=interpolate seeds=[1,2] sampler.steps=2": "classes: the network needs a label for each .* mode=interp",
     "classes=[10]": "classes: the network knows 0 to 9, got 10",
 }
 

@@ -238,7 +238,7 @@ def test_the_network_of_improved_ddpm_follows_the_number_of_timesteps():
             "160 channels, 1.25 times the 128 of the first",
         ),
         ({"in_channels": 6, "out_channels": 6}, "an upsampler"),
-        ({"num_heads": 3}, "none of ours: model: num_heads 3 does not divide the 32 channels"),
+        ({"num_heads": 3}, "ours cannot be its network: model: num_heads 3 does not divide the 32 channels"),
         ({"out_channels": 4}, r"'?out.2.weight'? is \[4, 32, 3, 3\], the network it describes has \[3, 32, 3, 3\]"),
     ],
     ids=str,
@@ -278,10 +278,10 @@ def spoilt(change: str) -> dict[str, Tensor]:
     ("change", "says"),
     [
         ("missing", "have no output_blocks.1.0.in_layers.2.weight"),
-        ("more", r"has no place for output_blocks.1.3.weight \[3, 4\]"),
+        ("more", r"does not have output_blocks.1.3.weight \[3, 4\]"),
         ("shape", r"in_layers.2.weight is \[64, 5, 3, 3\], .* has \[64, 96, 3, 3\] there"),
-        ("nan", r"in_layers.2.weight \[64, 96, 3, 3\] holds what is no finite number"),
-        ("whole", "in_layers.2.weight holds int64, which weights are not"),
+        ("nan", r"in_layers.2.weight \[64, 96, 3, 3\] holds values that are not finite"),
+        ("whole", "in_layers.2.weight holds int64, which cannot be weights"),
         ("classifier", "a classifier of noisy images"),
         ("stages", "5 output_blocks, of which each level would have 2"),
         ("scalar", r"time_embed.0.weight is \[\]: not a network of"),
@@ -294,14 +294,14 @@ def test_damaged_tensors_are_named(change: str, says: str):
 
 
 def test_without_a_preset_nothing_is_guessed():
-    with pytest.raises(ConversionError, match=r"model\.pt is of improved.* choose preset=adm_128, .*, improved_lsun;"):
+    with pytest.raises(ConversionError, match=r"model\.pt is from improved.* choose preset=adm_128, .*, improved_lsun"):
         read(theirs().state_dict(), "model.pt", Given())
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"num_heads": None}, "of num_heads and num_head_channels one is a number .* got None and None"),
+        ({"num_heads": None}, "one of num_heads and num_head_channels must be a number .* got None and None"),
         ({"num_head_channels": 64}, "got 2 and 64"),
         ({"diffusion_steps": 0}, "diffusion_steps must be at least 1, got 0"),
         ({"noise_schedule": "sqrt"}, "noise_schedule must be linear or cosine, got 'sqrt'"),

@@ -128,7 +128,7 @@ def test_where_nothing_can_be_kept_they_are_chosen_and_it_is_said(here: Path):
     (newest,) = (here / "run" / "checkpoints").glob("step_00000004")
     shutil.copy(newest / "ema.safetensors", here / "alone.safetensors")
     said, _ = drawn(here, "out=alone", of_run="alone.safetensors")
-    assert "they are not kept beside the checkpoint (it lies in no run), and are chosen anew each time" in said
+    assert "they are not kept beside the checkpoint (it is not in a run), and are chosen again each time" in said
     (here / "elsewhere").mkdir()
     (here / "run" / "timesteps").symlink_to(here / "elsewhere")
     said, _ = drawn(here, "out=linked")
@@ -186,11 +186,11 @@ def test_an_edited_picture_has_timesteps_below_where_it_begins(here: Path):
 
 
 MISTAKES = {
-    "sampler=unipc sampler.steps=[19,4,1]": "sampler.spacing: optimized chooses the timesteps, and sampler.steps names",
-    "sampler=ddpm": "sampler.steps: optimized chooses some of all timesteps; say how many",
+    "sampler=unipc sampler.steps=[19,4,1]": "sampler.spacing: optimized chooses the timesteps, but sampler.steps lists",
+    "sampler=ddpm": "sampler.steps: optimized needs a number of timesteps to choose, such as sampler.steps=8",
     "sampler=unipc sampler.steps=25": "sampler: steps must be between 1 and the schedule's 20 timesteps, got 25",
     "sampler=ddpm sampler.steps=15 mode=inpaint image=grey.png mask=mask.png": "sampler.spacing: optimized is for",
-    "sampler=ddim sampler.steps=5 mode=reconstruct n=1 image=grey.png": "sampler.spacing: optimized is for images",
+    "sampler=ddim sampler.steps=5 mode=reconstruct n=1 image=grey.png": "sampler.spacing: optimized is only for",
 }
 
 
@@ -209,7 +209,7 @@ def test_a_mistake_gets_one_message_and_leaves_nothing(mistake: str, here: Path)
 def test_training_refuses_them_before_it_begins_and_when_it_resumes(here: Path):
     for more in ([], ["trainer.preview_every=0"]):
         done = train(*TINY_RUN, *more, "sampler.spacing=optimized", cwd=here)
-        assert_one_message(done, "train", "sampler.spacing: optimized is chosen for weights, .*choose trailing")
+        assert_one_message(done, "train", "sampler.spacing: optimized is for ddpm-sample .*choose trailing")
     resumed = train("resume=run", "trainer.steps=6", "sampler.spacing=optimized", cwd=here)
-    assert_one_message(resumed, "train", "sampler.spacing: optimized is chosen for weights")
+    assert_one_message(resumed, "train", "sampler.spacing: optimized is for ddpm-sample and ddpm-eval")
     assert not (here / "outputs").exists()

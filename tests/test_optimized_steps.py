@@ -126,10 +126,10 @@ class Noisy(DDIM):
 @pytest.mark.parametrize(
     ("sampler", "says"),
     [
-        (DDIM(steps=[9, 4]), "optimized chooses the timesteps, and steps names them"),
+        (DDIM(steps=[9, 4]), "optimized chooses the timesteps, but steps lists them"),
         (Ancestral(), "optimized chooses 1 to 10 timesteps, got all of them"),
         (DDIM(steps=11), "optimized chooses 1 to 10 timesteps, got 11"),
-        (Noisy(steps=3), "Noisy adds noise, and does not say what it is without"),
+        (Noisy(steps=3), "Noisy adds noise, and has no deterministic counterpart"),
     ],
 )
 def test_what_is_no_choice_is_refused(sampler: Sampler, says: str):

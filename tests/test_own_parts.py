@@ -139,7 +139,7 @@ def test_a_data_set_of_ones_own_is_trained_on(place: Path):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ("schedule=evn", r"schedule=evn: no such option \(did you mean 'even'\?\); there are cosine, custom, even"),
+        ("schedule=evn", r"schedule=evn: no such option \(did you mean 'even'\?\); choose from cosine, custom, even"),
         ("schedule=even schedule.beta_strat=1", r"schedule.beta_strat: no such option \(did you mean 'beta_start'\?\)"),
         ("sampler=slow sampler.eta=0.1", "sampler.eta: no such option; sampler takes steps, spacing, direction"),
         ("sampler=slow sampler.direction=up", "sampler.direction: expected one of down, nowhere, got"),
@@ -148,7 +148,7 @@ def test_a_data_set_of_ones_own_is_trained_on(place: Path):
             "sampler.spacing: expected one of leading, trailing, linspace, log_snr, optimized",
         ),
         ("sampler=slow sampler.steps=null", "sampler.steps: expected a whole number, got null"),
-        ("+sampler=slow", r"\+sampler: there is one already"),
+        ("+sampler=slow", r"\+sampler: already set"),
         ("weighting=capped ~weighting.gamma", "weighting.gamma: missing"),
     ],
 )

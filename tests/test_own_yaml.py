@@ -53,7 +53,7 @@ def test_what_is_no_text_file_is_refused(tmp_path: Path):
         check_yaml(file)
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(ConfigError, match="is no plain file"):
+    with pytest.raises(ConfigError, match="is not a plain file"):
         check_yaml(file)
 
 
@@ -69,12 +69,12 @@ def test_as_many_values_as_a_schedule_may_have_are_read(tmp_path: Path):
 LINES = {
     "30,000 values": (
         [f"schedule.betas=[{','.join(['0.1'] * 30_000)}]"],
-        "schedule.betas: .* lists go into a YAML",
+        "schedule.betas: .* put long lists into a YAML",
     ),
-    "values in many arguments": ([f"+a{i}=[{','.join(['0.1'] * 900)}]" for i in range(3)], "too much for a command"),
-    "30,000 arguments": ([f"x{i}=1" for i in range(30_000)], "too much for a command line"),
-    "300 references": (["name=" + "${seed}" * 300], "name: too much"),
-    "a long text": ([f"name='{'x' * 100_000}'"], "name: 100,007 characters are too many"),
+    "values in many arguments": ([f"+a{i}=[{','.join(['0.1'] * 900)}]" for i in range(3)], "too many values for a"),
+    "30,000 arguments": ([f"x{i}=1" for i in range(30_000)], "too many values for a command line"),
+    "300 references": (["name=" + "${seed}" * 300], "name: too many values"),
+    "a long text": ([f"name='{'x' * 100_000}'"], "name: 100,007 characters, at most 65,536"),
     "lists in lists": (["seed=" + "[" * 3000], "nested too deep"),
     "not UTF-8": (["data.path='\udcff'"], r"cannot read 'data.path=.* is not UTF-8"),
     "a folder that is not UTF-8": (["--config-dir", "\udcff"], "is not UTF-8"),
@@ -170,5 +170,5 @@ def test_a_name_that_stands_for_a_billion_letters_is_one_message(sweep: list[str
 
 def test_a_lack_of_memory_is_one_message_and_no_mistake(tmp_path: Path):
     done = train(cwd=tmp_path, code=NO_MEMORY)
-    assert done.stderr == "ddpm-train: out of memory: the machine, or a limit on this process, has no more\n"
+    assert done.stderr == "ddpm-train: out of memory: the machine has no more, or this process has reached its limit\n"
     assert done.returncode == 1

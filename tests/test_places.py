@@ -109,7 +109,7 @@ def test_a_lock_names_its_holder_and_ends_with_it(tmp_path: Path):
     first = hold(file)
     assert first.stdout is not None
     assert first.stdout.readline() == "held\n"
-    says = f"{file} is held by process {first.pid} on {socket.gethostname()}; if that no longer runs, remove the file"
+    says = f"{file} is held by process {first.pid} on {socket.gethostname()}; if it no longer runs, remove the file"
     with pytest.raises(BlockingIOError, match=re.escape(says)):
         lock.acquire(file)
     first.kill()
@@ -129,7 +129,7 @@ def test_without_flock_a_file_is_the_lock(code: str, tmp_path: Path):
     assert first.stdout.readline() == "held\n"
     assert [path.name for path in tmp_path.iterdir()] == [marker.name]
     out, err = ends(hold(file, NO_FLOCK, number))
-    assert out == f"{marker} is held by process {first.pid} on {socket.gethostname()}; if that no longer runs, " + (
+    assert out == f"{marker} is held by process {first.pid} on {socket.gethostname()}; if it no longer runs, " + (
         "remove the file\n"
     )
     assert err.count("\n") == 1
@@ -147,7 +147,7 @@ def test_a_command_without_flock_refuses_beside_a_lock_of_another_machine(traine
     arguments = [str(errno.ENOLCK), f"resume={run}", "trainer.steps=6"]
     done = train(*arguments, cwd=home, code=NO_FLOCK + MAIN.format("train"))
     assert done.returncode == 2
-    says = "another process is training there: .*lock.held is held by process 123 on node-7; if that no longer "
+    says = "another process is training there: .*lock.held is held by process 123 on node-7; if it no longer "
     assert re.search(says, done.stderr), done.stderr
     (run / ".lock.held").unlink()
     done = train(*arguments, cwd=home, code=NO_FLOCK + MAIN.format("train"))

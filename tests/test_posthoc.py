@@ -106,7 +106,7 @@ def test_what_is_made_is_near_to_what_was_asked_for(snapshots: int, length: floa
 @pytest.mark.parametrize(
     ("snapshots", "length", "says"),
     [
-        (4, 0.001, "0.001 cannot be made of 4 snapshots of lengths 0.05, 0.1: .* 95% off; they make 0.036 to 0.14"),
+        (4, 0.001, "0.001 cannot be made from 4 snapshots of lengths 0.05, 0.1: .* 95% off; they make 0.036 to 0.14"),
         (4, 0.01, "59% off; they make 0.036 to 0.14$"),
         (4, 0.2, "22% off; they make 0.036 to 0.14$"),
         (4, 0.28, "59% off; they make 0.036 to 0.14$"),
@@ -216,7 +216,7 @@ def test_the_further_decay_is_what_the_training_state_holds(run: Path):
     for wrong in ("ema_0.5", "ema_", "emma", "0.9", "posthoc", "optimizer", ""):
         with pytest.raises(ConfigError, match=rf"^weights: this checkpoint has {listed}, not '{wrong}'$"):
             load(run, weights=wrong)
-    with pytest.raises(CheckpointError, match="holds the EMA weights alone"):
+    with pytest.raises(CheckpointError, match="holds only EMA weights"):
         load(shutil.copy(next(run.rglob("ema.safetensors")), run / "x.safetensors"), weights="ema_0.99")
 
 
@@ -235,7 +235,7 @@ def test_the_command_samples_both(run: Path, tmp_path: Path):
         assert says in done.stdout
     for length, says in (
         ("0.3", "ema_length: must be at least 0.001 and below 0.2887"),
-        ("0.2", "ema_length: 0.2 cannot be made of 4 snapshots of lengths 0.05, 0.1: the nearest profile is 22% off"),
+        ("0.2", "ema_length: 0.2 cannot be made from 4 snapshots of lengths 0.05, 0.1: the nearest profile is 22% off"),
     ):
         done = sample(f"ckpt={run}", f"ema_length={length}", cwd=tmp_path)
         assert done.returncode == 2
@@ -263,9 +263,9 @@ def test_what_was_snapped_beyond_the_checkpoint_is_made_again_bit_for_bit(run: P
         ({"ema_length": LONGEST}, "ema_length: must be at least 0.001 and below 0.2887"),
         (
             {"ema_length": 0.08, "weights": "model"},
-            "ema_length: makes an average of its own, and cannot go with weights",
+            "ema_length: reconstructs an average, and cannot be combined with weights",
         ),
-        ({"ema_length": 0.08, "sha256": "0" * 64}, "ema_length: cannot go with a SHA-256"),
+        ({"ema_length": 0.08, "sha256": "0" * 64}, "ema_length: cannot be combined with a SHA-256"),
     ],
 )
 def test_lengths_that_cannot_be_are_refused(run: Path, options: dict, says: str):
@@ -275,11 +275,11 @@ def test_lengths_that_cannot_be_are_refused(run: Path, options: dict, says: str)
 
 def test_a_lone_file_and_a_run_without_snapshots_have_no_lengths(run: Path, trained, tmp_path: Path):
     lone = shutil.copy(run / "checkpoints" / "step_00000004" / "ema.safetensors", tmp_path / "x.safetensors")
-    with pytest.raises(ConfigError, match=r"x\.safetensors is one average alone; give the run directory"):
+    with pytest.raises(ConfigError, match=r"x\.safetensors is a single average; give the run directory"):
         load(lone, ema_length=0.08)
     elsewhere = shutil.copytree(run / "checkpoints" / "step_00000004", tmp_path / "step_00000004")
     for place in (elsewhere, trained[0]):
-        with pytest.raises(ConfigError, match="has no averages to make one of; a run with ema=posthoc keeps them"):
+        with pytest.raises(ConfigError, match="has no averages to start from; a run with ema=posthoc keeps them"):
             load(place, ema_length=0.08)
 
 
@@ -347,7 +347,7 @@ def _of_another_network(run: Path, file: Path) -> None:
         (lambda _, file: rewrite(file, lambda t: t, updates="-1"), "its header says '-1' updates"),
         (lambda _, file: rewrite(file, lambda t: t, updates="9" * 5000), "its header says"),
         (lambda _, file: rewrite(file, lambda t: t, sha256="0"), "its SHA-256 is not"),
-        (lambda _, file: save_file(load_file(file), file), "is no snapshot of ddpm-cli"),
+        (lambda _, file: save_file(load_file(file), file), "is not a snapshot of ddpm-cli"),
         (
             lambda _, file: rewrite(file, lambda t: {**t, "surprise": torch.zeros(1)}),
             r"does not fit the checkpoint: surprise is \[1\], should be missing",

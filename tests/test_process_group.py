@@ -166,7 +166,7 @@ def test_a_shard_of_one_process_is_refused(tmp_path: Path):
     done = train(*TINY_RUN, "trainer.fsdp=true", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == (
-        "ddpm-train: trainer: fsdp=true has an effect only with several processes, as torchrun starts them\n"
+        "ddpm-train: trainer: fsdp=true has an effect only with several processes, started by torchrun\n"
     )
 
 

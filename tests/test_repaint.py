@@ -132,7 +132,7 @@ def test_what_is_painted_has_the_conditional_distribution():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"image": torch.zeros(1, 3, 8, 8)}, r"image must have the shape of what is drawn, \[4, 3, 8, 8\], got \[1, 3"),
+        ({"image": torch.zeros(1, 3, 8, 8)}, r"image must have the shape of the samples, \[4, 3, 8, 8\], got \[1, 3"),
         ({"mask": a_mask().expand(4, 3, 8, 8)}, r"mask must be \[4 or 1, 1, 8, 8\], got \[4, 3, 8, 8\]"),
         ({"mask": a_mask()[0, 0]}, r"mask must be \[4 or 1, 1, 8, 8\], got \[8, 8\]"),
         ({"mask": torch.full((1, 1, 8, 8), 0.5)}, "mask must be bool, True where to paint .*, got torch.float32"),

@@ -52,7 +52,8 @@ def test_a_run_that_was_renamed_is_found(tmp_path: Path):
 def test_a_run_that_has_been_archived_is_not_replaced_by_an_older_one(tmp_path: Path):
     begin(tmp_path, directory="older")
     shutil.move(begin(tmp_path, directory="newer"), tmp_path / "archive")
-    with pytest.raises(ValueError, match=r"x/newer, begun last of this name, is not there any more; there are older"):
+    says = r"x/newer, the run of this name that was started last, no longer exists; there are older"
+    with pytest.raises(ValueError, match=says):
         find(tmp_path, "x")
 
 
@@ -61,7 +62,7 @@ def test_two_copies_of_a_run_that_is_gone_are_not_guessed_between(tmp_path: Path
     for copy in ("a", "b"):
         shutil.copytree(run, run.with_name(copy))
     shutil.rmtree(run)
-    with pytest.raises(ValueError, match=r"is there under other names: a, b"):
+    with pytest.raises(ValueError, match=r"started last, is now a, b"):
         find(tmp_path, "x")
 
 
@@ -72,7 +73,7 @@ def test_runs_of_before_there_were_identities(tmp_path: Path):
         (tmp_path / "x" / directory / CONFIG_FILE).touch()
         if directory.startswith("2026-01-01"):
             assert find(tmp_path, "x") == (tmp_path / "x" / directory, [])
-    with pytest.raises(ValueError, match=r"nothing says which was begun last: 2026-01-01\S+, 2026-01-02"):
+    with pytest.raises(ValueError, match=r"no record says which was started last: 2026-01-01\S+, 2026-01-02"):
         find(tmp_path, "x")
 
 
@@ -82,7 +83,7 @@ def test_what_is_not_ours_is_named(content: str, file: str, tmp_path: Path):
     run = begin(tmp_path)
     path = run / file if file == RUN_FILE else run.parent / file
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"not ours|is not there any more"):
+    with pytest.raises(ValueError, match=r"not ours|not written by ddpm-cli|no longer exists"):
         find(tmp_path, "x")
 
 
@@ -90,7 +91,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path):
     run = begin(tmp_path)
     (run / RUN_FILE).unlink()
     os.mkfifo(run / RUN_FILE)
-    with pytest.raises(ValueError, match=r"no plain file"):
+    with pytest.raises(ValueError, match=r"not a plain file"):
         identity_of(run)
 
 

@@ -126,7 +126,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a checksum": lambda path: flip_byte(path, path.stat().st_size - 40),
     "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
     "sparse": lambda path: (os.truncate(path, 128), os.truncate(path, 128 + COUNT * (3 * SIZE**2 + 4) + 32)),
-    "of an earlier version": lambda path: os.truncate(path, 128 + COUNT * 3 * SIZE**2),
+    "from an earlier version": lambda path: os.truncate(path, 128 + COUNT * 3 * SIZE**2),
 }
 
 
@@ -139,7 +139,7 @@ def test_damage_is_found_and_mended_at_the_start(how, pictures, tmp_path, caplog
     again = read(pictures, tmp_path / "cache")
     np.testing.assert_array_equal(again.pixels, good.pixels)
     assert (len(decoded), path.read_bytes()) == (2 * COUNT, content)
-    assert re.search(rf"{path} is (damaged|not whole).*decoded again", caplog.text)
+    assert re.search(rf"{path} is (damaged|incomplete).*decoding the images again", caplog.text)
 
 
 def test_a_file_of_another_set_does_not_pass(pictures, tmp_path, decoded):
@@ -253,8 +253,8 @@ EXCHANGES = {
     "all images": ("of_folder", replace_all, OTHERS),
     "one image": ("of_folder", replace_one, OTHERS),
     "the order": ("of_folder", reorder, "in another order"),
-    "the labels": ("of_folder", permute_labels, "the images have other labels"),
-    "fewer": ("of_folder", lambda data: (data / "b" / "01.bmp").unlink(), "trained on 12 images, there are now 11"),
+    "the labels": ("of_folder", permute_labels, "the labels have changed since"),
+    "fewer": ("of_folder", lambda data: (data / "b" / "01.bmp").unlink(), "trained on 12 images, but there are 11 now"),
     "a shard": ("of_shards", exchange_shard, OTHERS),
     "the order of shards": ("of_shards", reorder_shards, "in another order"),
 }
@@ -281,7 +281,7 @@ def test_what_differs_is_said(what, tmp_path):
     )
     assert check_same_data(images, known, Path("run")) == []
     exchange(tmp_path / "data")
-    with pytest.raises(ConfigError, match=rf"^data: .*{says}.*\. fork=run begins a new run") as caught:
+    with pytest.raises(ConfigError, match=rf"^data: .*{says}.*\. fork=run starts a new run") as caught:
         check_same_data(read(str(tmp_path / "data")), known, Path("run"))
     assert ("Pillow 9.8.7" in str(caught.value)) == (says == OTHERS)
     assert "earlier version" in check_same_data(images, replace(known, data={}), Path("run"))[0]

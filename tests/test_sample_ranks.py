@@ -80,7 +80,7 @@ def test_one_that_dies_does_not_keep_the_other_and_one_goes_on_alone(labelled: P
     _, error = main.communicate(timeout=90)
     assert main.returncode == 1, error
     assert time.monotonic() - began < 60, "it has its own half to finish"
-    says = r"another process of this run has gone or does not answer.*\. (\d+) of 405 images are there\. To resume: "
+    says = r"another process of this run has ended or does not respond.*\. (\d+) of 405 images are there\. To resume: "
     says += rf"torchrun --nproc_per_node=2 -m ddpm_cli.sample ckpt={labelled} .* out=out$"
     found = re.search(says, error, re.DOTALL)
     assert found is not None, error
@@ -145,7 +145,7 @@ def test_all_draw_from_the_checkpoint_that_the_first_has_read(labelled: Path, tm
 
 def test_a_sweep_is_refused(labelled: Path, tmp_path: Path):
     main, other = two_ranks(f"ckpt={labelled}", "-m", "sampler=ddim,ddpm", "out=out", cwd=tmp_path)
-    says = "-m: torchrun has started 2 processes (WORLD_SIZE), which work on one run together; start a sweep without it"
+    says = "-m: torchrun has started 2 processes (WORLD_SIZE), which work on one run together; start the sweep without"
     assert says in finished(main).stderr
     finished(other)
     assert not (tmp_path / "out").exists()

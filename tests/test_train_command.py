@@ -85,7 +85,7 @@ def test_a_resumed_run_ends_where_one_that_was_never_stopped_ends(home: Path, tr
     assert len(loss) == 1
     done_already = train(f"resume={directory}", cwd=home)
     assert done_already.returncode == 0, done_already.stderr
-    assert "has done its 6 steps; trainer.steps=N goes further" in done_already.stdout
+    assert "has done its 6 steps; trainer.steps=N trains further" in done_already.stdout
     changed = train(f"resume={directory}", "trainer.steps=8", "model.base_channels=16", cwd=home)
     assert changed.returncode == 2
     assert "model.base_channels: cannot change when resuming: the run has 8, this command line 16" in changed.stderr

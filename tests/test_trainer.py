@@ -254,7 +254,7 @@ def test_overflows_in_a_row_stop_the_run():
 
 def test_a_state_of_another_network_is_refused():
     trainer = make_trainer()
-    with pytest.raises(ValueError, match="not that of this configuration"):
+    with pytest.raises(ValueError, match="does not fit this configuration"):
         restore(trainer, {"model.x": torch.zeros(1)}, {})
 
 
@@ -331,7 +331,7 @@ def test_the_learning_rate_reaches_the_optimizer():
         ({"accumulate": "some"}, "accumulate must be a number or auto, got 'some'"),
         ({"compile": "yes"}, "compile must be true, false, auto or graphs, got 'yes'"),
         ({"fsdp": True, "compile": True}, "with fsdp=true choose compile=false or auto"),
-        ({"fsdp": True, "accumulate": "auto"}, "with fsdp=true say the number"),
+        ({"fsdp": True, "accumulate": "auto"}, "with fsdp=true set the number"),
         ({"keep_last": 0}, "keep_last must be at least 1"),
         ({"keep_every": 300, "checkpoint_every": 200}, "keep_every 300 must be a multiple of checkpoint_every 200"),
         ({"lr_decay": "cosin"}, "lr_decay must be one of constant, cosine, linear, got 'cosin'"),

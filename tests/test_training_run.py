@@ -177,9 +177,10 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_gone_back_behind(home: Path
     file.write_bytes(file.read_bytes()[:-1])
     done = train(f"resume={directory}", "trainer.steps=6", cwd=home)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"damaged  .*step_00000004/training.safetensors is damaged: \d+ bytes, should be \d+", done.stdout)
+    damaged = r"damaged  .*step_00000004/training.safetensors is damaged: \d+ bytes, manifest.json says \d+"
+    assert re.search(damaged, done.stdout)
     assert "set aside as damaged_step_00000004" in done.stdout
-    assert re.search(r"resumes from the newest whole checkpoint, .*step_00000002", done.stdout)
+    assert re.search(r"resuming from the newest complete checkpoint, .*step_00000002", done.stdout)
     assert "resumed  at step 2" in done.stdout
     assert sorted(path.name for path in (directory / "checkpoints").iterdir()) == [
         "damaged_step_00000004", "step_00000002", "step_00000004", "step_00000006",
@@ -204,9 +205,9 @@ def test_a_named_run_with_another_configuration_is_refused_field_by_field(tmp_pa
         "  model.channel_mults: was [1, 2], now [1, 1]",
         "  optimizer.lr: was 0.001, now 3",
         "  schedule: was 'cosine', now 'linear'",
-        "  choose another name, or resume=null to begin another run under this one",
-        f"  fork={only(tmp_path / 'outputs' / 'x').relative_to(tmp_path)} name=ANOTHER KEY=VALUE begins a new run with "
-        "what this one has learned",
+        "  choose another name, or resume=null to start another run of this name",
+        f"  fork={only(tmp_path / 'outputs' / 'x').relative_to(tmp_path)} name=ANOTHER KEY=VALUE starts a new run from "
+        "this run's state",
     ]
     another = train(*TINY_RUN, "name=x", "optimizer.lr=3", "resume=null", cwd=tmp_path)
     assert another.returncode == 0, another.stderr

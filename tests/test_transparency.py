@@ -42,7 +42,7 @@ def place(tmp_path_factory) -> Path:
     cut_outs(place / "cut_out", np.random.default_rng(0))
     done = train(*DATA, *SMALL, "data.background=keep", cwd=place)
     assert done.returncode == 0, done.stderr
-    said = "pictures scaled to cover 8 x 8, cropped about the centre; transparency in a fourth channel, half of them"
+    said = "pictures scaled to cover 8 x 8, cropped at the centre; transparency in a fourth channel, half of them"
     assert said in done.stdout
     assert "cut_out: 8 images, 8 x 8 x 4" in done.stdout
     return place
@@ -97,7 +97,7 @@ def test_pictures_that_are_edited_keep_their_alpha(place, ckpt, tmp_path):
 def test_features_are_of_what_is_seen_over_white(place, ckpt, tmp_path):
     done = run("eval", ckpt, "n=4", "sampler.steps=2", "metrics=[kd,memorization]", f"out={tmp_path}/eval", cwd=place)
     assert done.returncode == 0, done.stderr
-    assert "features are those of the pictures laid over white" in done.stdout
+    assert "features are of the images over white" in done.stdout
     (record,) = (tmp_path / "eval").glob("*.json")
     assert "over white" in " ".join(json.loads(record.read_text())["remarks"])
     (nearest,) = (tmp_path / "eval").glob("*_nearest.png")
@@ -106,7 +106,7 @@ def test_features_are_of_what_is_seen_over_white(place, ckpt, tmp_path):
     # The same pictures as files, with their alpha, are at a distance of nothing.
     done = run("eval", ckpt, "samples=cut_out", f"out={tmp_path}/other", "metrics=[fd]", cwd=place)
     assert done.returncode == 2
-    assert "samples: its images are 12 x 12 x 3, those of the reference 8 x 8 x 4" in done.stderr
+    assert "samples: the samples are 12 x 12 x 3, the reference's images 8 x 8 x 4" in done.stderr
 
 
 def test_rgba_and_the_same_over_white_have_the_same_features(rng):
@@ -153,8 +153,8 @@ def test_a_set_of_which_nothing_is_seen_is_told(colour, alpha, name, rng):
     pixels[:, 3] = alpha
     pixels[8:] = rng.integers(0, 256, (2, 4, 4, 4))
     said = degenerate(ImageSet(pixels, "x"), pixels, ("background",))
-    assert said[0].startswith(f"8 of 10 images looked at are {name} all over")
-    assert said[0].endswith("data.background=ignore shows what is below")
+    assert said[0].startswith(f"8 of 10 images looked at are entirely {name}")
+    assert said[0].endswith("data.background=ignore drops the alpha")
 
 
 def test_alpha_that_hides_nothing_is_said(rng):
@@ -180,7 +180,7 @@ def test_alpha_that_hides_nothing_is_said(rng):
         ("data.background=[1,2,256]", "data: background must be white, black"),
         ("data.background=keep data.channels=3", "data: channels must be 4 with background=keep"),
         ("data.channels=4", r"data: channels must be 1 \(grey\) or 3 \(RGB\), got 4; with background=keep it is 4"),
-        ("data.background=ignore data.crop=pad", "data: crop=pad lays pictures on the background, and .* a colour"),
+        ("data.background=ignore data.crop=pad", "data: crop=pad needs a background, and .* a colour"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_message(argument, says, place, tmp_path):

@@ -214,9 +214,10 @@ def test_yml_is_yaml(tmp_path: Path):
     shown = train("experiment=x", "--cfg", "job", "--package", "seed", "--config-dir", "mine", cwd=tmp_path)
     assert shown.stdout == "17\n", shown.stderr
     unknown = train("experiment=y", "--config-dir", "mine", cwd=tmp_path)
-    assert_one_message(unknown, "train", r"experiment=y: no such option; there are .*, x\n")
+    assert_one_message(unknown, "train", r"experiment=y: no such option; choose from .*, x\n")
     (folder / "x.yaml").touch()
-    assert_one_message(train("--config-dir", "mine", cwd=tmp_path), "train", "x.yml: would be passed over for x.yaml")
+    refused = train("--config-dir", "mine", cwd=tmp_path)
+    assert_one_message(refused, "train", "x.yml: x.yaml beside it would be used instead; rename")
 
 
 # What is off, and where a run goes ------------------------------------------------------------------------------------
@@ -248,13 +249,13 @@ def test_hydra_run_dir_is_the_run_directory(tmp_path: Path):
     assert not (tmp_path / "outputs").exists()
     exactly = f'hydra.run.dir="{run.relative_to(tmp_path)}"'
     same = [*QUICK, "seed=3", "optimizer.lr=1e-4", exactly]
-    assert "has done its 2 steps; trainer.steps=N goes further" in train(*same, cwd=tmp_path).stdout
+    assert "has done its 2 steps; trainer.steps=N trains further" in train(*same, cwd=tmp_path).stdout
     further = train(*same, "trainer.steps=3", cwd=tmp_path)
     assert "resumed  at step 2" in further.stdout, further.stderr
     other = train(*QUICK, exactly, cwd=tmp_path)
     assert other.returncode == 2
     assert re.search("hydra.run.dir: .* was trained with another configuration:\n  optimizer.lr: was", other.stderr)
-    assert_one_message(train(*same, "resume=null", cwd=tmp_path), "train", "hydra.run.dir: .* holds a run already")
+    assert_one_message(train(*same, "resume=null", cwd=tmp_path), "train", "hydra.run.dir: .* holds a run, and resume")
 
 
 def test_hydra_run_dir_is_made_for_nothing_that_is_refused(tmp_path: Path):

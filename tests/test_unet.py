@@ -99,7 +99,7 @@ def test_t_is_scaled_before_it_is_embedded():
 def test_a_network_without_a_null_label_takes_no_image_without_a_label():
     unet = filled(**SMALL, num_classes=3, null_label=False)
     x, t = torch.randn(2, 1, 16, 16), torch.tensor([1, 2])
-    with pytest.raises(ValueError, match="has to be given a label for each image"):
+    with pytest.raises(ValueError, match="needs a label for each image"):
         unet(x, t)
     with pytest.raises(IndexError):
         unet(x, t, torch.tensor([-1, 0]))
@@ -188,7 +188,7 @@ def test_the_time_embedding_is_ddpms():
         ({"downsample_padding": "valid"}, "downsample_padding must be same or symmetric, got 'valid'"),
         ({"downsample_padding": "symmetric", "resblock_updown": True}, "has no effect with resblock_updown=true"),
         ({"head_channels": 0}, "head_channels must be at least 1, got 0"),
-        ({"head_channels": 64, "num_heads": 4}, "num_heads 4 and head_channels 64 say the same twice"),
+        ({"head_channels": 64, "num_heads": 4}, "num_heads 4 and head_channels 64 set the same"),
         (
             {"head_channels": 48},
             "head_channels 48 does not divide the 256 channels of the level of 16 pixels; 32, 64, 128, 256 would do",

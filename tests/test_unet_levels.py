@@ -62,16 +62,16 @@ def test_where_there_is_no_size_the_files_own_values_stand(image_size: object):
 
 
 REFUSED = {
-    99: "can be halved 0 times, to 99 x 99 pixels: too few levels; 96 or 100 would do",
-    130: "can be halved 1 times, to 65 x 65 pixels: too few levels; 128 or 132 would do",
-    101: "100 or 104 would do",
-    198: "196 or 200 would do",
-    1000: "992 or 1008 would do",
-    5000: "4992 or 5120 would do",
-    (63, 65): r"\[62,64\] or \[64,68\] would do",
-    (64, 99): r"\[64,96\] or \[64,100\] would do",
-    (480, 854): r"\[480,848\] or \[480,856\] would do",
-    (1080, 1920): r"to 135 x 240 pixels: too few levels; \[1056,1920\] or \[1088,1920\] would do",
+    99: "can be halved only 0 times, to 99 x 99 pixels: too few levels; use 96 or 100, or set",
+    130: "can be halved only 1 times, to 65 x 65 pixels: too few levels; use 128 or 132, or set",
+    101: "use 100 or 104, or set",
+    198: "use 196 or 200, or set",
+    1000: "use 992 or 1008, or set",
+    5000: "use 4992 or 5120, or set",
+    (63, 65): r"use \[62,64\] or \[64,68\], or set",
+    (64, 99): r"use \[64,96\] or \[64,100\], or set",
+    (480, 854): r"use \[480,848\] or \[480,856\], or set",
+    (1080, 1920): r"to 135 x 240 pixels: too few levels; use \[1056,1920\] or \[1088,1920\], or set",
 }
 
 
@@ -87,7 +87,7 @@ def test_every_size_has_levels_or_names_two_that_have(coarsest: int, mults: list
         try:
             sizes = [(image_size, channel_mults(image_size, coarsest, mults))]
         except ConfigError as error:
-            (found,) = re.findall(r"(\[?[\d,]+\]?) or (\[?[\d,]+\]?) would do", str(error))
+            (found,) = re.findall(r"use (\[?[\d,]+\]?) or (\[?[\d,]+\]?), or set", str(error))
             below, above = map(json.loads, found)
             assert min(np.ravel(image_size) - np.ravel(below)) >= 0 <= min(np.ravel(above) - np.ravel(image_size))
             sizes = [(size, channel_mults(size, coarsest, mults)) for size in (below, above)]
@@ -100,9 +100,8 @@ def test_every_size_has_levels_or_names_two_that_have(coarsest: int, mults: list
 
 def test_the_message_names_the_key_and_the_sizes(tmp_path):
     done = train("experiment=folder_64", "data.path=.", "data.image_size=[1080,1920]", cwd=tmp_path)
-    assert_one_message(
-        done, "train", r"data.image_size: \[1080,1920\] can .*; \[1056,1920\] or \[1088,1920\] would do, or "
-    )
+    says = r"data.image_size: \[1080,1920\] can .*; use \[1056,1920\] or \[1088,1920\], or set "
+    assert_one_message(done, "train", says)
 
 
 def test_the_log_says_which_levels_there_are():

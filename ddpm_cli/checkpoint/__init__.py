@@ -1,4 +1,4 @@
-"""Checkpoints: a directory per step, saved all or nothing, verified before it is used, holding data and no code.
+"""Checkpoints: a directory per step, saved all or nothing, verified before use, with data and no code.
 
 checkpoints/step_00005000/
     ema.safetensors        the EMA weights and, in the header, the description: all that sampling needs

@@ -1,7 +1,7 @@
-"""Snapshots of a run's power-function averages, kept for good: what averages of other lengths are made of afterwards.
+"""Snapshots of a run's power-function averages, kept for good, from which averages of other lengths are reconstructed.
 
-averages/step_00005000.safetensors    float32 weights; in the header the description, the updates the averages had
-                                      followed, and the SHA-256 of these and the weights
+averages/step_00005000.safetensors    float32 weights; in the header the description, the number of updates so far, and
+                                      the SHA-256 of these and the weights
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _SHA256_KEY = "sha256"
 
 
 class Snapshot(NamedTuple):
-    """What is kept in memory of a snapshot that fits its run: little, for there may be many."""
+    """What is kept in memory of a snapshot that fits its run: little, as there may be many."""
 
     file: Path
     step: int
@@ -43,10 +43,10 @@ class Snapshot(NamedTuple):
 
 
 def save_snapshot(directory: Path, tensors: dict[str, Tensor], description: Metadata, *, updates: int) -> Path:
-    """Write `directory/step_<step>.safetensors` durably: under that name it is whole. One that is there is replaced.
+    """Write `directory/step_<step>.safetensors` durably: under that name it is complete. An existing one is replaced.
 
     Args:
-        directory: the run's `averages/`; made if missing.
+        directory: the run's `averages/`; created if missing.
 
     Raises:
         OSError: if the disk is full or cannot be written.
@@ -77,7 +77,7 @@ def save_snapshot(directory: Path, tensors: dict[str, Tensor], description: Meta
 
 
 def remove_snapshots(directory: Path, *, after: int) -> None:
-    """Remove the snapshots of steps after `after`, which are about to be made again."""
+    """Remove the snapshots of steps after `after`, which will be made again."""
     removed = [file for step, file in _all_of(directory).items() if step > after]
     for file in removed:
         os.unlink(file)
@@ -89,14 +89,14 @@ def remove_snapshots(directory: Path, *, after: int) -> None:
 
 
 def snapshots_of(checkpoint: Verified, lengths: Sequence[float], weights: Shapes) -> list[Snapshot]:
-    """The snapshots of a checkpoint's run up to its step, oldest first; empty if it lies in no run.
+    """The snapshots of a checkpoint's run up to its step, oldest first; empty if the checkpoint is not in a run.
 
-    What their headers say is compared; none of their tensors is read.
+    Their headers are compared; none of their tensors is read.
 
     Args:
         lengths: that each must hold.
-        weights: the shapes of the network's tensors, parameters and buffers; snapshots hold parameters alone, the same
-            ones all of them.
+        weights: the shapes of the network's tensors, parameters and buffers; a snapshot holds only parameters, and all
+            hold the same ones.
 
     Raises:
         CheckpointError: if one is not ours, is of another step than its name says, of another run, or does not fit.
@@ -150,7 +150,7 @@ def load_snapshot(snapshot: Snapshot) -> dict[str, Tensor]:
 
 
 def _snapshot(file: Path, of: Metadata, expected: Shapes) -> Snapshot:
-    """A snapshot of the run that a checkpoint's description is of, by its header."""
+    """A snapshot of the run in a checkpoint's description, checked by its header."""
     with opened(file, header_only=True) as tensors:
         header = tensors.metadata() or {}
         own, updates = _described(file, header)
@@ -178,9 +178,9 @@ def _compare(file: Path, tensors: safetensors.safe_open, expected: Shapes) -> No
 
 
 def _described(file: Path, header: dict[str, str]) -> tuple[Metadata, int]:
-    """The description and the updates that a header says."""
+    """The description and the number of updates in a header."""
     if not {HEADER_KEY, _UPDATES_KEY} <= header.keys():
-        raise CheckpointError(f"{file} is no snapshot of ddpm-cli: its header has no description")
+        raise CheckpointError(f"{file} is not a snapshot of ddpm-cli: its header has no description")
     updates = header[_UPDATES_KEY]
     if not (updates.isdecimal() and updates.isascii() and len(updates) <= 16):
         raise CheckpointError(f"{file} is damaged: its header says {updates[:20]!r} updates")
@@ -190,12 +190,12 @@ def _described(file: Path, header: dict[str, str]) -> tuple[Metadata, int]:
 def _all_of(directory: Path) -> dict[int, Path]:
     """The files of a run's `averages/` by the step in their name; others are not looked at."""
     if directory.is_symlink():
-        raise CheckpointError(f"{directory} is a link; a run's averages lie in the run")
+        raise CheckpointError(f"{directory} is a link; the averages must be in the run's own directory")
     return by_step(directory, _SUFFIX)
 
 
 def _sha256(file: Path, header: dict[str, str]) -> str:
-    """SHA-256 of what a header says, and of the file's bytes after it."""
+    """SHA-256 of a header's description and updates, and of the file's bytes after the header."""
     digest = _begun(header[HEADER_KEY], header[_UPDATES_KEY])
     with file.open("rb") as stream:
         stream.seek(8 + int.from_bytes(stream.read(8), "little"))

@@ -24,7 +24,7 @@ Shapes = dict[str, tuple[int, ...]]  # of tensors by name
 
 
 def size_of(file: Path) -> int:
-    """Bytes of a file of a checkpoint; a link might lead outside it, and a pipe would never end."""
+    """Bytes of a file of a checkpoint; links, which might lead outside, and pipes, which never end, are refused."""
     try:
         found = os.lstat(file)
     except OSError as error:
@@ -39,7 +39,7 @@ def fingerprint(file: Path) -> str:
     """SHA-256 of a file of a checkpoint, in hexadecimal.
 
     Raises:
-        CheckpointError: if it cannot be read, or is no plain file.
+        CheckpointError: if it cannot be read, or is not a plain file.
     """
     size_of(file)
     try:
@@ -96,7 +96,7 @@ def opened(file: Path, *, header_only: bool = False) -> Iterator[safetensors.saf
 
 
 def shapes_in(tensors: safetensors.safe_open) -> Shapes:
-    """What would come into memory, without bringing it there."""
+    """The shapes of the tensors that would be read, without reading them."""
     names = tensors.keys()
     return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
 
@@ -105,10 +105,10 @@ def metadata_in(file: Path) -> Metadata:
     """The description in the header of an EMA file.
 
     Raises:
-        CheckpointError: if it has none, or one that cannot be.
+        CheckpointError: if it has none, or an invalid one.
     """
     with opened(file, header_only=True) as tensors:
         header = tensors.metadata() or {}
     if HEADER_KEY not in header:
-        raise CheckpointError(f"{file} is no EMA file of ddpm-cli: its header has no description")
+        raise CheckpointError(f"{file} is not an EMA file of ddpm-cli: its header has no description")
     return parse(header[HEADER_KEY], file)

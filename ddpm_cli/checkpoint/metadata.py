@@ -1,4 +1,4 @@
-"""What a checkpoint is: its files, and the description that it carries of itself."""
+"""The files of a checkpoint, and its description of itself."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ HEADER_KEY = "ddpm_cli"
 IMPORTED = "imported"  # in a configuration: what a network that another program trained was read from
 OWN_KEY = "sha256"  # in a manifest: of the manifest itself
 
-# A checkpoint may come from anywhere: nothing in it may ask for memory without bound.
+# A checkpoint may come from anywhere: nothing in it may ask for unlimited memory.
 MOST_PIXELS = 2**24  # of one image, all channels
 MOST_TEXT = 2**18  # bytes of JSON, of which Python makes up to 30 times as much in memory; ours has 3 kB
 MOST_HEADER = 2**20  # bytes of a safetensors header: 8,000 tensors; a longer one only in a file that is far larger
@@ -30,18 +30,18 @@ SMALL_HEADER = 2 * MOST_TEXT  # a longer one only in a file whose tensors are as
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What a checkpoint says of itself.
+    """A checkpoint's description of itself.
 
     Args:
         step: optimizer steps done.
         image_shape: (C, H, W) of its images.
-        images: how many its data have, with those that were held out.
-        config: the run's configuration, with full paths; from a foreign checkpoint not to be trusted before
+        images: how many images its data has, including held-out ones.
+        config: the run's configuration, with full paths; from a foreign checkpoint it must not be trusted before
             `validate.check_node`.
-        versions: of what wrote it.
-        classes: names of the labels it was trained on, from 0 on; none: without labels.
-        data: digests of the images it was trained on, by what they are of; none: not known. Those of versions before
-            there were any are not.
+        versions: of the programs that wrote it.
+        classes: names of the labels it was trained on, from 0 up; empty: without labels.
+        data: digests of the images it was trained on, by what they are of; empty: not known, as in checkpoints of
+            early versions.
     """
 
     step: int
@@ -53,7 +53,7 @@ class Metadata:
     data: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises ValueError for what cannot be: the numbers may come from anywhere."""
+        """Raises ValueError for impossible values: they may come from anywhere."""
         shape = self.image_shape
         if not (isinstance(shape, tuple) and len(shape) == 3 and all(_in_range(side, 1, 2**16) for side in shape)):
             raise ValueError(f"image_shape {shape!r}")
@@ -71,11 +71,11 @@ class Metadata:
 
     @property
     def imported(self) -> bool:
-        """Whether another program trained the network: then there are its weights and nothing else of a training."""
+        """Whether another program trained the network: then there are only weights, and no training state."""
         return IMPORTED in self.config
 
     def as_json(self) -> str:
-        """What is written in a checkpoint, and what `parse` reads."""
+        """The text that is written in a checkpoint, and that `parse` reads."""
         return json.dumps({"format": FORMAT} | asdict(self) | {"config": encode(self.config)}, indent=2)
 
 
@@ -98,7 +98,7 @@ def manifest_text(files: dict[str, dict]) -> str:
 
 
 def parse(text: str, path: Path) -> Metadata:
-    """The description out of its JSON, which may come from anywhere.
+    """The description from its JSON, which may come from anywhere.
 
     Raises:
         CheckpointError: naming `path`.
@@ -119,4 +119,4 @@ def parse(text: str, path: Path) -> Metadata:
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         reason = shown(f"{type(error).__name__}: {error}")
-        raise CheckpointError(f"{path}: its description cannot be: {reason}") from error
+        raise CheckpointError(f"{path}: its description is invalid: {reason}") from error

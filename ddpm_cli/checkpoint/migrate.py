@@ -1,7 +1,7 @@
-"""Configurations of earlier checkpoint formats in the terms of the present one; they compute what they computed.
+"""Updates configurations of earlier checkpoint formats to the present one, without changing what they compute.
 
-They may come from anywhere and hold any JSON: all that is done is to add and rename keys of known nodes, and the result
-is checked like any other.
+They may come from anywhere and hold any JSON: only keys of known nodes are added and renamed, and the result is checked
+like any other.
 """
 
 from ddpm_cli.checkpoint.stored_config import Node, map_nodes

@@ -1,4 +1,4 @@
-"""A trained model back from its checkpoint, from the shell or in a notebook."""
+"""Rebuilds a trained model from its checkpoint, for the commands and for notebooks."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.ema.posthoc import check_length, check_lengths, ema_prefix, posthoc_prefix
 from ddpm_cli.ema.reconstruct import reconstruct, terms
 
-# Snapshots that together make an average, each with the weights of the lengths that it holds.
+# Snapshots from which an average is made, each with the coefficients of its lengths.
 Average = tuple[tuple[Snapshot, tuple[float, ...]], ...]
 
 
 class Pretrained(NamedTuple):
-    """What `load` returns."""
+    """A trained model, as `load` returns it."""
 
     ddpm: DDPM  # on the CPU, in eval mode
     image_shape: tuple[int, int, int]  # (C, H, W) of its images
@@ -33,7 +33,7 @@ class Pretrained(NamedTuple):
 
     @property
     def label_dropout(self) -> float | None:
-        """The share of images that the network was trained on without their label; None: it knows no labels."""
+        """The share of images that the network was trained on without their label; None: it takes no labels."""
         if self.ddpm.needs_labels:
             return 0.0
         trainer = self.config.get("trainer")
@@ -42,12 +42,12 @@ class Pretrained(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Weights that have been asked for, and the verified files that hold them. It pickles.
+    """The selected weights, and the verified files that hold them. It can be pickled.
 
     Args:
         checkpoint: where they are.
-        prefix: of their names in the training state; None: they are the EMA file's.
-        average: what the parameters are made of instead.
+        prefix: of their names in the training state; None: they are in the EMA file.
+        average: the snapshots from which the parameters are made instead.
     """
 
     checkpoint: Verified
@@ -56,7 +56,7 @@ class Selection:
 
     @property
     def files(self) -> list[Path]:
-        """All that `rebuild` may read."""
+        """All files that `rebuild` may read."""
         found = [self.checkpoint.file(name) for name in self.checkpoint.files]
         return found + [snapshot.file for snapshot, _ in self.average]
 
@@ -72,16 +72,18 @@ def load(
     """Rebuild a model from a run directory (its newest checkpoint), a checkpoint directory, or an EMA file.
 
     Args:
-        path: which.
-        weights: "ema"; "ema_0.999" for the average of that decay; "model" for the weights that were optimized.
-        ema_length: relative length of the average to make of a run's snapshots, instead of the one it has. Of more than
-            256 snapshots of two lengths (512 averages in all) it takes so many evenly, the newest among them.
-        trust: classes of your own, by full name, that the checkpoint may ask for beside ours.
-        sha256: of the checkpoint's manifest.json (of a lone EMA file: of that file); any other is refused.
+        path: of the run directory, checkpoint directory or EMA file.
+        weights: "ema"; "ema_0.999" for the average of that decay; "model" for the optimized weights themselves.
+        ema_length: relative length of an average to reconstruct from the run's snapshots, instead of one that it has.
+            From more than 256 snapshots of two lengths (512 averages in all) this many are taken, evenly spaced, with
+            the newest.
+        trust: full names of classes of your own that the checkpoint may build beside ours.
+        sha256: of the checkpoint's manifest.json (of a lone EMA file: of that file); a checkpoint with another one is
+            refused.
 
     Raises:
-        CheckpointError: if there is no checkpoint, or it is damaged, not ours, or not the one of that SHA-256.
-        ConfigError: if it asks for something that is not on the list, or holds an impossible value; if it has no such
+        CheckpointError: if there is no checkpoint, or it is damaged, not ours, or has another SHA-256.
+        ConfigError: if it names a class that is not on the list, or holds an impossible value; if it has no such
             weights, or no snapshots that make an average of that length.
     """
     trust = frozenset(trust)
@@ -89,11 +91,11 @@ def load(
 
 
 def rebuild(selection: Selection, *, trust: Iterable[str] = ()) -> Pretrained:
-    """The model of weights that `select` has found; nothing is verified again.
+    """Build the model with the weights that `select` has found; nothing is verified again.
 
     Raises:
-        CheckpointError: if they do not fit the network that the checkpoint describes.
-        ConfigError: if it asks for something that is not on the list, or holds an impossible value.
+        CheckpointError: if the weights do not fit the network that the checkpoint describes.
+        ConfigError: if the checkpoint names a class that is not on the list, or holds an impossible value.
     """
     found, trust = selection.checkpoint, frozenset(trust)
     metadata = found.metadata
@@ -109,7 +111,7 @@ def rebuild(selection: Selection, *, trust: Iterable[str] = ()) -> Pretrained:
     except RuntimeError as error:
         reason = shown(str(error))
         raise CheckpointError(f"{found.path}: its weights do not fit the network it describes: {reason}") from error
-    if network is None:  # ours has been asked already, without memory
+    if network is None:  # our own network has been checked already, without memory
         with naming("model"):
             ddpm.check_images(metadata.image_shape)
     if selection.average:
@@ -139,15 +141,15 @@ def select(
     sha256: str | None = None,
     key: str = "weights",
 ) -> Selection:
-    """Find the weights that `load` is asked for and verify the files that hold them, each once. Arguments as of `load`.
+    """Find the weights that `load` would load, and verify their files, each once. Arguments as for `load`.
 
-    Of several processes one does so, tells the others what it has found, and all of them `rebuild`.
+    Of several processes, one calls this and sends the result to the others, and all of them `rebuild`.
 
     Args:
-        key: what the option for `weights` is called, for messages.
+        key: the name of the option for `weights`, for messages.
 
     Raises:
-        CheckpointError, ConfigError: as `load`, but for what `rebuild` raises.
+        CheckpointError, ConfigError: as `load`, except those of `rebuild`.
     """
     found = checkpoint.find(path)
     trust = frozenset(trust)
@@ -165,7 +167,7 @@ def select(
 
 
 def own_threshold(selection: Selection, *, trust: Iterable[str] = ()) -> dict | None:
-    """How x_0 is kept in bounds for a model that has come with that, as a configuration has it; None for any other.
+    """The threshold that came with a model, as a configuration node; None if it came without one.
 
     Raises:
         ConfigError: if it is not on the list, or holds an impossible value.
@@ -177,7 +179,7 @@ def own_threshold(selection: Selection, *, trust: Iterable[str] = ()) -> dict | 
 
 
 def _one_of_several(found: Path, weights: str, *, trust: frozenset[str], sha256: str | None, key: str) -> Selection:
-    """The exponential average called `weights`, as the description says where it is."""
+    """The exponential average called `weights`, in the file that the description says."""
     verified = checkpoint.verify(found, DESCRIPTION_FILE if found.is_dir() else EMA_FILE, sha256=sha256)
     config = verified.metadata.config
     check_node("ema", config.get("ema"), trust=trust)
@@ -192,7 +194,7 @@ def _one_of_several(found: Path, weights: str, *, trust: frozenset[str], sha256:
 
 
 def _called(decay: float) -> str:
-    """What an exponential average is called on the command line."""
+    """The name of an exponential average on the command line."""
     return f"ema_{float(decay)!r}"
 
 
@@ -200,19 +202,19 @@ def _called(decay: float) -> str:
 
 
 def _check_length(length: float, found: Path, weights: str, sha256: str | None) -> None:
-    """Refuse what cannot be before anything is read."""
+    """Raise ConfigError for an impossible request, before anything is read."""
     with naming("ema_length"):
         check_length(length)
     if weights != "ema":
-        raise ConfigError(f"ema_length: makes an average of its own, and cannot go with weights={weights}")
+        raise ConfigError(f"ema_length: reconstructs an average, and cannot be combined with weights={weights}")
     if sha256 is not None:
-        raise ConfigError("ema_length: cannot go with a SHA-256, which says nothing of the snapshots in averages/")
+        raise ConfigError("ema_length: cannot be combined with a SHA-256, which does not cover averages/")
     if not found.is_dir():
-        raise ConfigError(f"ema_length: {found} is one average alone; give the run directory, which has averages/")
+        raise ConfigError(f"ema_length: {found} is a single average; give the run directory, which has averages/")
 
 
 def _average(found: Verified, length: float, *, trust: frozenset[str]) -> Average:
-    """The snapshots that make the average of `length` at the checkpoint's step, verified, and how each counts."""
+    """The verified snapshots that make the average of `length` at the checkpoint's step, with their coefficients."""
     check_node("ema", found.metadata.config.get("ema"), trust=trust)
     lengths = _lengths(found)
     try:
@@ -221,7 +223,7 @@ def _average(found: Verified, length: float, *, trust: frozenset[str]) -> Averag
         raise CheckpointError(f"{found.path}: its configuration has an impossible ema.posthoc: it {error}") from error
     snapshots = checkpoint.snapshots_of(found, lengths, shapes_of_ema(found)) if lengths else []
     if not snapshots:
-        raise ConfigError(f"ema_length: {found.path} has no averages to make one of; a run with ema=posthoc keeps them")
+        raise ConfigError(f"ema_length: {found.path} has no averages to start from; a run with ema=posthoc keeps them")
     step = found.metadata.step
     if snapshots[-1].step != step:
         raise CheckpointError(f"{found.path}: the snapshot of step {step} is missing in its run's averages/")
@@ -238,7 +240,7 @@ def _lengths(found: Verified) -> list[float]:
 
 
 def _reconstruct(model: nn.Module, selection: Selection) -> None:
-    """Give `model` the average of the selected snapshots."""
+    """Set `model`'s parameters to the average of the selected snapshots."""
     parameters, lengths = dict(model.named_parameters()), _lengths(selection.checkpoint)
     needed = {f"{posthoc_prefix(length)}{name}" for length in lengths for name in parameters}
 

@@ -9,7 +9,7 @@ from ddpm_cli.checkpoint.files import Shapes, opened, shapes_in
 from ddpm_cli.checkpoint.metadata import EMA_FILE, TRAINING_FILE
 from ddpm_cli.checkpoint.verify import Verified
 
-# What a file is about to bring into memory. Called before any tensor is read; may refuse.
+# Takes the shapes of a file's tensors before any of them is read, and may refuse them.
 Check = Callable[[Shapes], None]
 
 

@@ -248,7 +248,7 @@ def _shape(shape: tuple[int | None, ...] | None) -> str:
 def _check_range(value: object, *, key: str, path: str, depth: int) -> None:
     too_much = None
     if depth > _DEEPEST:
-        too_much = "nested too deep"
+        too_much = "nested too deeply"
     elif isinstance(value, str) and len(value) > _LONGEST_TEXT:
         too_much = f"a text of {len(value)} characters"
     elif isinstance(value, list | dict) and len(value) > _LONGEST.get(key, _LONGEST_LIST):

@@ -68,7 +68,7 @@ def described(checkpoint: Path, *names: str) -> Verified:
     """A checkpoint whose files `names` have been compared, with what it says of itself.
 
     Raises:
-        CheckpointError: if its description cannot be, or it is not ours.
+        CheckpointError: if its description is invalid, or it is not ours.
     """
     if not checkpoint.is_dir():
         metadata = metadata_in(checkpoint)
@@ -83,10 +83,10 @@ def described(checkpoint: Path, *names: str) -> Verified:
 def compare(checkpoint: Path, *names: str, sha256: str | None = None) -> None:
     """Compare files of a checkpoint with its manifest, each read once. Arguments and errors as of `verify`."""
     if checkpoint.is_symlink() and not checkpoint.is_file():
-        raise CheckpointError(f"{checkpoint} is a link; a checkpoint lies in its run")
+        raise CheckpointError(f"{checkpoint} is a link; a checkpoint must be in its run's own directory")
     if not checkpoint.is_dir():
         if set(names) != {EMA_FILE}:
-            raise CheckpointError(f"{checkpoint} holds the EMA weights alone; this needs a whole checkpoint directory")
+            raise CheckpointError(f"{checkpoint} holds only EMA weights; this needs a whole checkpoint directory")
         if sha256 is not None:
             _check_pinned(checkpoint, fingerprint(checkpoint), sha256)
         return
@@ -98,7 +98,7 @@ def compare(checkpoint: Path, *names: str, sha256: str | None = None) -> None:
         file = checkpoint / name
         found = size_of(file)
         if found != count:
-            raise CheckpointError(f"{file} is damaged: {found} bytes, should be {count} by {MANIFEST_FILE}")
+            raise CheckpointError(f"{file} is damaged: {found} bytes, {MANIFEST_FILE} says {count}")
         if fingerprint(file) != expected:
             raise CheckpointError(f"{file} is damaged: its SHA-256 is not the one in {MANIFEST_FILE}")
 

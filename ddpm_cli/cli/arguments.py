@@ -1,4 +1,4 @@
-"""The command line in the form that Hydra takes, without what Hydra would accept to no effect."""
+"""The command line in the form that Hydra takes; what Hydra would accept without effect is refused."""
 
 import argparse
 import os
@@ -26,17 +26,17 @@ OUTPUT_SUBDIR = "hydra.output_subdir"
 _CONFIG_DIR = ("--config-dir", "-cd")
 _CONFIG_PATH = ("--config-path", "-cp")
 _INFO = ("--info", "-i")
-# What Hydra would do that is not done here, the values that ask for what is done, and what that is.
+# What Hydra would do and we do not: the option, the values that are harmless, and what happens instead.
 _NO_EFFECT = {
-    OUTPUT_SUBDIR: (("null", HYDRA), f"{HYDRA} in the directory of a run says how it was composed; null leaves it out"),
-    "hydra.job.chdir": (("false",), "a command stays in the directory that it is called in"),
+    OUTPUT_SUBDIR: (("null", HYDRA), f"a run's directory records its configuration in {HYDRA}; null leaves it out"),
+    "hydra.job.chdir": (("false",), "a command stays in the directory in which it is started"),
 }
 # Hydra's parser takes a millisecond per value, and for lists the square of it.
 _MOST_ARGUMENTS = 1000
 _MOST_VALUES = 2000  # in all of them; a ${...} takes as long as ten
 _MOST_CHARACTERS = 2**16  # of one
 _DEEPEST = 64  # lists in lists
-# As people know it from other trainers: the recipe's batch stays what a step sees, in as few parts as memory allows.
+# As people know it from other trainers: a step still sees the recipe's batch, in as few parts as fit into memory.
 _ALSO_CALLED = {"trainer.batch_size=auto": "trainer.accumulate=auto"}
 _ALSO_CALLED |= dict.fromkeys(("logger=null", "logger=none", "~logger"), "logger=[]")
 _SHORT = {"init": "init.path"}  # a section, and the one of its options that is meant where it is given a plain value
@@ -59,12 +59,12 @@ class Arguments:
 
 
 def key_of(override: str) -> str:
-    """The key of KEY=VALUE, whatever sign it bears."""
+    """The key of KEY=VALUE, without its sign (+, ++, ~)."""
     return override.lstrip("+~").partition("=")[0]
 
 
 def read_arguments(arguments: Sequence[str]) -> Arguments:
-    """Raises ConfigError for what Hydra cannot read, or not in seconds, does not take, or takes without effect."""
+    """Raises ConfigError for arguments that Hydra cannot read, or only slowly, or that it takes without effect."""
     _check_texts(arguments)
     flags, overrides = _split(arguments)
     overrides = [_in_full(override) for override in overrides]
@@ -86,12 +86,12 @@ def read_arguments(arguments: Sequence[str]) -> Arguments:
         overrides = [f"++{o}" if "." in key_of(o) and o[0] not in "+~" else o for o in overrides]
     config_path = None if given.config_path is None else Path(given.config_path)
     if config_path is not None and not config_path.is_dir():
-        raise ConfigError(f"--config-path: there is no folder {config_path}")
+        raise ConfigError(f"--config-path: {config_path} is not a directory")
     return Arguments(flags, overrides, config_dir, given.multirun, config_path, given.config_name)
 
 
 def _in_full(override: str) -> str:
-    """An override as a configuration has it."""
+    """An override in its full form."""
     key, equals, value = override.partition("=")
     name = key.lstrip("+")
     if name in _SHORT and equals and not value.startswith("{"):
@@ -100,36 +100,38 @@ def _in_full(override: str) -> str:
 
 
 def _check_effect(override: str, *, sweep: bool) -> None:
-    """Raise ConfigError for an option of Hydra's own that would have none."""
+    """Raise ConfigError for an option of Hydra's that would have no effect."""
     key, value = key_of(override), override.partition("=")[2]
     if key in _NO_EFFECT:
         harmless, instead = _NO_EFFECT[key]
         if value.lower() not in harmless:
             raise ConfigError(f"{key}: has no effect here; {instead}")
     if key == RUN_DIR and sweep:
-        raise ConfigError(f"{key}: has no effect with -m; hydra.sweep.dir says where a sweep goes")
+        raise ConfigError(f"{key}: has no effect with -m; hydra.sweep.dir sets the directory of a sweep")
 
 
 def _check_texts(arguments: Sequence[str]) -> None:
-    """Refuse what a configuration cannot hold, and what would be read for minutes."""
-    elsewhere = "long lists go into a YAML file: GROUP/NAME.yaml in a folder for --config-dir, chosen by GROUP=NAME"
+    """Raise ConfigError for a text that a configuration cannot hold, or that would take minutes to parse."""
+    elsewhere = "put long lists into a YAML file, GROUP/NAME.yaml in a folder for --config-dir, and choose GROUP=NAME"
     for argument in arguments:
         said = shown(argument)
         if not argument.isascii() and any("\ud800" <= character <= "\udfff" for character in argument):
-            raise ConfigError(f"cannot read '{said}': it is not UTF-8; give files another name")
+            raise ConfigError(f"cannot read '{said}': it is not UTF-8; rename the file")
         if len(argument) > _MOST_CHARACTERS:
-            raise ConfigError(f"{shown(key_of(argument))}: {len(argument):,} characters are too many; {elsewhere}")
+            raise ConfigError(
+                f"{shown(key_of(argument))}: {len(argument):,} characters, at most {_MOST_CHARACTERS:,}; {elsewhere}"
+            )
         if _depth(argument) > _DEEPEST:
-            raise ConfigError(f"cannot read '{said}': nested too deep")
+            raise ConfigError(f"cannot read '{said}': nested too deeply, at most {_DEEPEST} levels")
     values = {argument: argument.count(",") + 10 * argument.count("${") for argument in arguments}
     if sum(values.values()) > _MOST_VALUES or len(arguments) > _MOST_ARGUMENTS:
         longest = max(values, key=values.__getitem__)
-        what = f"{shown(key_of(longest))}: too much for a command line"
+        what = f"{shown(key_of(longest))}: too many values for a command line"
         raise ConfigError(f"{what} ({sum(values.values()):,} values in {len(arguments):,} arguments); {elsewhere}")
 
 
 def _depth(argument: str) -> int:
-    """How deep brackets are nested in it."""
+    """The depth of nested brackets in it."""
     depth = deepest = 0
     for character in re.findall(r"[\[\](){}]", argument):
         depth += 1 if character in "[({" else -1
@@ -161,7 +163,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _folder(flag: str, value: str) -> str:
-    """The value of a flag; if it is a folder, as it is seen from here. Hydra would look beside its caller's file."""
+    """A flag's value; a folder as seen from the current directory. Hydra would look beside its caller's file."""
     if flag in _CONFIG_DIR:
         return os.path.expanduser(value)
     return os.path.abspath(os.path.expanduser(value)) if flag in _CONFIG_PATH else value
@@ -182,7 +184,7 @@ def _check_flags(arguments: list[str]) -> argparse.Namespace:
         sys.exit()
     given = parser.parse_args(arguments)
     if given.experimental_rerun is not None:
-        raise ConfigError("--experimental-rerun: runs code out of a file; resume=RUN_DIR resumes a run")
+        raise ConfigError("--experimental-rerun: would run code from a file; use resume=RUN_DIR to resume a run")
     if given.package is not None and given.cfg is None:
         raise ConfigError("--package: has an effect only with --cfg")
     return given
@@ -194,14 +196,14 @@ def _names_a_run(override: str) -> bool:
 
 
 def _check_own_configs(directory: Path) -> None:
-    """Raise ConfigError if there are none, and for an option that Hydra would pass over for ours of the same name."""
+    """Raise ConfigError if it is no directory, or for a file that Hydra would ignore for another of the same name."""
     if not directory.is_dir():
-        raise ConfigError(f"--config-dir: there is no folder {directory}")
+        raise ConfigError(f"--config-dir: {directory} is not a directory")
     for file in sorted(directory.glob("*/*.y*ml")):
         if file.suffix not in SUFFIXES:
             continue
         if (configs_directory() / file.relative_to(directory)).with_suffix(".yaml").exists():
             option = f"{file.parent.name}={file.stem}"
-            raise ConfigError(f"{file}: would be passed over for our own {option}; give it another name")
+            raise ConfigError(f"{file}: ddpm-cli's own {option} would be used instead; rename this file")
         if file.suffix == ".yml" and file.with_suffix(".yaml").exists():
-            raise ConfigError(f"{file}: would be passed over for {file.stem}.yaml beside it; give it another name")
+            raise ConfigError(f"{file}: {file.stem}.yaml beside it would be used instead; rename this file")

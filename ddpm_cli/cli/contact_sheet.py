@@ -1,4 +1,4 @@
-"""One picture of a whole sampling sweep: a row for each choice, a column for each value of the last option swept."""
+"""One image of a whole sampling sweep: a row for each choice, a column for each value of the last option swept."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ TEXT_PIXELS = 16
 
 
 def contact_sheet(pictures: Sequence[tuple[Sequence[str], Path | None]]) -> Image.Image | None:
-    """Lay out the pictures of a sweep's runs.
+    """Lay out the images of a sweep's runs.
 
     Args:
         pictures: of each run its overrides, as KEY=VALUE in the order of the command line, and its picture; None: it

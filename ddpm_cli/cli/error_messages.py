@@ -1,7 +1,7 @@
-"""What is wrong with a command line that Hydra refuses, said in one message that a person can act on.
+"""One message that a person can act on, for a command line that Hydra refuses.
 
-Hydra composes; only where it refuses is the reason looked for, and not in its words but in the overrides, with what is
-known of groups, options and keys. (To look first would be to compose twice: a quarter of the time that a start takes.)
+Hydra composes. Only when it refuses do we look for the reason, not in Hydra's words but in the overrides, with what we
+know of groups, options and keys. (Checking first would compose twice, which is a quarter of the start-up time.)
 """
 
 from collections.abc import Sequence
@@ -28,21 +28,21 @@ _IN_EXTRAS = tuple(f"hydra/launcher={name}" for name in ("joblib", "submitit_loc
 
 
 def explain(error: BaseException, arguments: Sequence[str], config_name: str, target: str) -> str:
-    """The message for what was raised while `config_name` was composed for `target`, with these arguments."""
+    """The message for an error raised while `config_name` was composed for `target`, with these arguments."""
     text = str(error) or str(error.__cause__ or type(error).__name__)
     first_line = _shown(text.splitlines()[0].rstrip("."))
     match error:
         case ConfigError() | RunError():
             return text
         case OverrideParseException(override=override):
-            how = "an override is KEY=VALUE, or \"KEY='VALUE'\" where the value holds more than letters and digits"
+            how = "an override is KEY=VALUE, or \"KEY='VALUE'\" if the value holds more than letters and digits"
             reason = how if error.__cause__ is None else str(error.__cause__)  # of a function, such as int(x)
             return f"cannot read '{_shown(override.removeprefix('++'))}': {_shown(reason)}"
         case MissingConfigException(missing_cfg_file=str(name)) if "/" in name:
             group, _, option = name.rpartition("/")
             return _unknown_option(group, option, error.options or options(configs_directory()).get(group, []))
         case yaml.YAMLError():
-            return f"a configuration file is no valid YAML: {' '.join(text.split())}"
+            return f"a configuration file is not valid YAML: {' '.join(text.split())}"
         case OmegaConfBaseException(full_key=key):
             return f"{key}: {first_line}" if key else first_line
     cause = [_shown(line) for line in str(error.__cause__ or "").splitlines()[:1]]
@@ -50,7 +50,7 @@ def explain(error: BaseException, arguments: Sequence[str], config_name: str, ta
 
 
 def _mistake(arguments: Sequence[str], config_name: str, target: str) -> str | None:
-    """What is wrong with the first override that cannot be what was meant; None if they all can."""
+    """What is wrong with the first override that is wrong; None if none is."""
     try:
         _check_overrides(arguments, config_name, target)
     except ConfigError as mistake:
@@ -74,14 +74,14 @@ def _check_overrides(arguments: Sequence[str], config_name: str, target: str) ->
     for override in overrides:
         if override.is_sweep_override() and not given.sweep:
             values = _shown(str(override.input_line).removeprefix("++"))
-            says = "-m runs one after another, [a,b] is a list, 'a,b' in quotes a text"
+            says = "add -m for a run of each, write [a,b] for a list, or quote 'a,b' for a text"
             raise ConfigError(f"{values}: more than one value; {says}")
         group, is_dict = override.key_or_group, isinstance(override.value(), dict)
         if group in ours | theirs and override.package is None and not is_dict:
             _check_choice(override, ours, theirs)
             if primary is not None and override.type is OverrideType.CHANGE:
                 raise ConfigError(
-                    f"{override.input_line}: {primary} is a whole configuration, of which values can be set"
+                    f"{override.input_line}: {primary} is a whole configuration; set its values with KEY=VALUE instead"
                 )
             choices.append(_first(override))
         elif not override.is_hydra_override():
@@ -103,7 +103,7 @@ def _check_choice(override: Override, ours: dict[str, list[str]], theirs: dict[s
     if not override.is_delete() and not isinstance(value, str | list | Sweep):
         raise ConfigError(_unknown_option(group, override.get_value_element_as_str(), (ours | theirs)[group]))
     if override.type is OverrideType.CHANGE and group not in ours:
-        raise ConfigError(f"{group}: nothing of that group is chosen yet; {_with_plus(override)} does")
+        raise ConfigError(f"{group}: no option of this group is chosen yet; {_with_plus(override)} chooses one")
 
 
 def _check_setting(override: Override, key: str, there: object) -> None:
@@ -113,7 +113,7 @@ def _check_setting(override: Override, key: str, there: object) -> None:
     if override.is_add() and there not in (None, ...) and not isinstance(override.value(), dict | list):
         raise ConfigError(_there_already(key))
     if override.type is OverrideType.CHANGE and there is ...:
-        raise ConfigError(f"{key}: no YAML file that is in use has it; {_with_plus(override)} adds it")
+        raise ConfigError(f"{key}: not in any YAML file in use; {_with_plus(override)} adds it")
 
 
 def _with_plus(override: Override) -> str:
@@ -121,23 +121,23 @@ def _with_plus(override: Override) -> str:
 
 
 def _first(choice: Override) -> str:
-    """A choice as an override, of several to sweep over the first."""
+    """A choice as an override; the first of several to sweep over."""
     if choice.value_type in (ValueType.CHOICE_SWEEP, ValueType.SIMPLE_CHOICE_SWEEP):
         return f"{choice.get_key_element()}={next(choice.sweep_string_iterator())}"
     return str(choice.input_line)
 
 
 def _there_already(key: str) -> str:
-    return f"+{key}: there is one already; without the + it is changed"
+    return f"+{key}: already set; leave out the + to change it"
 
 
 def _unknown_option(group: str, option: str, available: Sequence[str]) -> str:
     if f"{group}={option}" in _IN_EXTRAS:
-        return f"{group}={option}: comes with a plug-in; pip install 'ddpm-cli[sweep]'"
-    there_are = f"; there are {', '.join(available)}" if available else ""
+        return f"{group}={option}: needs a plugin; pip install 'ddpm-cli[sweep]'"
+    there_are = f"; choose from {', '.join(available)}" if available else ""
     return f"{group}={_shown(option)}: no such option{nearest(option, available)}{there_are}"
 
 
 def _shown(text: str) -> str:
-    """A text from the command line, on one line and not all of a long one."""
+    """A text from the command line, on one line, shortened if it is long."""
     return printable(shown(text))

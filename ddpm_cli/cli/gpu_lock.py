@@ -1,4 +1,4 @@
-"""A GPU of its own for each job of a sweep that runs several of them at once on one machine.
+"""Gives each job its own GPU in a sweep that runs several jobs at once on one machine.
 
 What is visible to a process is decided by CUDA_VISIBLE_DEVICES, which CUDA reads when it is first used there: a process
 keeps its GPU as long as it lives, and with it a lock that the system takes back however the process ends.
@@ -39,13 +39,13 @@ def visible_gpus() -> list[str]:
 
 @functools.cache
 def pin() -> str | None:
-    """Narrow CUDA_VISIBLE_DEVICES to a GPU that no other job of this user has, until this process ends; returns it.
+    """Set CUDA_VISIBLE_DEVICES to a GPU that no other job of this user has, until this process ends; returns it.
 
     While all are taken it waits. Where there is no choice, or CUDA has been used in this process, it does nothing and
     returns None.
 
     Raises:
-        OSError: if the locks cannot be kept in the system's directory for temporary files.
+        OSError: if the locks cannot be kept in the system's temporary directory.
     """
     gpus = visible_gpus()
     torch = sys.modules.get("torch")
@@ -56,7 +56,7 @@ def pin() -> str | None:
     locks = {gpu: _lock_file(uuids[int(gpu)] if gpu.isdecimal() and int(gpu) < len(uuids) else gpu) for gpu in gpus}
     gpu = _first_free(locks)
     if gpu is None:
-        print(f"waits for a GPU: {', '.join(gpus)} are taken by other jobs", file=sys.stderr)
+        print(f"waiting for a GPU: {', '.join(gpus)} are in use by other jobs", file=sys.stderr)
     while gpu is None:
         time.sleep(POLL_SECONDS)
         gpu = _first_free(locks)
@@ -87,7 +87,7 @@ def _lock_file(name: str) -> Path:
 
 @functools.cache
 def _uuids() -> list[str]:
-    """Of all GPUs that the driver shows, by number; none where there is no driver."""
+    """The UUIDs of all GPUs that the driver shows, by number; empty without a driver."""
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, stdin=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""What depends on which of Hydra's launchers runs a sweep: one run after another, or several in other processes."""
+"""Differences between Hydra's launchers, which run a sweep one run after another, or several in other processes."""
 
 import multiprocessing
 import os
@@ -22,12 +22,12 @@ def runs_in_parallel(launcher: str) -> bool:
 
 
 def device_is_auto(cfg: DictConfig) -> bool:
-    """Whether a run takes the GPU that it finds: `trainer.device=auto`, or `device=auto` of ddpm-sample."""
+    """Whether a run uses any GPU that it finds: `trainer.device=auto`, or `device=auto` of ddpm-sample."""
     return OmegaConf.select(cfg, "trainer.device", default=cfg.get("device")) == "auto"
 
 
 def prepare(config: DictConfig) -> None:
-    """Let joblib run as many jobs at a time as this process has CPUs for, and no more than there are GPUs."""
+    """Let joblib run as many jobs at a time as this process has CPUs, but no more than it has GPUs."""
     if config.hydra.launcher._target_ != JOBLIB:
         return
     os.environ.setdefault("LOKY_MAX_CPU_COUNT", str(cpus()))
@@ -44,7 +44,7 @@ def _one_job_per_gpu(config: DictConfig) -> None:
 
 
 def stop_workers(at_once: bool) -> bool:
-    """Ask the processes in which joblib runs jobs for this one to stop, or end them at once; whether there are any."""
+    """Ask joblib's job processes of this process to stop, or end them at once; returns whether there are any."""
     workers = [process for process in multiprocessing.active_children() if "loky" in type(process).__module__]
     for worker in workers:
         if worker.pid is not None:

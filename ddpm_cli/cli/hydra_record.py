@@ -1,4 +1,4 @@
-"""What Hydra's users look for in the directory of a run: `.hydra/`, with how its configuration was composed.
+"""`.hydra/` in the directory of a run, where Hydra's users look for how its configuration was composed.
 
 Hydra would write it before a command line has been checked, into a directory that is not the run's. So it is written by
 the one who makes the directory, out of what is kept here.
@@ -18,7 +18,7 @@ from ddpm_cli.io.run_dir import HYDRA
 
 
 class HydraRecord:
-    """What Hydra has composed for one run.
+    """What Hydra composed for one run.
 
     Args:
         config: the configuration of the run, its references not followed.
@@ -48,7 +48,7 @@ class HydraRecord:
 
 
 def is_wanted(overrides: Sequence[str]) -> bool:
-    """Whether Hydra's own overrides leave `.hydra/` to be written.
+    """Whether `.hydra/` is written, by Hydra's own overrides.
 
     What `other_primary` adds to a command line begins with ++, and is not the user's word.
     """

@@ -1,4 +1,4 @@
-"""One run, as Hydra calls it: in this process, or in a worker process to which a launcher has sent it."""
+"""One run, as Hydra calls it, in this process or in a launcher's worker process."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -87,7 +87,7 @@ class Job:
         return self._work(cfg, overrides, sweep_directory=None)
 
     def _run_of_sweep(self, cfg: DictConfig, overrides: list[str], directory: Path) -> Any:
-        """One run of a sweep, unless it is done already; its failure is kept for the report and stops no others."""
+        """One run of a sweep, unless it is done already; a failure is kept for the report and does not stop others."""
         earlier = result_in(directory)
         if earlier is not None and earlier.overrides != overrides:
             raise ConfigError(f"hydra.sweep.dir: {directory} already holds a run; choose another directory")
@@ -108,7 +108,7 @@ class Job:
         return outcome
 
     def _recorded(self, cfg: DictConfig, result: RunResult, directory: Path) -> Any:
-        """The outcome of a run of a sweep, whose beginning and end are put on record."""
+        """The outcome of a run of a sweep, whose start and end are recorded."""
         launcher = HydraConfig.get().launcher._target_
         try:
             with self._process(launcher, directory):
@@ -166,14 +166,14 @@ class Job:
 
 
 def _texts(overrides: Any) -> list[str]:
-    """Overrides as they were given: references in them, `${...}`, are not yet followed."""
+    """Overrides as they were given: references in them, `${...}`, are not resolved yet."""
     texts = OmegaConf.to_container(overrides)
     assert isinstance(texts, list)
     return [str(text) for text in texts]
 
 
 def _changes(typed: Iterable[Override], cfg: DictConfig) -> dict[str, Any]:
-    """What a command line sets, by dotted key; references to other options, `${...}`, are followed."""
+    """The values that a command line sets, by dotted key; references to other options, `${...}`, are resolved."""
     changes = {}
     for override in typed:
         key, value = str(override.key_or_group), override.value()
@@ -184,7 +184,7 @@ def _changes(typed: Iterable[Override], cfg: DictConfig) -> dict[str, Any]:
 
 
 def _spelt(typed: Iterable[Override]) -> dict[str, str]:
-    """How numbers and truth values were typed, by dotted key: where a text is wanted, they are that."""
+    """The spelling of numbers and truth values, by dotted key: if a text is expected, this is the text."""
     return {
         str(override.key_or_group): str(override.input_line).partition("=")[2].strip()
         for override in typed
@@ -193,7 +193,7 @@ def _spelt(typed: Iterable[Override]) -> dict[str, str]:
 
 
 def _chosen(changes: dict[str, Any], cfg: DictConfig) -> dict[str, dict]:
-    """By group, the options of what `changes` choose of it, as they have been composed; of `logger` always."""
+    """By group, the composed options that `changes` choose; of `logger` always."""
     chosen = {}
     # Several options of a group are no choice that Hydra knows of.
     for group in (changes.keys() & HydraConfig.get().runtime.choices.keys()) | {LOGGER}:
@@ -227,7 +227,7 @@ def _checked(cfg: DictConfig, target: str, spelt: dict[str, str]) -> dict:
 
 @contextmanager
 def _as_resolvers_say() -> Iterator[None]:
-    """Raises what a resolver of ours has refused, which OmegaConf has made an error of its own of, and again."""
+    """Raises the error of one of our resolvers, which OmegaConf has wrapped in its own errors."""
     try:
         yield
     except OmegaConfBaseException as error:

@@ -63,7 +63,7 @@ def launch(program: str, config_name: str, target: str, job: Callable[[dict, Inv
 
 
 def _shown(program: str) -> int:
-    """The exit status where what has been printed (help, a configuration) is all that was asked for."""
+    """The exit status of a command whose whole result is what it printed (help, a configuration)."""
     error = console.output_error()
     if error is None or error.errno == errno.EPIPE:  # a reader that has seen enough, such as `head`
         return 0
@@ -97,7 +97,7 @@ def _launch(job: Job, config_name: str, report: SweepReport) -> None:
         if not show_traceback and report.lost(error):
             _end_unfinished(job, report)
         if not show_traceback and _no_memory(error):
-            _say(f"{job.program}: out of memory: the machine, or a limit on this process, has no more")
+            _say(f"{job.program}: out of memory: the machine has no more, or this process has reached its limit")
             sys.exit(FAILED)
         # Whatever Hydra raises before it has a configuration is about the command line or a YAML file.
         about_the_call = isinstance(error, ConfigError | HydraException | OmegaConfBaseException) or not job.called
@@ -119,7 +119,7 @@ def _launch(job: Job, config_name: str, report: SweepReport) -> None:
 
 
 def _end_unfinished(job: Job, report: SweepReport) -> None:
-    """End this process if the report on a sweep that has just been printed has runs that are not done; says so."""
+    """Say so and end this process if runs of the sweep, whose report has just been printed, are not done."""
     unfinished = report.unfinished(job.stop.signal)
     if unfinished is not None:
         _say(f"{job.program}: {unfinished}")
@@ -135,10 +135,10 @@ def _no_memory(error: BaseException) -> bool:
 
 
 def _say(message: str) -> None:
-    """One message, also where several processes come to it together.
+    """Print one message, also if several processes do so together.
 
-    Whatever names and values it repeats, they neither move the cursor nor begin a line (lists of ours are indented),
-    nor fill the screen.
+    Names and values in it can neither move the cursor nor start a line (our own lists are indented), nor fill the
+    screen.
     """
     if speaks():
         lines = _lines(message.strip())
@@ -148,11 +148,11 @@ def _say(message: str) -> None:
 
 
 def _printable_record(record: logging.LogRecord) -> bool:
-    """Keep what a path or a name holds from the terminal, and from train.log: a filter that lets everything through."""
+    """Escape control characters for the terminal and train.log: a logging filter that drops nothing."""
     record.msg = "\n".join(map(printable, _lines(str(record.msg))))
     return True
 
 
 def _lines(message: str) -> list[str]:
-    """Of our own making: the others of a message begin with two spaces."""
+    """The lines of a message: those after the first begin with two spaces."""
     return re.split(r"\n(?=  )", message)

@@ -1,7 +1,7 @@
-"""Several processes at once, where a launcher has started a command so and they do not know of each other.
+"""Refuses a command that a launcher has started several times, in processes that do not know of each other.
 
-torchrun tells processes of each other (WORLD_SIZE, RANK). Slurm's srun and MPI's mpirun only start them: each would
-train the same run, or draw the same images.
+torchrun tells its processes of each other (WORLD_SIZE, RANK). Slurm's srun and MPI's mpirun only start them: each
+process would train the same run, or sample the same images.
 """
 
 import os
@@ -29,20 +29,22 @@ _ALONE = ("ddpm-import",)  # commands that are not for several processes
 
 
 def refuse_copies(program: str | None) -> None:
-    """Raise ConfigError if this command was started several times without torchrun; says how it is started with it.
+    """Raise ConfigError if this command was started several times without torchrun; the message has the right command.
 
-    A WORLD_SIZE that the user has set says that it is meant so.
+    A user who sets WORLD_SIZE wants it so, and is let through.
 
     Args:
-        program: the command's name; None: of a sweep, which has one process, torchrun or not.
+        program: the command's name; None: a sweep, which must be one process, with or without torchrun.
     """
     launcher = _of_copies()
     if program in _ALONE and (together := _number("WORLD_SIZE") or 1) > 1:
-        raise ConfigError(f"{program} is the work of one process, torchrun has started {together}; start it without")
+        raise ConfigError(
+            f"{program} runs in one process, torchrun has started {together} (WORLD_SIZE); start it without torchrun"
+        )
     if program is None and launcher is None and (together := _number("WORLD_SIZE") or 1) > 1:
         raise ConfigError(
-            f"-m: torchrun has started {together} processes (WORLD_SIZE), which work on one run together; start a "
-            "sweep without it, or its runs one by one with it"
+            f"-m: torchrun has started {together} processes (WORLD_SIZE), which work on one run together; start the "
+            "sweep without torchrun, or its runs one by one with it"
         )
     if launcher is None:
         return
@@ -52,22 +54,22 @@ def refuse_copies(program: str | None) -> None:
         raise ConfigError(f"-m: {started} run the whole sweep; start it once")
     if program in _ALONE:
         raise ConfigError(f"{started} write the same files; start {program} once")
-    what = "train the same run" if program == "ddpm-train" else "draw the same images"
+    what = "train the same run" if program == "ddpm-train" else "sample the same images"
     raise ConfigError(
-        f"{started} {what}; together they are started by torchrun:\n  {_command(launcher, size, program)}\n"
-        f"  (where each is meant to be on its own: WORLD_SIZE=1)"
+        f"{started} {what}; to have them work together, use torchrun:\n  {_command(launcher, size, program)}\n"
+        f"  (to run each on its own, set WORLD_SIZE=1)"
     )
 
 
 def speaks() -> bool:
-    """Whether this process is the one that says what is wrong for all of them."""
+    """Whether this process is the one that prints errors for all of them."""
     launcher = _of_copies()
     rank = "RANK" if launcher is None else launcher.rank
     return _number(rank) in (None, 0)
 
 
 def _of_copies() -> _Launcher | None:
-    """The launcher that has started this process among others that do not know of it; None: there are none."""
+    """The launcher that started this process beside others that do not know of it; None if there is none."""
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     if "WORLD_SIZE" in os.environ and not (by_torchrun and _number("WORLD_SIZE") == 1):
         return None
@@ -80,7 +82,7 @@ def _number(variable: str) -> int | None:
 
 
 def _command(launcher: _Launcher, size: int, program: str) -> str:
-    """The command line that starts as many processes with torchrun, on as many machines."""
+    """The command line that starts the same number of processes with torchrun, on as many machines."""
     nodes = (_number("SLURM_STEP_NUM_NODES") or 1) if launcher.name == "srun" else 1
     each = -(-size // nodes)
     words = ["torchrun", f"--nproc_per_node={each}"]

@@ -1,4 +1,4 @@
-"""Another primary configuration than ours (`--config-path`, `--config-name`), such as `.hydra/config.yaml` of a run.
+"""Primary configurations other than ours (`--config-path`, `--config-name`), such as `.hydra/config.yaml` of a run.
 
 Such a file says nothing of Hydra itself, whose own ways would then count: a directory that is made before anything is
 checked, a second log. Where it has no `hydra` of its own, what our file has there is added to the command line.
@@ -21,7 +21,7 @@ _SEARCHPATH = "hydra.searchpath"
 
 
 def completed(given: Arguments, config_name: str) -> Arguments:
-    """The command line with what our `config_name` says of Hydra, if another file is to be read that says nothing.
+    """The command line with the settings of Hydra in our `config_name`, if another file is read that has none.
 
     Raises:
         ConfigError: if that file is none that can be read.
@@ -38,7 +38,7 @@ def completed(given: Arguments, config_name: str) -> Arguments:
 
 
 def other_primary(given: Arguments, config_name: str) -> Path | None:
-    """The primary configuration, if it is not ours; None also where there is none, which Hydra says."""
+    """The primary configuration, if it is not ours; None also if there is none, which Hydra reports."""
     if given.config_path is None and given.config_name is None:
         return None
     folders = [given.config_path, given.config_dir]
@@ -54,7 +54,7 @@ def _read(file: Path) -> Any:
 
 
 def _of_hydra(config_name: str) -> Iterator[str]:
-    """Overrides that say what our own file says."""
+    """Overrides with the same effect as our own file."""
     content = yaml.safe_load((configs_directory() / f"{config_name}.yaml").read_text(encoding="utf-8"))
     yield f"{_SEARCHPATH}=[{hydra_text(f'file://{configs_directory()}')}]"
     for entry in content["defaults"]:

@@ -1,4 +1,4 @@
-"""YAML files of the user's own, looked at before Hydra loads them: what grows while it is read is refused.
+"""Checks of a user's YAML files before Hydra loads them: files that would grow while they are read are refused.
 
 A file of half a kilobyte whose aliases stand for each other can describe more values than there is memory for, and one
 of many values is read for minutes. Both are seen in the parser's events, without building any of it.
@@ -26,7 +26,7 @@ _Parser = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of C where PyYAML was
 
 
 def check_what_hydra_loads() -> None:
-    """From now on, Hydra loads no YAML file that `check_yaml` refuses, and finds those that are called `.yml`.
+    """From now on, Hydra loads no YAML file that `check_yaml` refuses, and also finds files called `.yml`.
 
     Its own source of files is changed, not replaced: a launcher registers that one again.
     """
@@ -52,11 +52,11 @@ def check_what_hydra_loads() -> None:
 
 
 def check_yaml(file: Path) -> None:
-    """Raise ConfigError, naming the file, unless it is a plain file of as much YAML as a configuration can be."""
+    """Raise ConfigError, naming the file, unless it is a plain file with YAML within the limits of a configuration."""
     try:
         found = os.stat(file)
         if not stat.S_ISREG(found.st_mode):
-            raise ConfigError(f"{file}: is no plain file")
+            raise ConfigError(f"{file}: is not a plain file")
         if found.st_size > MOST_BYTES:
             raise ConfigError(f"{file}: has {found.st_size:,} bytes, a configuration may have {MOST_BYTES:,}")
         text = file.read_bytes().decode()
@@ -74,7 +74,7 @@ def check_yaml(file: Path) -> None:
 
 
 def _too_much(events: Iterator[yaml.Event]) -> str | None:
-    """What makes this more than can be read, None if nothing does.
+    """Why this exceeds the limits; None if it does not.
 
     Counts the values that will be built: an alias stands for all those of what it repeats.
     """

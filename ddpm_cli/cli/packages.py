@@ -1,4 +1,4 @@
-"""Options of the user's own that set values in the wrong place: `# @package _global_` is missing where they begin."""
+"""Finds a user's options that set values in the wrong place, as `# @package _global_` is not their first line."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ HEADER = "# @package _global_"
 
 
 def check_packages(config: Any, target: str, runtime: Any) -> None:
-    """Raise ConfigError for a file whose values have come to lie below its group, and are meant for the whole.
+    """Raise ConfigError for a file whose values ended up inside its group, but are meant for the whole configuration.
 
     Args:
         config: as it was composed, plain, with references in it.

@@ -1,4 +1,4 @@
-"""Paths as people type them, in the words of Hydra's grammar, in which `~`, `=`, brackets and umlauts are no text."""
+"""Quotes paths, as people type them, for Hydra's grammar, in which `~`, `=`, brackets and umlauts are not text."""
 
 import os
 import re
@@ -14,7 +14,7 @@ _FUNCTION = re.compile(
 
 
 def readable(override: str, *, sweep: bool) -> str:
-    """An override; if it is of a path, in quotes where Hydra cannot read it otherwise.
+    """An override; if it sets a path, quoted if Hydra cannot read it otherwise.
 
     Quotes, lists, escapes and functions of the user's own are left to Hydra, and so is a comma: with `-m`, it stands
     between two paths, otherwise it is refused.

@@ -1,4 +1,4 @@
-"""References, `${a.b}`, before they are followed: what they stand for may be far more than what is written.
+"""Checks references, `${a.b}`, before they are resolved: their values may be far larger than their text.
 
 Thirty values of which each names the one before it twice stand for a billion of the first.
 """
@@ -16,7 +16,7 @@ _INNERMOST = re.compile(r"\$\{([^${}]*)\}")
 
 
 def check_references(config: DictConfig) -> None:
-    """Raise ConfigError, naming the key, if a value stands for more than a configuration can hold."""
+    """Raise ConfigError, naming the key, if a value would be larger than a configuration can hold."""
     sizes = _Sizes(OmegaConf.to_container(config, resolve=False))
     try:
         for key in config:
@@ -27,7 +27,7 @@ def check_references(config: DictConfig) -> None:
 
 
 class _Sizes:
-    """How many characters and values each key stands for; more than MOST count as MOST + 1."""
+    """The number of characters and values that each key stands for; more than MOST count as MOST + 1."""
 
     def __init__(self, written: Any):
         self._written = written
@@ -60,14 +60,14 @@ class _Sizes:
         return size
 
     def _key(self, path: tuple[str, ...], name: str) -> tuple[str, ...] | None:
-        """The path of what `name` means at `path`; None if there is nothing."""
+        """The path to which `name` refers at `path`; None if it does not exist."""
         dots = len(name) - len(name.lstrip("."))
         steps = tuple(re.findall(r"[^.\[\]]+", name))
         key = (*path[: len(path) - dots], *steps) if dots else steps
         return key if key and self._at(key) is not None else None
 
     def _at(self, path: tuple[str, ...], follow: int = 32) -> Any:
-        """What is written there, also behind a reference on the way; None if nothing is."""
+        """The value there, also behind a reference on the way; None if there is none."""
         value = self._written if path else None
         for i, step in enumerate(path):
             if isinstance(value, str):  # a reference to what has this step

@@ -1,4 +1,4 @@
-"""What our YAML files call by `${name:...}`."""
+"""The resolvers that our YAML files call as `${name:...}`."""
 
 import functools
 import os
@@ -16,7 +16,7 @@ HELP_COLUMNS = 120
 
 
 def register_resolvers() -> None:
-    """Make them known to OmegaConf; may be called again."""
+    """Register them with OmegaConf; may be called again."""
     resolvers = {
         "groups": help_on_groups,
         "values": help_on_values,
@@ -36,23 +36,23 @@ def register_resolvers() -> None:
 
 
 def _learned(variance: object) -> bool:
-    """Whether a network has to have channels for a variance, whose class is not imported here."""
+    """Whether a network needs output channels for a variance, whose class is not imported here."""
     return isinstance(variance, str) and class_variable(variance, "learned") is True
 
 
 def _rescaled(timesteps: object) -> float:
-    """What t is multiplied by so that it goes up to 1000; 1 for what is no number of timesteps, and refused as such."""
+    """The factor of t with which it goes up to 1000; 1 for an invalid number of timesteps, which is refused later."""
     return 1000 / timesteps if isinstance(timesteps, int) and timesteps > 0 else 1.0
 
 
 def _channels(background: object) -> int:
-    """Of pictures in colour: a fourth one where transparency is kept."""
+    """The number of channels of colour images: four if transparency is kept."""
     return 4 if background == "keep" else 3
 
 
 @functools.cache  # every command composes its configuration, and with it the help text, twice
 def help_on_groups(config_name: str) -> str:
-    """For a help text, the groups of a command: what is chosen when nothing is said, what it means, what there is."""
+    """For a help text, the groups of a command: the default, the meaning and the options of each."""
     there_are = options(configs_directory())
     return _table(
         (f"{group.key}={group.value}", ": ".join(filter(None, [group.meaning, ", ".join(there_are[group.key])])))

@@ -1,4 +1,4 @@
-"""`hydra.run.dir`: the directory of one run, or of the pictures of one, as Hydra's users set it.
+"""`hydra.run.dir`: the directory of one run, or of its images, as Hydra's users set it.
 
 Hydra would make that directory at once, also for a command line that is refused. So it is read before Hydra does, and
 what is left for Hydra is the directory that is there already.
@@ -21,7 +21,7 @@ from ddpm_cli.config.errors import ConfigError
 
 
 class RunDirectory:
-    """What `hydra.run.dir` says in one process, once Hydra has composed its configuration."""
+    """The value of `hydra.run.dir` in one process, once Hydra has composed its configuration."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
@@ -29,7 +29,7 @@ class RunDirectory:
 
     @property
     def path(self) -> Path | None:
-        """As it was given, `~` aside; None if it was not. Raises ConfigError if references in it lead nowhere."""
+        """As it was given, with `~` expanded; None if it was not. Raises ConfigError for invalid references in it."""
         if self._problem is not None:
             first_line, *_ = str(self._problem).splitlines() or [type(self._problem).__name__]
             raise ConfigError(f"{RUN_DIR}: {first_line}") from self._problem
@@ -37,7 +37,7 @@ class RunDirectory:
 
     @contextmanager
     def told_by_hydra(self) -> Iterator[None]:
-        """Inside, this is what `RunDirectoryCallback` tells."""
+        """Inside, `RunDirectoryCallback` reports to this."""
         token = _to_tell.set(self)
         try:
             yield
@@ -45,7 +45,7 @@ class RunDirectory:
             _to_tell.reset(token)
 
     def take(self, config: DictConfig) -> None:
-        """Read it from a configuration, of which it is then no part any more."""
+        """Read it from a configuration, and remove it there."""
         of_before = HydraConfig.instance().cfg
         try:
             check_references(config)
@@ -65,7 +65,7 @@ _to_tell: ContextVar[RunDirectory] = ContextVar("_to_tell")
 
 
 class RunDirectoryCallback(Callback):
-    """What Hydra calls before it begins a run, as configs/train.yaml and configs/sample.yaml ask."""
+    """The callback that Hydra calls before it starts a run, as configs/train.yaml and configs/sample.yaml ask."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         if OmegaConf.to_container(config.hydra.run, resolve=False) != {"dir": ""}:

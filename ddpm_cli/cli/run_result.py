@@ -1,4 +1,4 @@
-"""How a run of a sweep ended, kept in its directory: the report finds it there whichever launcher ran it.
+"""The result of a sweep's run, kept in its directory: the report finds it there, whichever launcher ran it.
 
 RUN/result.json    its overrides, and its loss, its picture, or why it ended without
 RUN/error.log      the traceback of an error that nobody has foreseen
@@ -24,7 +24,7 @@ MOST_RESULT = 2**20  # bytes; ours has the overrides of a run, and what went wro
 
 @dataclass
 class RunResult:
-    """How a run of a sweep ended, or that it has begun."""
+    """How a run of a sweep ended, or that it has started."""
 
     overrides: list[str]
     final_loss: float | None = None
@@ -51,7 +51,7 @@ class RunResult:
         self._write(directory)
 
     def end(self, directory: Path, outcome: object) -> None:
-        """Put on record that the run is done; `outcome` is its final loss, another figure, or its picture."""
+        """Record that the run is done; `outcome` is its final loss, another figure, or its image."""
         self.under_way, self.error, self.stopped = False, None, False
         if isinstance(outcome, Path):
             self.picture = str(outcome.absolute())
@@ -61,7 +61,7 @@ class RunResult:
         self._write(directory)
 
     def end_early(self, directory: Path, error: BaseException) -> None:
-        """Put on record why the run is not done."""
+        """Record why the run is not done."""
         self.under_way, self.final_loss, self.picture = False, None, None
         self.error, self.stopped = str(error), isinstance(error, Stopped)
         if not isinstance(error, ConfigError | RunError | Stopped):
@@ -76,7 +76,7 @@ class RunResult:
 
 
 def result_in(directory: Path) -> RunResult | None:
-    """What is on record of the run in a directory; None if none of a sweep has begun there.
+    """The record of the run in a directory; None if no run of a sweep has started there.
 
     Raises:
         ConfigError: if that is not what `RunResult` writes.
@@ -100,7 +100,7 @@ def result_in(directory: Path) -> RunResult | None:
 
 
 def run_resumed(resume: str, work: Callable[[], Any]) -> Any:
-    """Run `work`, which resumes the run that `resume=` names; if it is one of a sweep, its record tells how that ends.
+    """Run `work`, which resumes the run that `resume=` names; if that is part of a sweep, record how it ends.
 
     A mistake in the command line changes nothing of what is known.
     """

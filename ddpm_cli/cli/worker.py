@@ -1,4 +1,4 @@
-"""What a run needs in a process to which a launcher has sent it: a place for what it says, and its signals."""
+"""What a run needs in a launcher's worker process: a file for its output, and its signals."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ CONSOLE_FILE = "console.log"
 
 
 def worker_process(launcher: str, directory: Path, stop: Stop) -> AbstractContextManager[None]:
-    """A context for one run in `directory`, by the launcher that has sent it.
+    """A context for one run in `directory`, for the launcher that has sent it.
 
     Entering or leaving it raises Stopped if the process has been asked to stop, perhaps while it was at another run.
     """
@@ -32,7 +32,7 @@ def worker_process(launcher: str, directory: Path, stop: Stop) -> AbstractContex
 
 @contextmanager
 def _of_joblib(console_file: Path, stop: Stop) -> Iterator[None]:
-    """What several runs at once would print all over each other goes to a file of each."""
+    """Send output to a file for each run, as several runs at once would mix theirs."""
     console_file.parent.mkdir(parents=True, exist_ok=True)
     durable.unshare(console_file)
     with (
@@ -47,9 +47,9 @@ def _of_joblib(console_file: Path, stop: Stop) -> Iterator[None]:
 
 @contextmanager
 def _of_submitit(stop: Stop) -> Iterator[None]:
-    """Submitit's signal too stops a run once it is saved, and only then puts the job back into the queue.
+    """On submitit's signal too, save the run, stop it, and only then requeue the job.
 
-    Submitit's own answer ends the process where it is, saved or not.
+    Submitit's own handler ends the process at once, saved or not.
     """
     name = f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"
     number = getattr(signal, name)
@@ -65,9 +65,9 @@ def _of_submitit(stop: Stop) -> Iterator[None]:
 
 
 def _requeue(handler: Callable, number: int) -> str:
-    """Have submitit put the job back into the queue, which ends this process; returns why it has not been."""
+    """Have submitit requeue the job, which ends this process; returns why it was not requeued."""
     try:
         handler(number, None)
     except Exception as error:  # submitit's own
         return str(error)
-    return "Not put back into the queue"
+    return "The job was not requeued"

@@ -1,1 +1,1 @@
-"""Runs side by side: found, read as anybody's, ranked where their figures may be, in tables, pages and TensorBoard."""
+"""Runs side by side: found, read with care, ranked where figures allow it; in tables, a page and TensorBoard."""

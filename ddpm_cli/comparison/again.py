@@ -1,4 +1,4 @@
-"""The command line that trains a run again: as it was typed where that is kept, else made of its configuration."""
+"""The command line that trains a run again: as it was typed, if that is recorded, else made from its configuration."""
 
 import functools
 import re
@@ -22,7 +22,7 @@ _ABSENT = object()
 
 
 def command_again(run: Run) -> str | None:
-    """A line for the shell that trains a new run of the same configuration; None: what there is does not say it."""
+    """A shell command that trains a new run with the same configuration; None if the records do not suffice."""
     if run.overrides is not None:
         overrides = [text for text in run.overrides if text.lstrip("+~").partition("=")[0] not in _OF_THE_RUN]
     else:
@@ -37,7 +37,7 @@ def command_again(run: Run) -> str | None:
 
 
 def _overrides(nodes: Mapping[str, Any]) -> list[str] | None:
-    """Overrides that make of our own YAML files this configuration; None if they cannot.
+    """Overrides that turn our own YAML files into this configuration; None if there are none.
 
     Hydra lays `data`, which is a recipe for other groups too, over these, and the command line over all.
     """
@@ -82,14 +82,14 @@ def _with_recipe(nodes: Mapping[str, Any], recipe: str, forked: bool) -> list[st
 
 
 def _implied(recipe: Mapping[str, Any]) -> dict[str, str | None]:
-    """What is chosen of each group by the defaults and a recipe of data."""
+    """The option of each group that the defaults and a data recipe choose."""
     entries = [entry for entry in recipe.get("defaults", []) if isinstance(entry, dict)]
     chosen = {key.removeprefix("override /"): option for entry in entries for key, option in entry.items()}
     return {**groups("train"), **chosen}
 
 
 def _nearest(nodes: Mapping[str, Any], group: str, implied: str | None, recipe: Mapping[str, Any]) -> str | None:
-    """The option of a group that takes the fewest changes; None if none of ours is of this class."""
+    """The option of a group that needs the fewest changes; None if none of ours has this class."""
 
     def changes(option: str) -> tuple[int, bool]:
         found = list(_changes(group, nodes[group], _yaml(group, option), recipe.get(group, {}), nodes))
@@ -143,7 +143,7 @@ def _followed(value: Any, nodes: Mapping[str, Any]) -> Any:
 
 
 def _text(value: Any) -> str | None:
-    """A value in Hydra's grammar; None for one that has no form there."""
+    """A value in Hydra's grammar; None if it cannot be written there."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
@@ -158,7 +158,7 @@ def _text(value: Any) -> str | None:
 
 @functools.cache
 def _first() -> dict[str, Any]:
-    """What train.yaml itself says, over which Hydra lays what is chosen of each group."""
+    """The values in train.yaml itself, which the chosen option of each group overrides."""
     return yaml.safe_load((configs_directory() / "train.yaml").read_text(encoding="utf-8"))
 
 

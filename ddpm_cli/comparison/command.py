@@ -22,7 +22,7 @@ _FAILED, _MISTAKE = 1, 2
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Compare what the arguments name, print it, write it; returns the exit status."""
+    """Compare the runs that the arguments name, print and write the result; returns the exit status."""
     given = _parser().parse_args(arguments)
     directories = [Path(name) for name in given.directories or [DEFAULT]]
     out = Path(given.out) if given.out is not None else directories[0] if len(directories) == 1 else Path()
@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _few(lines: Sequence[str]) -> list[str]:
-    more = [f"left out: {len(lines) - MOST_LINES} more such lines are in compare.md"] if len(lines) > MOST_LINES else []
+    more = [f"left out: {len(lines) - MOST_LINES} more, listed in compare.md"] if len(lines) > MOST_LINES else []
     return [*lines[:MOST_LINES], *more]
 
 
@@ -57,22 +57,22 @@ def _end(message: str, status: int) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        sys.exit(_end(f"{message}; --help shows what there is", _MISTAKE))
+        sys.exit(_end(f"{message}; --help shows the options", _MISTAKE))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog=PROGRAM,
         allow_abbrev=False,
-        description="Compare runs and sweeps: what differs between them, beside losses, evaluations, speed and time. "
+        description="Compare runs and sweeps: what differs between them, with losses, evaluations, speed and time. "
         "Prints a table; writes compare.csv, compare.md and compare.html, one file with curves and previews. "
-        "Only figures of one name and one fingerprint are ranked.",
+        "Only figures with the same name and fingerprint are ranked.",
     )
     parser.add_argument(
-        "directories", nargs="*", metavar="DIR", help=f"runs, sweeps, or what they lie below (default: {DEFAULT})"
+        "directories", nargs="*", metavar="DIR", help=f"runs, sweeps, or directories of them (default: {DEFAULT})"
     )
     parser.add_argument(
-        "--out", metavar="DIR", help="where to write (default: DIR if there is one, else the current directory)"
+        "--out", metavar="DIR", help="where to write (default: DIR if there is only one, else the current directory)"
     )
     parser.add_argument("--version", action="version", version=f"ddpm-cli {__version__}")
     return parser

@@ -1,4 +1,4 @@
-"""What of several runs is drawn as curves: losses and figures over steps, and quality against network calls."""
+"""The curves of several runs: losses and figures over steps, and quality against network calls."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ MOST_CHARTS = 24
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of one run; `label` tells apart several of one."""
+    """The points of one run; `label` distinguishes several curves of a run."""
 
     run: int
     points: list[tuple[float, float]]
@@ -34,12 +34,12 @@ class Chart:
 
     @property
     def labels(self) -> list[str]:
-        """What tells apart curves of one run, each once."""
+        """The labels of its curves, each once."""
         return list(dict.fromkeys(curve.label for curve in self.curves))
 
 
 def charts_of(runs: Sequence[Run]) -> list[Chart]:
-    """The charts that these runs have something for; those of ddpm-eval for each fingerprint its own."""
+    """The charts for which these runs have data; for ddpm-eval, one for each fingerprint."""
     found = []
     names = dict.fromkeys(name for run in runs for name in run.series if name.startswith(EVALUATED))
     for name in dict.fromkeys((LOSS, HELDOUT, *names)):
@@ -78,7 +78,7 @@ def _over_checkpoints(title: str, made: Sequence[tuple[int, Evaluation]]) -> Cha
 
 
 def _against_calls(title: str, made: Sequence[tuple[int, Evaluation]]) -> Chart:
-    """Of each run's newest checkpoint, curves of samplers that differ in nothing but their steps."""
+    """For each run's newest checkpoint, curves of samplers that differ only in their steps."""
     newest: dict[int, int] = {}
     for i, evaluation in made:
         newest[i] = max(newest.get(i, 0), evaluation.step or 0)

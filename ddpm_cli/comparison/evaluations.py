@@ -1,4 +1,4 @@
-"""Evaluations of a run, as `ddpm-eval` has put them on record: RUN/eval/NAME.json."""
+"""Evaluations of a run, as `ddpm-eval` records them: RUN/eval/NAME.json."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ _DECIDES = ("features", "reference")
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One figure, and how it was made. What a record does not say, or says wrongly, is None."""
+    """One figure, and how it was made. Values that a record lacks, or has wrongly, are None."""
 
     file: Path
     name: str
@@ -42,12 +42,12 @@ class Evaluation:
 
     @property
     def drawn_by(self) -> str:
-        """The sampler and what it took, as a reader tells one from another."""
+        """The sampler and its settings, for a reader."""
         return self._sampling("" if self.sampler_steps is None else f"{self.sampler_steps} steps")
 
     @property
     def solver(self) -> str:
-        """The same whatever its number of steps."""
+        """The same without the number of steps."""
         return self._sampling("")
 
     def _sampling(self, steps: str) -> str:
@@ -70,7 +70,7 @@ def read_evaluations(run: Path) -> tuple[list[Evaluation], list[str]]:
         except (OSError, ValueError) as error:
             left_out.append(printable(str(error)))
     if len(names) > MOST_FILES:
-        left_out.append(f"{printable(str(directory))}: more than {MOST_FILES} files; the others are left out")
+        left_out.append(f"{printable(str(directory))}: more than {MOST_FILES} files; the rest are left out")
     return found, left_out
 
 
@@ -78,7 +78,7 @@ def _figures(file: Path) -> list[Evaluation]:
     record = record_files.read_json(file)
     metrics = record.get("metrics")
     if record.get("format") != FORMAT or not isinstance(metrics, list):
-        raise ValueError(f"{file} is no evaluation of format {FORMAT}")
+        raise ValueError(f"{file} is not an evaluation of format {FORMAT}")
     model, samples, seconds = (_part(record, key) for key in ("model", "samples", "seconds"))
     shared = {
         "file": file,

@@ -1,4 +1,4 @@
-"""Figures of several runs: which may be ranked, which of them is the best, and why others cannot be compared."""
+"""Figures of several runs: which may be ranked, which is the best, and why others cannot be compared."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ _COMPARABLE: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """One value of one run, and how it was come by."""
+    """One value of one run, and how it was made."""
 
     value: float
     standard_error: float | None = None
@@ -50,7 +50,7 @@ class Figures:
 
 
 def better_of(metric: str, name: str) -> int:
-    """Whether a lower or a higher value of a metric is the better one; UNKNOWN for one that is not known here."""
+    """Whether a lower or a higher value of a metric is better; UNKNOWN for an unknown metric."""
     if any(word in name for word in _HIGHER) or metric in _HIGHER:
         return HIGHER
     return LOWER if metric in _LOWER or name.startswith(_LOWER) else UNKNOWN
@@ -115,7 +115,7 @@ def _decisive(config: Mapping[str, str], prefixes: Sequence[str]) -> dict[str, s
 
 def _unranked(figures: Figures) -> list[str]:
     if figures.better == UNKNOWN and len(figures.of) > 1:
-        return [f"{figures.title}: not ranked, as it is not known here whether more of it is better"]
+        return [f"{figures.title}: not ranked, as it is not known whether higher is better"]
     return []
 
 
@@ -123,7 +123,7 @@ def _unranked(figures: Figures) -> list[str]:
 
 
 def by_kind(runs: Sequence[Run]) -> dict[tuple[str, str], list[tuple[int, Evaluation]]]:
-    """Evaluations with the number of their run, by name and fingerprint; of a name, what most runs have comes first.
+    """Evaluations with the number of their run, by name and fingerprint; for a name, the most common comes first.
 
     Those of single classes are left to compare.html's list.
     """
@@ -159,9 +159,7 @@ def _evaluated(runs: Sequence[Run]) -> tuple[list[Figures], list[str]]:
             kinds_named = ", ".join(f"({number})" for number in range(1, len(of_name) + 1))
             notes.append(f"{name}: {kinds_named} cannot be compared with each other, as these differ: {differ}")
     if several:
-        notes.append(
-            "of a run that was evaluated in several ways the best figure counts; all are listed in compare.html"
-        )
+        notes.append("for a run evaluated in several ways, the best figure is shown; compare.html lists them all")
     return found, notes
 
 
@@ -180,7 +178,7 @@ def _figure(evaluation: Evaluation) -> Figure:
 
 
 def _differing_values(sides: Sequence[Mapping[str, str]]) -> str:
-    """The keys in which these differ with their values, for a message; empty if they are the same."""
+    """The keys in which these differ, with their values, for a message; empty if they are equal."""
     keys = dict.fromkeys(key for side in sides for key in side)
     differ = []
     for key in keys:

@@ -1,4 +1,4 @@
-"""Which directories are runs: told by what lies in them, wherever they lie."""
+"""Finds the directories that are runs, by the files in them."""
 
 import os
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ MOST_DIRECTORIES = 50_000  # that are looked into
 
 @dataclass
 class Found:
-    """The directories of runs, in natural order, and what is to be said of those that were not looked for."""
+    """The directories of runs, in natural order, and remarks on where the search stopped."""
 
     directories: list[Path] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
 
 def find_runs(directories: Sequence[Path]) -> Found:
-    """The runs that are these directories or lie below them, each once. Links are not followed, nor hidden ones.
+    """The runs that are these directories or below them, each once. Links and hidden directories are not followed.
 
     Raises:
         ValueError: if one of them is not there, or cannot be read; names it.
@@ -33,7 +33,7 @@ def find_runs(directories: Sequence[Path]) -> Found:
         for place, inner, files in os.walk(home):
             looked_into += 1
             if looked_into > MOST_DIRECTORIES:
-                found.left_out.append(f"{home}: only the first {MOST_DIRECTORIES:,} directories were looked into")
+                found.left_out.append(f"{home}: only the first {MOST_DIRECTORIES:,} directories were searched")
                 break
             if is_run(inner, files):
                 real = os.path.realpath(place)
@@ -46,20 +46,20 @@ def find_runs(directories: Sequence[Path]) -> Found:
             inner[:] = [name for name in inner if not name.startswith(".")]
         found.directories += sorted(below, key=lambda path: natural(str(path)))
     if len(found.directories) > MOST_RUNS:
-        found.left_out.append(f"{len(found.directories):,} runs were found, and the first {MOST_RUNS} compared")
+        found.left_out.append(f"{len(found.directories):,} runs were found; only the first {MOST_RUNS} are compared")
         del found.directories[MOST_RUNS:]
     return found
 
 
 def is_run(folders: Sequence[str], files: Sequence[str]) -> bool:
-    """Whether a directory that holds these is one of a run that was trained, or of one of a sweep that has failed."""
+    """Whether a directory with these entries is of a training run, or of a failed run of a sweep."""
     trained = CONFIG_FILE in files and (METRICS_FILE in files or CHECKPOINTS in folders)
     failed = RESULT_FILE in files and FINISHED_FILE not in files and UNFINISHED_FOLDER not in folders
     return RUN_FILE in files or trained or failed
 
 
 def natural(name: str) -> list[tuple[int, int | str]]:
-    """A key to sort names by, in which numbers count as numbers: 2 before 10."""
+    """A sort key for names, in which numbers count as numbers: 2 before 10."""
     parts, digits = [], ""
     for character in f"{name}\0":
         if character.isascii() and character.isdigit():
@@ -74,7 +74,7 @@ def natural(name: str) -> list[tuple[int, int | str]]:
 
 def _check(directory: Path) -> None:
     if not directory.is_dir():
-        what = "is no directory" if os.path.lexists(directory) else "there is no such directory"
+        what = "is not a directory" if os.path.lexists(directory) else "no such directory"
         raise ValueError(f"{directory}: {what}")
     try:
         os.scandir(directory).close()

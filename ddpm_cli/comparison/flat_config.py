@@ -1,4 +1,4 @@
-"""A configuration as dotted keys with short texts, and those in which runs differ."""
+"""Configurations as dotted keys with short texts, and the keys in which runs differ."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ def _option(group: str, target: str) -> str:
 
 
 def value_text(value: object) -> str:
-    """A value as it stands on a command line; not all of a long one."""
+    """A value as on a command line, shortened if it is long."""
     if isinstance(value, str):
         found = value
     else:
@@ -89,7 +89,7 @@ def _differs(key: str, configs: Sequence[dict[str, str]], others: set[str]) -> b
 
 
 def _repeats(key: str, earlier: Sequence[str], configs: Sequence[dict[str, str]]) -> bool:
-    """Whether another key of the same name says the same in every run, as data.image_size and model.image_size do."""
+    """Whether another key of this name has the same value in every run, like data.image_size and model.image_size."""
     own = [config.get(key) for config in configs]
     return any(
         other.rpartition(".")[2] == key.rpartition(".")[2] and [config.get(other) for config in configs] == own
@@ -98,7 +98,7 @@ def _repeats(key: str, earlier: Sequence[str], configs: Sequence[dict[str, str]]
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The keys by as few of their last parts as tell them apart."""
+    """The keys, shortened to as few of their last parts as distinguish them."""
     return {key: _ending(key.split("."), [other.split(".") for other in keys]) for key in keys}
 
 

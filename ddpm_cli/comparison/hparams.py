@@ -66,7 +66,7 @@ def _value(text: str) -> Value:
 
 
 def _of_one_type(runs: Sequence[dict[str, Value]]) -> list[dict[str, Value]]:
-    """Values of a key that are not of one type everywhere become texts, as TensorBoard has one type for each."""
+    """Turn the values of a key into texts if their types differ, as TensorBoard has one type for each key."""
     types: dict[str, set[type]] = {}
     for values in runs:
         for key, value in values.items():
@@ -81,7 +81,7 @@ def _text(value: Value) -> str:
 
 
 def _experiment(runs: Sequence[Mapping[str, Value]], of: Sequence[Run]) -> Any:
-    """What the tab has columns for: the overrides that were swept (all, if none differ), and what came out."""
+    """The columns of the tab: the overrides that were swept (all, if none differ), and the results."""
     distinct = {key: [values[key] for values in runs if key in values] for values in runs for key in values}
     swept = [key for key, found in distinct.items() if len(set(found)) > 1 or len(found) < len(runs)]
     tags = dict.fromkeys(name for run in of for name in run.series if name.startswith(EVALUATED))

@@ -1,4 +1,4 @@
-"""What a sweep leaves when it ends: its comparison, and its sessions in TensorBoard."""
+"""The output at the end of a sweep: its comparison, and its sessions in TensorBoard."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""compare.html: one file that needs nothing else, asks nobody for anything, and runs no text that is not ours."""
+"""compare.html: one file that needs no other, makes no request, and runs no script but ours."""
 
 import base64
 import hashlib
@@ -76,7 +76,7 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def _colours(comparison: Comparison) -> dict[int, str]:
-    """Of the runs that have a colour of their own: all of a few, of many the best ones. The others are grey."""
+    """The colours of runs: all of a few runs have one, of many only the best. The others are grey."""
     order = list(range(len(comparison.runs)))
     ranked = [c for c in comparison.columns if c.kind == FIGURE and any(cell.best for cell in c.cells)]
     if len(order) > COLOURS and ranked:
@@ -165,11 +165,11 @@ def _charts(comparison: Comparison, colours: dict[int, str]) -> tuple[list[str],
     ]
     left = len(charts) - MOST_CHARTS
     parts = [f'<ul class="legend">{"".join(legend)}</ul>', f'<div class="grid-of-charts">{"".join(drawn)}</div>']
-    return _section("Curves", parts), [f"{left} more charts are not drawn"] if left > 0 else []
+    return _section("Curves", parts), [f"{left} more charts are not shown"] if left > 0 else []
 
 
 def _strokes(chart: Chart) -> str:
-    """Which line is which, where runs have several."""
+    """A legend of line styles, if runs have several curves."""
     if len(chart.labels) < 2:
         return ""
     first = {label: next(curve for curve in chart.curves if curve.label == label) for label in chart.labels[:12]}
@@ -204,7 +204,7 @@ def _evaluations(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     rows = [_evaluation(i, runs[i].name, evaluation) for i, evaluation in made[:MOST_EVALUATIONS]]
     left = len(made) - MOST_EVALUATIONS
     table = _scrolled("evaluations", "All evaluations", head, rows)
-    said = '<p class="quiet">Only figures of one name and one fingerprint can be compared.</p>'
+    said = '<p class="quiet">Only figures with the same name and fingerprint can be compared.</p>'
     left_out = [f"{left:,} more evaluations are in compare.csv or in the runs"] if left > 0 else []
     return _section("All evaluations", [table, said]), left_out
 
@@ -234,7 +234,7 @@ def _commands(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
     for run in runs[:MOST_COMMANDS]:
         line = command_again(run)
         if line is None:
-            said = '<p class="quiet">Its records do not say how: it has no configuration, or not of our options.</p>'
+            said = '<p class="quiet">Unknown: its records have no configuration, or none of our options.</p>'
         else:
             said = f'<pre tabindex="0">{escape(printable(line))}</pre><button type="button">Copy</button>'
         parts.append(f"<details><summary>{escape(run.name)}</summary>{said}</details>")

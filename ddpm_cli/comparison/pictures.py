@@ -1,4 +1,4 @@
-"""Last previews of runs, small enough to lie side by side on a page."""
+"""Last previews of runs, small enough to fit side by side on a page."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ MOST_PIXELS = 2**24
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a run as a `data:` address, and its size in pixels."""
+    """An image of a run as a `data:` URL, and its size in pixels."""
 
     run: int
     step: int
@@ -60,7 +60,7 @@ def previews(runs: Iterable[tuple[int, Run]]) -> tuple[list[Picture], list[str]]
 def _scaled(content: bytes) -> Image.Image:
     with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
         if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are too many")
+            raise ValueError(f"{image.width} x {image.height} pixels: too large")
         picture = image.convert("L" if image.mode in ("1", "L") else "RGB")
     scale = min(1.0, LONGEST_SIDE / max(picture.size))
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

@@ -1,4 +1,4 @@
-"""Records of runs that may be anybody's: read only as far as they may go, and never through a link."""
+"""Reads records of runs that may be anybody's, within limits, and never through a link."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def _object(path: Path, parse: Any, content: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError, yaml.YAMLError):
         found = None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged, or not ours")
+        raise ValueError(f"{path} is damaged, or not written by ddpm-cli")
     return found
 
 
@@ -62,7 +62,7 @@ def lines_of_json(path: Path) -> Iterator[dict[str, Any] | None]:
     """The objects in a file of a JSON object per line; None for what is none. Of a huge file its two ends.
 
     Raises:
-        ValueError: naming it, if it is no plain file.
+        ValueError: naming it, if it is not a plain file.
         OSError: if it is not there, or cannot be read.
     """
     if path.is_symlink():
@@ -103,21 +103,21 @@ def number(value: object) -> float | None:
 
 
 def whole(value: object) -> int | None:
-    """A whole number from 0 to 2^53, which any language reads as it is; None for anything else."""
+    """A whole number from 0 to 2^53, which every language reads exactly; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if 0 <= value <= 2**53 else None
 
 
 def text(value: object, most: int = 200) -> str | None:
-    """A text, not all of a long one; None for anything else."""
+    """A text, shortened if it is long; None for anything else."""
     if not isinstance(value, str):
         return None
     return value if len(value) <= most else f"{value[:most]}..."
 
 
 def names_in(directory: Path, most: int) -> list[str]:
-    """Names of what is in a directory that is there and no link; at most so many, of no order."""
+    """Names in a directory, if it exists and is no link: at most so many, in any order."""
     if directory.is_symlink():
         return []
     found: list[str] = []

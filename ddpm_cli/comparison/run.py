@@ -1,4 +1,4 @@
-"""What a run's directory says of it: who it is, how far it came, its curves, its evaluations, its last picture."""
+"""A run, read from its directory: its identity, its progress, its curves, its evaluations, its last preview."""
 
 import os
 import re
@@ -26,7 +26,7 @@ _OF_SAMPLES = ("ckpt", "samples")  # keys without which nothing is drawn, or eva
 
 @dataclass
 class Run:
-    """A run as its records have it. What could not be read is in `left_out`, a line each."""
+    """A run, read from its records. `left_out` has a line for each thing that could not be read."""
 
     directory: Path
     name: str = ""  # by which the report calls it
@@ -47,12 +47,12 @@ class Run:
 
     @property
     def has_something(self) -> bool:
-        """Whether there is anything of it to compare."""
+        """Whether it has anything to compare."""
         return bool(self.series or self.evaluations or self.preview)
 
     @property
     def images_per_second(self) -> float | None:
-        """The median over its log."""
+        """The median over the log."""
         speeds = [value for _, value in self.series.get(IMAGES_PER_SECOND, [])]
         return statistics.median(speeds) if speeds else None
 
@@ -70,7 +70,7 @@ class Run:
 
 
 def read_run(directory: Path) -> Run | None:
-    """All that is known of the run in a directory; None if it is one that draws or evaluates, and trains nothing."""
+    """Everything known about the run in a directory; None if it samples or evaluates, and does not train."""
     run = Run(directory, name=str(directory))
     result = _attempt(run, lambda: record_files.read_json(directory / RESULT_FILE)) or {}
     overrides = result.get("overrides")
@@ -97,7 +97,7 @@ def read_run(directory: Path) -> Run | None:
 
 
 def _attempt(run: Run, read):
-    """What `read` gives, None if there is no such file; what is wrong with one is noted."""
+    """The result of `read`; None if there is no such file; errors are noted."""
     try:
         return read()
     except FileNotFoundError:
@@ -117,7 +117,7 @@ def _key(override: str) -> str:
 
 
 def _of_overrides(overrides: list[str]) -> dict[str, str]:
-    """What is known of the configuration of a run that has none because it failed first."""
+    """What is known about the configuration of a run that failed before it was written."""
     pairs = [text.lstrip("+").partition("=") for text in overrides if not text.startswith("~")]
     found = {key.replace("/", "."): value for key, _, value in pairs}
     for key, value in found.items():
@@ -167,7 +167,7 @@ def _last_said(log: Path) -> tuple[str, str]:
 
 
 def _runs_here(lock: Path) -> bool:
-    """Whether a process of this machine says that it trains there. The lock itself is not tried: that would take it."""
+    """Whether a process of this machine is recorded as training there. The lock is not tried, as that would take it."""
     try:
         pid, host, *_ = record_files.read(lock, 4096).decode().splitlines()
         if host != socket.gethostname() or os.name == "nt":

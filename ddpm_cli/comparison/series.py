@@ -1,4 +1,4 @@
-"""A run's curves out of its metrics.jsonl, by their names."""
+"""A run's curves, read from its metrics.jsonl, by name."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ Series = dict[str, list[tuple[int, float]]]  # by name, points (step, value) in 
 
 
 def read_series(file: Path) -> tuple[Series, str | None]:
-    """The loss, the speed and what was evaluated while training; and what is to be said of lines that are left out.
+    """The loss, the speed and the evaluations while training, and a remark on lines that are left out.
 
     Raises:
-        ValueError: naming it, if it is no plain file.
+        ValueError: naming it, if it is not a plain file.
         OSError: if it is not there, or cannot be read.
     """
     found: dict[str, dict[int, float]] = {}
@@ -37,12 +37,12 @@ def read_series(file: Path) -> tuple[Series, str | None]:
                 found.setdefault(name, {})[step] = value
     series = {name: sorted(points.items()) for name, points in found.items()}
     more = " and what follows" if lost > MOST_DAMAGED else ""
-    damaged = f"{printable(str(file))}: {lost:,} damaged lines{more}, or what was too much, are left out"
+    damaged = f"{printable(str(file))}: {lost:,} damaged or excess lines{more} are left out"
     return series, damaged if lost else None
 
 
 def thinned(points: list[tuple[int, float]], most: int) -> list[tuple[int, float]]:
-    """At most `most` points of a curve: neighbours are put together, the last point stays as it is."""
+    """At most `most` points of a curve: neighbours are averaged, the last point stays as it is."""
     if len(points) <= most:
         return points
     size = -(-len(points) // (most - 1))

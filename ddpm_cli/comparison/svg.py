@@ -66,14 +66,14 @@ def _mark(across: "_Axis", value: float) -> str:
 
 
 def number_text(value: float) -> str:
-    """A number as short as it can be told by."""
+    """A number, as short as is unambiguous."""
     if value != 0 and not 1e-3 <= abs(value) < 1e6:
         return f"{value:.3g}"
     return f"{value:,.0f}" if value == round(value) else f"{value:.4g}"
 
 
 class _Axis:
-    """From values to places between two ends of a drawing."""
+    """Maps values to places between two ends of a drawing."""
 
     def __init__(self, values: Sequence[float], start: float, end: float, *, log: bool, whole: bool = False):
         self.log, self.start, self.end = log, start, end

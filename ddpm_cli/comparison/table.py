@@ -1,4 +1,4 @@
-"""The table of a comparison, whatever shows it: a row for each run, columns for what differs and what came out."""
+"""The table of a comparison, for all outputs: a row for each run, columns for differences and results."""
 
 import math
 import os
@@ -18,7 +18,7 @@ PROGRESS, KEY, FIGURE, SPEED, TIME = "progress", "key", "figure", "speed", "time
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a table, what it is sorted by, and what more is known of it."""
+    """The text of a cell, the value that it is sorted by, and its details."""
 
     text: str = ""
     value: float | str | None = None
@@ -73,7 +73,7 @@ def compare(directories: Sequence[Path]) -> Comparison:
 
 
 def _name_all(runs: Sequence[Run]) -> Path:
-    """Call runs by their way from the directory that they have in common; returns that."""
+    """Name runs by their paths from their common directory; returns that directory."""
     if not runs:
         return Path()
     places = [os.path.abspath(run.directory) for run in runs]
@@ -170,7 +170,7 @@ def _costs(runs: Sequence[Run]) -> list[Column]:
 
 
 def time_text(seconds: float) -> str:
-    """A time as people say it."""
+    """A time in people's units."""
     for limit, unit, name in ((100, 1, "s"), (6000, 60, "min"), (360_000, 3600, "h")):
         if seconds < limit:
             return f"{seconds / unit:.1f} {name}"

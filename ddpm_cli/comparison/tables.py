@@ -33,7 +33,7 @@ def csv_text(comparison: Comparison) -> str:
 
 
 def _harmless(cell: object) -> object:
-    """A text that no spreadsheet takes for a formula."""
+    """A text that no spreadsheet reads as a formula."""
     if not isinstance(cell, str) or not re.match(r"[=+@\t\r-]", cell):
         return cell
     try:
@@ -44,7 +44,7 @@ def _harmless(cell: object) -> object:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The table, with the best figures in bold, and what is to be said of it."""
+    """The table, with the best figures in bold, and the remarks on it."""
     columns = [column for column in comparison.columns if any(cell.text for cell in column.cells)]
     lines = [
         MARKDOWN_BEGINS,

@@ -1,4 +1,4 @@
-"""The table as a terminal shows it: as many columns as its width takes, the most telling ones."""
+"""The table for a terminal: as many columns as fit its width, the most important first."""
 
 from collections.abc import Sequence
 
@@ -47,7 +47,7 @@ def terminal_table(comparison: Comparison, width: int, elsewhere: str) -> str:
 
 
 def _by_importance(columns: Sequence[Column]) -> list[Column]:
-    """How far runs came and what came out, beside what was changed; further figures, speed and time last."""
+    """The order of columns: progress and results beside the changes; other figures, speed and time last."""
     figures = [column for column in columns if column.kind == FIGURE]
     progress = [column for column in columns if column.kind == PROGRESS]
     keys = [column for column in columns if column.kind == KEY]

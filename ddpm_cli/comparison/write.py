@@ -1,4 +1,4 @@
-"""The files of a comparison: written whole or not at all, and over nobody else's."""
+"""Writes the files of a comparison, all or nothing, and never over other files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,15 +19,15 @@ _FILES: dict[str, tuple[str, Callable[[Comparison], str]]] = {
 
 
 def check_place(directory: Path) -> None:
-    """Raise ValueError, naming it, for something in the way of a comparison that is not one of ours."""
+    """Raise ValueError, naming it, for a file at the place of a comparison that is not one of ours."""
     if directory.exists() and not directory.is_dir():
-        raise ValueError(f"{directory} is no directory")
+        raise ValueError(f"{directory} is not a directory")
     for name, (begins, _) in _FILES.items():
         file = directory / name
         if not file.is_symlink() and not file.exists():
             continue
         if file.is_symlink() or not file.is_file() or not _begins(file, begins.encode()):
-            raise ValueError(f"{file} is not an earlier comparison of ours; it stays: move it, or give another --out")
+            raise ValueError(f"{file} was not written by ddpm-compare, and is kept: move it, or give another --out")
 
 
 def _begins(file: Path, begins: bytes) -> bool:
@@ -36,7 +36,7 @@ def _begins(file: Path, begins: bytes) -> bool:
 
 
 def write(comparison: Comparison, directory: Path) -> Path:
-    """Write compare.csv, compare.md and compare.html into a directory, which is made if missing; returns the last.
+    """Write compare.csv, compare.md and compare.html to a directory, created if missing; returns the last.
 
     Raises:
         ValueError: for a file in their way that is not ours: then none is written.

@@ -1,1 +1,1 @@
-"""What a YAML tree means: checked against what consumes it, compared with a run's, turned into objects."""
+"""Configurations: checked against the code that uses them, compared with a run's, and turned into objects."""

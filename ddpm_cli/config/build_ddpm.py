@@ -1,4 +1,4 @@
-"""A network and its diffusion, built of a configuration: the one place where configurations meet the mathematics."""
+"""Builds a network and its diffusion from a configuration: the one place where configurations meet the mathematics."""
 
 from typing import TYPE_CHECKING
 

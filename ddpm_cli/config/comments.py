@@ -1,4 +1,4 @@
-"""What the comments of a YAML file say of its options: the one place where an option's meaning is written."""
+"""Reads the comments of YAML files, which are the one place where the meaning of options is written."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Options that every choice of a group has, also a user's own: the program sees to them, their target does not.
+"""Options that every choice of a group has, also a user's own: the program handles them, not their target.
 
 Their defaults and comments stand in configs/train.yaml.
 """
@@ -20,12 +20,12 @@ _OF_GROUPS = {"data": {"holdout": Parameter("holdout", ast.Name("int"), required
 
 
 def common_options(group: str, target: str | None = None) -> dict[str, Parameter]:
-    """Those of a group, by name; of a node of that name with this `target`, where that is said."""
+    """The common options of a group, by name; if `target` is given, of a node of that name with this target."""
     return {} if target == DATA_PLACE else _OF_GROUPS.get(group, {})
 
 
 def without_common(data: dict[str, Any]) -> tuple[dict[str, Any], Common]:
-    """A node of `data` as its target takes it, and what it says to the program.
+    """A node of `data` without its common options, for its target, and these options.
 
     Raises:
         ValueError: for a value of another type.

@@ -1,4 +1,4 @@
-"""A run's own configuration, changed: resumed with the few changes that leave valid what it has learned, or forked."""
+"""How a run's own configuration may change: when it is resumed (only what keeps its learning valid), or forked."""
 
 import copy
 from collections.abc import Collection
@@ -20,10 +20,10 @@ CHANGEABLE = (
     *("data.follow_links", "data.cache_gb", "data.dataset"),
 )
 LOGGER = "logger"  # not in checkpoints at all: one of somebody else's is not to have anything sent anywhere
-# Said anew each time; what the checkpoint has of them counts for nothing.
+# Given again with each command; a checkpoint's values of them are ignored.
 OF_THE_INVOCATION = ("resume", "fork", "init", "trust", LOGGER)
-SAMPLER = "sampler"  # of previews: only they come of it
-STEPS, LR_DECAY = "trainer.steps", "trainer.lr_decay"  # who goes further may say what becomes of the rate
+SAMPLER = "sampler"  # of previews, and of nothing else
+STEPS, LR_DECAY = "trainer.steps", "trainer.lr_decay"  # more steps may come with another decay
 
 
 def merge(saved: dict, changes: dict[str, Any], chosen: dict[str, dict]) -> dict:
@@ -61,17 +61,17 @@ def merge(saved: dict, changes: dict[str, Any], chosen: dict[str, dict]) -> dict
             has = f"no such option{hint}" if old is _ABSENT else f"{_plain(old)!r}{new_value(key, new)}"
             raise ConfigError(
                 f"{key}: cannot change when resuming: the run has {has}, this command line {new!r}. "
-                f"What may change: {', '.join(CHANGEABLE)}. fork= instead of resume= begins a new run from it, "
-                "init= one with its weights alone"
+                f"What may change: {', '.join(CHANGEABLE)}. fork= instead of resume= starts a new run from its state, "
+                "init= from its weights alone"
             )
     return merged
 
 
 def fork(saved: dict, changes: dict[str, Any], chosen: dict[str, dict]) -> dict:
-    """The configuration of a run that begins where another one is, and is to be changed as it likes.
+    """The configuration of a new run that starts from the state of another one, with any changes.
 
     Args:
-        saved: that run's configuration; not modified.
+        saved: the other run's configuration; not modified.
         changes: what the command line sets, by dotted key; new keys are for `schema.check` to judge.
         chosen: by group, the options of what it chooses of that group; of `logger` always.
 
@@ -79,7 +79,7 @@ def fork(saved: dict, changes: dict[str, Any], chosen: dict[str, dict]) -> dict:
         ConfigError: for a key below something that holds no options.
     """
     merged = _as_saved(saved) | copy.deepcopy(chosen)
-    merged.pop("init", None)  # the run begins with more than those weights
+    merged.pop("init", None)  # the new run starts from more than those weights
     if SAMPLER in chosen:
         merged[SAMPLER] = _of_previews(chosen, merged)
     for key, new in changes.items():
@@ -96,12 +96,12 @@ def fork(saved: dict, changes: dict[str, Any], chosen: dict[str, dict]) -> dict:
 
 
 def _of_previews(chosen: dict[str, dict], config: dict) -> dict:
-    """The sampler that is chosen for previews. One that takes a variance takes that of the run."""
+    """The sampler chosen for previews; if it takes a variance, it gets the run's."""
     return {key: config.get(key, value) if key == "variance" else value for key, value in chosen[SAMPLER].items()}
 
 
 def _as_saved(saved: dict) -> dict:
-    """A copy: fetching, and logging elsewhere, takes the user's word every time, never a checkpoint's."""
+    """A copy without downloads and loggers: only the user's command may ask for these, never a checkpoint."""
     config = copy.deepcopy(saved)
     config.pop(LOGGER, None)
     data = config.get("data")
@@ -111,14 +111,14 @@ def _as_saved(saved: dict) -> dict:
 
 
 def differences(saved: dict, config: dict) -> list[str]:
-    """One line for every option in which a whole configuration would make another run of the saved one."""
+    """One line for every difference that makes a whole configuration another run than the saved one."""
     further = _lookup(config, STEPS) != _lookup(saved, STEPS)
     ignored = (*CHANGEABLE, *OF_THE_INVOCATION, *([LR_DECAY] if further else []))
     return [f"{key}: was {old!r}, now {new!r}" for key, old, new in _differences(saved, config, "", ignored)]
 
 
 def all_differences(saved: dict, config: dict) -> list[str]:
-    """One line for every option that is another, whether or not it would make another run."""
+    """One line for every option that differs, whether or not that makes it another run."""
     return [f"{key}: was {old!r}, now {new!r}" for key, old, new in _differences(saved, config, "", OF_THE_INVOCATION)]
 
 
@@ -147,7 +147,7 @@ _ABSENT = _Absent()
 
 
 def _plain(value: object) -> object:
-    """For messages: a node is called by the name of what it builds."""
+    """The value as messages show it: a node by the name of what it builds."""
     return str(value["_target_"]).rpartition(".")[2] if isinstance(value, dict) and is_node(value) else value
 
 

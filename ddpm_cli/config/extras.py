@@ -1,4 +1,4 @@
-"""Packages that are not among the core ones: which extra of ours brings them, said where one is missing."""
+"""Optional packages: if one is missing, the message names the extra that installs it."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""The figures that a run is judged by while it trains: what they are called, and what makes each."""
+"""The figures that a run is judged by while it trains: their names, and what each is measured on."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -8,14 +8,14 @@ from ddpm_cli.config.errors import ConfigError
 Name = Literal["heldout", "fd", "kd"]  # of each, less is better
 
 _MADE_BY = {
-    "heldout": ("the loss on images that are kept from training", "data.holdout"),
+    "heldout": ("the loss on held-out images", "data.holdout"),
     "fd": ("the Frechet distance of samples", "trainer.eval_images"),
     "kd": ("the kernel distance of samples", "trainer.eval_images"),
 }
 
 
 def check_figures(config: Mapping[str, Any]) -> None:
-    """Check that an evaluation while training has something to measure, and all that is asked for of it.
+    """Check that evaluations while training have something to measure, and measure what other options need.
 
     Args:
         config: a run's whole configuration.
@@ -28,8 +28,8 @@ def check_figures(config: Mapping[str, Any]) -> None:
     evaluated = trainer.get("eval_every", 0) > 0
     if evaluated and not any(count > 0 for count in made.values()):
         raise ConfigError(
-            "trainer.eval_every: there is nothing to measure: data.holdout=N keeps images from training for a loss on "
-            "these, trainer.eval_images=N draws samples for fd and kd"
+            "trainer.eval_every: there is nothing to measure; add data.holdout=N for the loss on N held-out images, or "
+            "trainer.eval_images=N for fd and kd of N samples"
         )
     for key, name in (("objective", config.get("objective")), ("trainer.keep_best", trainer.get("keep_best"))):
         if name is None:

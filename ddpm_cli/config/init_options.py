@@ -1,4 +1,4 @@
-"""What `init` holds: the trained weights that a new run begins with."""
+"""The options of `init`: the trained weights from which a new run starts."""
 
 from dataclasses import dataclass
 

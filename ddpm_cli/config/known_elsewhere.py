@@ -1,7 +1,7 @@
-"""Options by the names that other trainers have for them, and what they are called here.
+"""The names that other trainers use for options, and what the options are called here.
 
 PyTorch Lightning and its Hydra template, Hugging Face's Trainer and diffusers' examples, improved-diffusion, EDM and
-denoising-diffusion-pytorch. A name stands here only where no option of ours is called so.
+denoising-diffusion-pytorch. A name is listed only if it is not the name of one of our options.
 """
 
 from collections.abc import Mapping
@@ -11,24 +11,24 @@ SAMPLE = "ddpm_cli.config.sample_options.SampleOptions"
 EVAL = "ddpm_cli.config.eval_options.EvalOptions"
 
 _GO_ON = (
-    "resume=RUN_DIR goes on with a run; fork=RUN_DIR begins a new one with all it has learned, and other settings; "
-    "init=PATH one with trained weights alone"
+    "resume=RUN_DIR to resume a run; fork=RUN_DIR to start a new run from its whole state, with other settings; "
+    "init=PATH to start one from trained weights alone"
 )
 _STEPS = "trainer.steps"
-_NO_EPOCHS = "trainer.steps, in steps: there are no epochs; the log says how many epochs these are"
+_NO_EPOCHS = "trainer.steps, in steps, not epochs; the log says how many epochs these are"
 _LR = "optimizer.lr"
 _BATCH = "trainer.batch_size, of all processes together"
 _SAVE = "trainer.checkpoint_every, in steps"
 _IMAGES = "trainer.preview_every, in steps"
-_SIZE = "data.image_size, where the data can have another one"
-_DEVICES = "torchrun --nproc_per_node=N -m ddpm_cli.train for several processes; trainer.device says which device"
+_SIZE = "data.image_size, if the data set has a choice of sizes"
+_DEVICES = "torchrun --nproc_per_node=N -m ddpm_cli.train for several processes; trainer.device chooses the device"
 _PRECISION = "trainer.precision=bf16, fp16 or fp32"
-_EMA = "ema.decays, a list of which the first is sampled from"
-_ACCUMULATE = "trainer.accumulate: the parts that a batch is computed in, which stays as large"
+_EMA = "ema.decays, a list; samples use the first"
+_ACCUMULATE = "trainer.accumulate, the number of parts of a batch; trainer.batch_size counts the whole batch"
 _TIMESTEPS = "schedule.timesteps"
 _CLIP = "trainer.grad_clip"
 _WARM_UP = "trainer.warmup_steps"
-_WORKERS = "data.workers, of data=folder: pictures are decoded once, and batches are read ahead by a thread"
+_WORKERS = "data.workers, for data=folder: images are decoded once, and a thread reads batches ahead"
 _CHECKPOINT = "ckpt, a run directory or a checkpoint"
 _DRAWN = "sampler.steps"
 _SCALE = "guidance.scale"
@@ -82,7 +82,7 @@ _IN_DRAWING = {
     _DRAWN: ("steps", "num_steps", "num_inference_steps", "timestep_respacing", "ddpm_num_inference_steps"),
     "sampler=ddim": ("use_ddim",),
     "sampler": ("scheduler", "solver"),
-    "sampler.eta, of sampler=ddim": ("eta", "ddim_eta", "ddim_sampling_eta"),
+    "sampler.eta, for sampler=ddim": ("eta", "ddim_eta", "ddim_sampling_eta"),
     _SCALE: ("guidance_scale", "cfg_scale", "w", "scale"),
     "out": ("output_dir", "outdir", "out_dir", "save_dir"),
     "weights=ema or model": ("use_ema", "ema"),
@@ -127,14 +127,14 @@ _ANYWHERE = _by_name(_IN_GROUPS)
 
 
 def called_here(key: str, target: str) -> str | None:
-    """What an option that another trainer calls `key` is called by the command whose options are those of `target`.
+    """Our name for an option that another trainer calls `key`, in the command whose options are those of `target`.
 
     Args:
-        target: of another class, such as that of a group: only what stands in groups is known.
+        target: for a class that is not a command's, such as a group's, only the names inside groups are known.
     """
     return _OF_COMMANDS.get(target, _ANYWHERE).get(key)
 
 
 def names_of(target: str) -> frozenset[str]:
-    """The names that are known of the command whose options are those of `target`."""
+    """The foreign names that are known for the command whose options are those of `target`."""
     return frozenset(_OF_COMMANDS[target])

@@ -32,7 +32,7 @@ def _is_path(key: str, value: object) -> bool:
 
 
 def seen_from(directory: str | None, config: dict[str, Any], changes: Collection[str]) -> dict[str, Any]:
-    """A run's configuration, with its relative paths, as it is to be read where the run is resumed; a new dict.
+    """A run's configuration with its relative paths as seen from where the run is resumed; a new dict.
 
     Args:
         directory: where it was begun; None: that is not known. A path that begins with nothing that is there is seen
@@ -59,6 +59,6 @@ def seen_from(directory: str | None, config: dict[str, Any], changes: Collection
 
 
 def _begins(directory: Path, path: Path) -> bool:
-    """Whether what a path begins with is in a directory; its first part may stand for many (`*.tar`, `{000..127}`)."""
+    """Whether the first part of a path exists in a directory; it may be a pattern (`*.tar`, `{000..127}`)."""
     first, *_ = path.parts or (".",)
     return (directory if re.search(r"[*?\[{]", first) else directory / first).exists()

@@ -1,4 +1,4 @@
-"""Options that are called otherwise now, and values that are: said where somebody gives the old one."""
+"""Options and values that have been renamed, for the message to somebody who gives the old name."""
 
 _KEYS = {"data.alpha": "data.background"}
 _VALUES = {"data.flip": {True: "horizontal", False: "none"}}

@@ -65,7 +65,7 @@ def check_key(config: dict, key: str, target: str, *, groups: Iterable[str] = ()
             chosen = value if isinstance(value, dict) else {}
             if name not in chosen:
                 would = f"{path}=[{','.join([*chosen, name])}]"
-                raise ConfigError(f"{key}: {shown(name)} is not chosen{nearest(name, chosen)}; {would} does")
+                raise ConfigError(f"{key}: {shown(name)} is not chosen{nearest(name, chosen)}; {would} chooses it")
             value, path, several = chosen[name], f"{path}.{name}", False
             continue
         if not is_node(value) and path not in SECTIONS:
@@ -83,10 +83,10 @@ def check_key(config: dict, key: str, target: str, *, groups: Iterable[str] = ()
 
 
 def check_untrusted(group: str, node: Any, *, trust: Iterable[str] = ()) -> None:
-    """Check one group of a configuration that came with a checkpoint: it may name only what we ship for that group.
+    """Check one group of a checkpoint's configuration: it may name only what we ship for that group.
 
     Args:
-        trust: further names that `_target_` may be, by the user's own word.
+        trust: further names that the user allows as `_target_`.
 
     Raises:
         ConfigError: as `check`, and for a `_target_` that is not on the list.
@@ -152,7 +152,7 @@ def _checked_arguments(
 
 
 def _settable(target: str, *, path: str, partial: bool) -> dict[str, Parameter] | None:
-    """The options of a target, by name; None if it takes anything."""
+    """The options of a target, by name; None if it takes any."""
     with importing(path):
         parameters = signature(target)
     if parameters is None:
@@ -167,7 +167,7 @@ def _check_name(
     *,
     path: str,
     groups: Iterable[str],
-    key: str | None = None,  # the whole of which it is a part
+    key: str | None = None,  # the whole key, of which `name` is a part
 ) -> None:
     if name not in settable:
         where, near = (f"{path}.{name}", settable) if path else (name, [*settable, *groups])
@@ -176,7 +176,7 @@ def _check_name(
                 raise ConfigError(f"{asked}: here it is {ours}")
         takes = f"{path or 'this command'} takes {', '.join(settable) or 'no options'}"
         if target == DATA_PLACE:
-            takes += ", where the images lie; all else of the run's data is in its checkpoint"
+            takes += ", which say where the images are; the checkpoint has all other options of the run's data"
         raise ConfigError(f"{shown(where)}: no such option{new_key(where) or nearest(name, near)}; {takes}")
 
 
@@ -184,9 +184,9 @@ def _checked_value(
     value: Any, annotation: ast.expr | None, *, key: str, path: str, trusted: Trusted, spelt: Mapping[str, str]
 ) -> Any:
     if path in SECTIONS:
-        options = value if isinstance(value, dict) else {"path": value}  # as it is spelt short
+        options = value if isinstance(value, dict) else {"path": value}  # the short spelling
         if is_node(options):
-            raise ConfigError(f"{path}._target_: no such option; nothing is built of {path}")
+            raise ConfigError(f"{path}._target_: no such option; {path} builds nothing")
         return _checked_arguments(options, SECTIONS[path], path=path, partial=False, trusted=trusted, spelt=spelt)
     if _is_several(annotation) and isinstance(value, dict):
         _check_several(value, path)
@@ -200,7 +200,7 @@ def _checked_value(
         if not isinstance(target, str):
             raise ConfigError(f"{path}._target_: expected the full name of a function or class, got {_shown(target)}")
         if trusted is not None and target not in trusted.get(key, ()):
-            raise ConfigError(f"{path}._target_: {shown(target)} is not on the list of what a checkpoint may ask for")
+            raise ConfigError(f"{path}._target_: {shown(target)} is not on the list of what a checkpoint may build")
         partial = value.get("_partial_", False)
         if not isinstance(partial, bool) or partial != shipped_targets().get(key, {}).get(target, partial):
             raise ConfigError(f"{path}._partial_: cannot be {_shown(partial)} for {shown(target)}")
@@ -216,7 +216,7 @@ def _checked_value(
 
 
 def _is_several(annotation: ast.expr | None) -> bool:
-    """Whether a parameter takes nodes by name, as `dict[str, dict]`: any number of the options of a group."""
+    """Whether a parameter takes any number of a group's options, as nodes by name: `dict[str, dict]`."""
     return isinstance(annotation, ast.Subscript) and ast.unparse(annotation) == "dict[str, dict]"
 
 
@@ -224,8 +224,8 @@ def _check_several(nodes: dict, path: str) -> None:
     for name, node in nodes.items():
         if not is_node(node):
             chosen = ",".join([*(other for other in nodes if is_node(nodes[other])), str(name)])
-            header = f"'# @package {path}.NAME' has to be the first line of an option of your own"
-            raise ConfigError(f"{path}.{name}: is not chosen; {path}=[{chosen}] does. {header}")
+            header = f"'# @package {path}.NAME' must be the first line of your own option's file"
+            raise ConfigError(f"{path}.{name}: is not chosen; {path}=[{chosen}] chooses it. {header}")
 
 
 def _shown(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The YAML files that come with the package, and what they name: the exact list of what a checkpoint may ask for."""
+"""The YAML files of the package, and the targets in them: the exact list of what a checkpoint may build."""
 
 import functools
 from collections import defaultdict
@@ -20,7 +20,7 @@ def configs_directory() -> Path:
 
 
 def groups(config_name: str) -> dict[str, str | None]:
-    """The groups of a command, in the order of its defaults list, and what is chosen of each when nothing is said."""
+    """The groups of a command, in the order of its defaults list, with the default option of each."""
     content = yaml.safe_load((configs_directory() / f"{config_name}.yaml").read_text(encoding="utf-8"))
     entries = [entry for entry in content["defaults"] if isinstance(entry, dict)]
     return {group: option for entry in entries for group, option in entry.items() if not group.startswith("override ")}
@@ -40,7 +40,7 @@ def options(directory: Path) -> dict[str, list[str]]:
 def shipped_targets() -> dict[str, dict[str, bool]]:
     """For every group, each `_target_` in our own YAML files, with its `_partial_`.
 
-    This is the exact list of what a checkpoint may ask for.
+    This is the exact list of what a checkpoint may build.
     """
 
     def targets(key: str, value: object) -> Iterator[tuple[str, str, bool]]:

@@ -1,4 +1,4 @@
-"""What a function or class takes, read from its source: an answer that needs no import of torch."""
+"""The parameters of functions and classes, read from their source, without importing torch."""
 
 import ast
 import importlib
@@ -25,7 +25,7 @@ class Parameter:
 
 
 class _NotInSourceError(Exception):
-    """Source does not say it: the object itself has to be asked."""
+    """The source does not say it: the object itself must be imported."""
 
 
 def signature(target: str) -> list[Parameter] | None:
@@ -41,7 +41,7 @@ def signature(target: str) -> list[Parameter] | None:
 
 
 def class_variable(target: str, name: str) -> object:
-    """The constant that the source of a class, or of its bases, assigns to an attribute; None if it says nothing."""
+    """The constant that the source of a class, or of its bases, assigns to an attribute; None if there is none."""
     try:
         definition, module = _definition(target)
         if not isinstance(definition, ast.ClassDef):
@@ -60,7 +60,7 @@ def class_variable(target: str, name: str) -> object:
 
 
 def resolve(target: str) -> Any:
-    """The function or class of a full name, imported.
+    """Import the function or class of a full name.
 
     Raises:
         ImportError: if there is none.
@@ -122,7 +122,7 @@ def _bases(definition: ast.ClassDef, module: Module) -> Iterator[tuple[ast.Class
 
 
 def _fields(definition: ast.ClassDef, module: Module) -> dict[str, Parameter]:
-    """What a dataclass takes, by name: as `dataclasses` has it, what a base has comes first and may be replaced."""
+    """The parameters of a dataclass, by name: as in `dataclasses`, those of a base come first and may be replaced."""
     fields: dict[str, Parameter | None] = {}
     for base in reversed(list(_bases(definition, module))):
         fields |= _fields(*base)
@@ -165,7 +165,7 @@ def _plain(annotation: ast.expr | None, module: Module, seen: frozenset[str] = f
 
 
 def _is_ordinary(definition: ast.ClassDef, module: Module) -> bool:
-    """Whether a class has no bases but those that can be read; of an Enum, say, YAML may hold something else."""
+    """Whether all bases of a class can be read; for an Enum, say, YAML may hold something else."""
     try:
         return all(True for _ in _bases(definition, module))
     except _NotInSourceError:

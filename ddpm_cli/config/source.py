@@ -1,4 +1,4 @@
-"""What names stand for in a module, read from its source: nothing is run, and torch is not imported."""
+"""Resolves names in a module from its source: nothing is run, and torch is not imported."""
 
 import ast
 import functools
@@ -13,7 +13,7 @@ _INSTALLED = {"site-packages", "dist-packages"}  # folders of packages that pip 
 
 @dataclass(frozen=True)
 class Module:
-    """What a module's source says at its top level."""
+    """The top-level definitions in a module's source."""
 
     name: str
     names: dict[str, Definition | ast.expr]  # what is defined there, and what is assigned
@@ -21,7 +21,7 @@ class Module:
 
 
 def read(name: str) -> Module:
-    """A module, of which only the parent packages are imported; an empty one if there is no source of it."""
+    """Read a module, importing only its parent packages; an empty one if it has no source."""
     module = Module(name, {}, {})
     try:
         spec = importlib.util.find_spec(name)
@@ -47,7 +47,7 @@ def _parse(file: Path) -> list[ast.stmt]:
 
 
 def lookup(name: str, module: Module) -> tuple[Definition | ast.expr, Module] | None:
-    """What a name stands for in a module, and the module that says so, as far as imports may be followed.
+    """The definition of a name in a module, and the module that has it, as far as imports can be followed.
 
     They lead into the importer's own package, ours, and the user's modules. Of Python and of other installed packages
     nothing is read: to find a part of a package is to import it, and their sources are long.

@@ -1,4 +1,4 @@
-"""Which levels a U-Net has for images of another size than the one that its YAML file was written for.
+"""The levels of a U-Net for images of another size than its YAML file was written for.
 
     depth       the image is halved for as long as both of its sides can be, and the shorter one does not come below
                 what it is at the file's coarsest level
@@ -63,14 +63,14 @@ def levels_text(model: dict) -> str:
 
 
 def _shorter_sides(sides: tuple[int, int], coarsest: int) -> list[int]:
-    """Of each level; none where nothing follows."""
+    """The shorter side of each level; empty if the size allows too few levels."""
     found = _halved(sides, coarsest)
     wanted = (found[0] // coarsest).bit_length() - 1  # halvings, were the sides a power of 2
     return found if found[-1] < MOST_ATTENDED and 2 * (len(found) - 1) >= wanted else []
 
 
 def _halved(sides: tuple[int, int], coarsest: int) -> list[int]:
-    """The shorter side of each level, as deep as it goes."""
+    """The shorter side of each level, halved as often as possible."""
     height, width = sides
     found = [min(sides)]
     while height % 2 == 0 and width % 2 == 0 and found[-1] // 2 >= coarsest:
@@ -80,18 +80,18 @@ def _halved(sides: tuple[int, int], coarsest: int) -> list[int]:
 
 
 def _refusal(sides: tuple[int, int], coarsest: int) -> str:
-    """What is wrong with a size that nothing follows for, and the next ones below and above that something does."""
+    """The message for a size that allows too few levels, with the next possible sizes below and above."""
     halvings = len(_halved(sides, coarsest)) - 1
     coarse = " x ".join(str(side >> halvings) for side in sides)
     sizes = " or ".join(_text(size) for size in _next(sides, coarsest) if size is not None)
     return (
-        f"data.image_size: {_text(sides)} can be halved {halvings} times, to {coarse} pixels: too few levels; {sizes} "
-        "would do, or model.channel_mults and model.attention_resolutions of your own"
+        f"data.image_size: {_text(sides)} can be halved only {halvings} times, to {coarse} pixels: too few levels; use "
+        f"{sizes}, or set model.channel_mults and model.attention_resolutions"
     )
 
 
 def _next(sides: tuple[int, int], coarsest: int) -> list[tuple[int, int] | None]:
-    """The nearest smaller and larger size, of multiples of the least power of 2 with which something follows."""
+    """The nearest possible smaller and larger sizes: multiples of the smallest power of 2 that allows enough levels."""
     found: list[tuple[int, int] | None] = []
     for more in (0, 1):
         powers = (2**k for k in range(1, max(sides).bit_length() + 1))

@@ -1,4 +1,4 @@
-"""The code in a model card: how images are drawn from the model with diffusers, as ddpm-sample draws them."""
+"""The code in a model card, which samples from the model with diffusers as ddpm-sample does."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ SHOWN = 4  # images
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """What decides how images are drawn.
+    """What the sampling code depends on.
 
     Args:
         channels, height, width: of the images.
@@ -46,22 +46,22 @@ class Drawing:
 
     @property
     def worth_few(self) -> bool:
-        """Whether these are neither too few nor all."""
+        """Whether `few` is neither too small nor all T."""
         return FEWEST_STEPS <= self.few < self.timesteps
 
     @property
     def bounded(self) -> bool:
-        """Whether x_0 is kept in [-1, 1], and eps has to be found again."""
+        """Whether x_0 is kept in [-1, 1], and eps must be derived again."""
         return self.clips or self.rescales
 
 
 def drawing_code(drawing: Drawing) -> Iterator[str]:
-    """Lines of Markdown. Each block of code runs as it stands, in the directory of the model."""
+    """Lines of Markdown. Each block of code runs as it is, in the directory of the model."""
     yield from _with_pipelines(drawing) if drawing.labels is None else _with_labels(drawing)
     if drawing.learns_variance:
         yield from (
             "",
-            "Its variance is learned: DDPMScheduler alone reads the channels that say it. `ddpm-export "
+            "Its variance is learned: only DDPMScheduler reads the channels of the variance. `ddpm-export "
             "variance=fixed_small` writes the model without them, for the other schedulers.",
         )
 
@@ -137,7 +137,7 @@ def _fewer_steps(drawing: Drawing) -> Iterator[str]:
     """What to change in the loop."""
     if drawing.worth_few:
         clipped = " and `use_clipped_model_output=True` in `step`" if drawing.bounded else ""
-        ddim = f"`DDIMScheduler` in the place of `DDPMScheduler`, `set_timesteps({drawing.few})`{clipped}"
+        ddim = f"`DDIMScheduler` instead of `DDPMScheduler`, `set_timesteps({drawing.few})`{clipped}"
         yield from ("", f"In {drawing.few} steps: {ddim}.")
     if drawing.timesteps > SOLVER_STEPS:
         more = f", {CLIPPED}" if drawing.clips else ""
@@ -151,7 +151,7 @@ def _what_to_draw(drawing: Drawing) -> Iterator[str]:
     none = f"  # {drawing.no_label}: without a label" if drawing.guided else ""
     yield f"labels = torch.tensor([{shown}]){none}"
     if drawing.guided:
-        yield "scale = 1.0  # guidance: more goes further towards the labels"
+        yield "scale = 1.0  # guidance: above 1 goes further towards the labels"
     yield "generator = torch.Generator().manual_seed(0)"
     yield f"scheduler.set_timesteps({drawing.timesteps})"
     size = f"{drawing.channels}, {drawing.height}, {drawing.width}"

@@ -1,4 +1,4 @@
-"""A model of ours as the directory that diffusers reads: a pipeline of a network and a scheduler, and a model card."""
+"""A model of ours as a directory of diffusers: a pipeline of a network and a scheduler, and a model card."""
 
 import json
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ VERSION = "0.35.0"  # of diffusers, in whose form this is written
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """All that is written.
+    """Everything that is written.
 
     Args:
         unet, scheduler: their configurations.
@@ -50,11 +50,11 @@ class Exported:
 
     @property
     def bytes(self) -> int:
-        """That it takes at most, as good as."""
+        """An upper bound of the size on the disk."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values()) + SPARE
 
     def write(self, directory: Path) -> None:
-        """Write all of it to a directory that is there, durably."""
+        """Write all of it to an existing directory, durably."""
         durable.check_space(directory, self.bytes)
         index = {"unet": ["diffusers", CLASS], "scheduler": ["diffusers", SCHEDULER]}
         _write_json(directory / INDEX_FILE, PIPELINE, index)
@@ -70,7 +70,7 @@ class Exported:
 
 
 def exported(selection: Selection, pretrained: Pretrained, options: ExportOptions) -> Exported:
-    """What is written of a model.
+    """The parts of a model that are written.
 
     Raises:
         ConfigError: if diffusers has no such model, or an option has no effect on it or cannot be; names the key.
@@ -102,18 +102,18 @@ def exported(selection: Selection, pretrained: Pretrained, options: ExportOption
 
 
 def _variance(pretrained: Pretrained, options: ExportOptions) -> Variance:
-    """The one that is written: the model's own unless another was chosen."""
+    """The variance that is written: the model's own unless another was chosen."""
     own = pretrained.ddpm.variance
     if options.variance is None:
         return own
     chosen = instantiate(options.variance, "variance")
     if chosen.learned and not own.learned:
-        raise ConfigError("variance: the network was not trained to say it; choose fixed_small or fixed_large")
+        raise ConfigError("variance: the network does not predict a variance; choose fixed_small or fixed_large")
     return chosen
 
 
 def _check_labels(pretrained: Pretrained, options: ExportOptions) -> None:
-    """Raise ConfigError where the network cannot be had without labels, or with them."""
+    """Raise ConfigError if the network cannot be written without labels, or with them."""
     ddpm, dropout = pretrained.ddpm, pretrained.label_dropout
     if options.labels == "none":
         if ddpm.num_classes is None:
@@ -131,10 +131,10 @@ def _check_labels(pretrained: Pretrained, options: ExportOptions) -> None:
 def _network(
     pretrained: Pretrained, *, labels: bool, learns_variance: bool
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Every option of the network that is written, and its tensors, in our terms."""
+    """All options and tensors of the network that is written, in our terms."""
     node, tensors = pretrained.config["model"], dict(pretrained.ddpm.model.state_dict())
     if node["_target_"] != UNET:
-        raise ValueError(f"its network is {node['_target_']}; only our UNet is one of diffusers' too")
+        raise ValueError(f"its network is {node['_target_']}; only our UNet has an equivalent in diffusers")
     options = default_options() | {key: value for key, value in node.items() if key not in NODE_KEYS}
     if not labels:
         options |= {"num_classes": None}
@@ -146,7 +146,7 @@ def _network(
 
 
 def _drawing(pretrained: Pretrained, network: dict[str, Any], *, scheduler: dict[str, Any]) -> Drawing:
-    """What the model card's code goes by, of the network and the scheduler that are written."""
+    """What the model card's code needs to know of the network and the scheduler."""
     channels, height, width = pretrained.image_shape
     schedule, labels, without = pretrained.ddpm.schedule, network["num_classes"], network["null_label"]
     return Drawing(

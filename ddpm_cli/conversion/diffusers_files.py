@@ -23,7 +23,7 @@ _STEP = "optimization_step"
 
 
 def is_directory_of_diffusers(directory: Path) -> bool:
-    """Whether a model of diffusers lies there."""
+    """Whether a directory holds a model of diffusers."""
     return any((directory / name).is_file() for name in (INDEX_FILE, diffusers_unet.CONFIG_FILE)) or (
         (directory / UNET / diffusers_unet.CONFIG_FILE).is_file()
     )
@@ -39,7 +39,7 @@ def read(directory: Path, given: Given) -> Imported:
         ConversionError: if it holds another model, or one that ours cannot be; names the file and the key.
     """
     if given.preset is not None:
-        raise ConversionError("preset= has no effect: the files of diffusers say what their network is")
+        raise ConversionError("preset= has no effect: diffusers' files say what their network is")
     _check_pipeline(directory)
     nested = directory / UNET
     place = nested if (nested / diffusers_unet.CONFIG_FILE).is_file() else directory
@@ -65,7 +65,7 @@ def read(directory: Path, given: Given) -> Imported:
 
 
 def _check_pipeline(directory: Path) -> None:
-    """Refuse pipelines in which the network does not draw pictures, but what another network makes pictures of."""
+    """Refuse pipelines in which the network makes not images, but latents from which another network makes images."""
     file = directory / INDEX_FILE
     if not file.is_file():
         return
@@ -74,12 +74,12 @@ def _check_pipeline(directory: Path) -> None:
     if further:
         pipeline = shown(str(index.get("_class_name")))
         raise ConversionError(
-            f"{file}: a {pipeline} has also {shown(', '.join(further))}; here a model is a network and a schedule alone"
+            f"{file}: a {pipeline} also has {shown(', '.join(further))}; here a model is only a network and a schedule"
         )
 
 
 def _scheduler(directory: Path, place: Path, given: Given) -> diffusers_scheduler.Scheduler:
-    """Of the pipeline, or of the one that a network's own directory belongs to; nothing where there is none."""
+    """The config of the pipeline, or of the one that a network's own directory belongs to; empty if there is none."""
     homes = [directory, directory / SCHEDULER]
     if place == directory:
         homes.append(directory.parent / SCHEDULER)
@@ -100,7 +100,7 @@ def _weights(place: Path) -> "dict[str, Tensor]":
             for part in _parts(index, suffix):
                 tensors = read_file(place / part)
                 if found.keys() & tensors.keys():
-                    raise ConversionError(f"{place / part} holds tensors that another part of {index} holds too")
+                    raise ConversionError(f"{place / part} holds tensors that another part of {index} also holds")
                 found |= tensors
             return found
     there = sorted(path.name for path in place.iterdir())[:8] if place.is_dir() else []
@@ -113,16 +113,16 @@ def _weights(place: Path) -> "dict[str, Tensor]":
 def _pickled(file: Path) -> "dict[str, Tensor]":
     found = state_dict(read_pickled(file))
     if found is None:
-        raise ConversionError(f"{file} is no state dict: expected tensors by name alone")
+        raise ConversionError(f"{file} is not a state dict: expected tensors by name, and nothing else")
     return found
 
 
 def _parts(index: Path, suffix: str) -> list[str]:
-    """The files that a network's weights are in, which lie beside their index."""
+    """The files of a network's weights, which are beside their index."""
     places = _read_json(index).get("weight_map")
     names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
     if not names or any(Path(name).name != name or not name.endswith(suffix) for name in names):
-        raise ConversionError(f"{index}: weight_map is not a file beside it for each tensor")
+        raise ConversionError(f"{index}: weight_map does not name a file beside it for each tensor")
     return names
 
 
@@ -132,7 +132,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConversionError(f"{file}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        reason = str(error) if str(error).startswith(str(file)) else f"{file}: no JSON: {error}"
+        reason = str(error) if str(error).startswith(str(file)) else f"{file}: not JSON: {error}"
         raise ConversionError(shown(reason)) from error
     if not isinstance(found, dict):
         raise ConversionError(f"{file}: expected a JSON object")

@@ -1,4 +1,4 @@
-"""What a scheduler_config.json of diffusers says of the model: its noise, its target, its variance, its bounds.
+"""The properties of a model in diffusers' scheduler_config.json: noise schedule, prediction, variance, threshold.
 
 The rest of such a file is about the solver that the model is drawn with, which ddpm-sample is told.
 """
@@ -17,7 +17,7 @@ Groups = dict[str, dict[str, Any]]
 
 
 class Scheduler(NamedTuple):
-    """What is taken of one, and what is said of the rest."""
+    """The imported properties, and remarks on the rest."""
 
     groups: Groups
     remarks: tuple[str, ...]
@@ -84,11 +84,11 @@ def to_groups(
     said = Said(config, where, _DEFAULTS)
     written_by = said.any("_class_name")
     if not isinstance(written_by, str) or written_by not in _CLASSES:
-        raise said.refused("_class_name", written_by, f"here there are {', '.join(sorted(_CLASSES))}")
+        raise said.refused("_class_name", written_by, f"expected one of {', '.join(sorted(_CLASSES))}")
     said = Said(config, where, _DEFAULTS | _CLASSES[written_by])
     for key in _FLOWS:
         if said.any(key):
-            raise said.refused(key, True, "its forward process is not that of DDPM")
+            raise said.refused(key, True, "its forward process is not DDPM's")
     groups: Groups = {}
     remarks: list[str] = []
     for group, (node_of, keys) in _READERS.items():
@@ -117,7 +117,7 @@ def _schedule(said: Said, remarks: list[str]) -> dict[str, Any]:
         betas = [start + (end - start) / (1 + math.exp(-logit)) for logit in logits]
     if betas is None:
         known = "linear, scaled_linear, squaredcos_cap_v2, sigmoid, or trained_betas"
-        raise said.refused("beta_schedule", shape, f"here there are {known}; schedule=custom takes any betas")
+        raise said.refused("beta_schedule", shape, f"expected one of {known}; schedule=custom takes any betas")
     if len(betas) > _MOST_BETAS:
         raise said.refused("trained_betas", f"{len(betas)} numbers", f"a checkpoint holds up to {_MOST_BETAS:,}")
     return {"_target_": f"{_OURS}schedule.custom", "betas": betas} | zero
@@ -139,12 +139,10 @@ def _threshold(said: Said, remarks: list[str]) -> dict[str, Any] | None:
     if clips not in (None, True, False):
         raise said.refused("clip_sample", clips, "expected true or false")
     if dynamic and most > 1:  # up to 1 it is the same as clipping
-        remarks.append(f"sample_max_value {most:g}, a cap on the dynamic threshold, does not come along")
+        remarks.append(f"sample_max_value {most:g}, a cap on the dynamic threshold, is not imported")
         return {"_target_": f"{_OURS}threshold.Dynamic", "quantile": quantile}
     if clips and limit != 1 and not dynamic:
-        raise said.refused(
-            "clip_sample_range", limit, "here it is 1; threshold=static, dynamic or none says what to do instead"
-        )
+        raise said.refused("clip_sample_range", limit, "here it is 1; choose threshold=static, dynamic or none instead")
     if clips is None and not dynamic:
         return None
     return {"_target_": f"{_OURS}threshold.{'Static' if clips or dynamic else 'Unbounded'}"}
@@ -166,7 +164,7 @@ _READERS: dict[str, tuple[Callable[[Said, list[str]], dict[str, Any] | None], tu
 
 
 def _solver(said: Said, written_by: str) -> list[str]:
-    """Lines on what is the solver's."""
+    """Remarks on options of the solver."""
     spacing, offset = said.any("timestep_spacing"), said.any("steps_offset")
     rest = [*(["steps_offset"] if offset else []), *said.rest()]
     lines = []
@@ -174,5 +172,5 @@ def _solver(said: Said, written_by: str) -> list[str]:
         fewer = f"with fewer steps than T {written_by} visits timesteps by {str(spacing)[:40]!r}"
         lines.append(f"{fewer}, which is sampler.spacing of ddpm-sample")
     if rest:
-        lines.append(f"of the solver's own {', '.join(rest)} nothing comes along")
+        lines.append(f"the solver's own options are not imported: {', '.join(rest)}")
     return lines

@@ -1,4 +1,4 @@
-"""A run of `ddpm-export`: from checked options to a directory that diffusers reads, and the ways it may end.
+"""A run of `ddpm-export`: from checked options to a directory of diffusers, and how it may end.
 
 Heavy modules are imported inside the functions: `--help` and a mistyped key are answered without torch.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def start(config: dict, invocation: Invocation, stop: Stop) -> None:
-    """Write the model of a checkpoint as diffusers reads it.
+    """Write the model of a checkpoint in the format of diffusers.
 
     Raises:
         ConfigError: before anything has been written, if the configuration or the checkpoint cannot be used, or if
@@ -42,16 +42,16 @@ def start(config: dict, invocation: Invocation, stop: Stop) -> None:
 
 
 def _checked_out(options: ExportOptions, invocation: Invocation) -> Path:
-    """The directory to make, which is not there; better known before the checkpoint is read."""
+    """The directory to create, which must not exist; checked before the checkpoint is read."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("WORLD_SIZE: exporting is the work of one process; start it without torchrun")
+        raise ConfigError("WORLD_SIZE: exporting runs in one process; start it without torchrun")
     if invocation.run_directory is not None:
-        raise ConfigError("hydra.run.dir: has no effect here; out= says where to")
+        raise ConfigError("hydra.run.dir: has no effect here; out= names the directory")
     if not options.out:
-        raise ConfigError("out: names no directory")
+        raise ConfigError("out: must name a directory")
     out = Path(options.out)
     if os.path.lexists(out):
-        raise ConfigError(f"out: {out} is there already, and nothing is overwritten; choose another directory")
+        raise ConfigError(f"out: {out} exists already, and nothing is overwritten; choose another directory")
     return out
 
 

@@ -19,7 +19,7 @@ CIFAR10 = (1, 2, 2, 2)  # its channel_mults; what was trained on 256 x 256 pixel
 
 
 def recognised(names: Mapping[str, object]) -> bool:
-    """Whether tensors are called as in such a network."""
+    """Whether tensors have the names of such a network."""
     return {"temb.dense.0.weight", "down.0.block.0.conv1.weight"} <= names.keys()
 
 
@@ -34,7 +34,7 @@ def read(tensors: "Mapping[str, Tensor]", where: str, given: Given) -> Imported:
         ConversionError: if the tensors are not those of such a network.
     """
     if given.preset is not None:
-        raise ConversionError(f"preset= has no effect: {where} is of Ho et al., whose tensors say their sizes")
+        raise ConversionError(f"preset= has no effect: {where} is a network of Ho et al., whose tensors give all sizes")
     options, remarks = _options(tensors, given.image_size)
     is_cifar10 = tuple(options["channel_mults"]) == CIFAR10
     shapes = network_shapes(options)
@@ -44,12 +44,12 @@ def read(tensors: "Mapping[str, Tensor]", where: str, given: Given) -> Imported:
         unet=options,
         tensors=to_ours(tensors, names, shapes),
         groups=_groups(is_cifar10),
-        remarks=(*remarks, "its diffusion is in no file: it is taken to be that of Ho et al. 2020, section 4"),
+        remarks=(*remarks, "no file says its diffusion: taken to be that of Ho et al. 2020, section 4"),
     )
 
 
 def _groups(is_cifar10: bool) -> dict[str, dict[str, Any]]:
-    """Their diffusion; of the two variances theirs was the larger one for CIFAR-10, the smaller for all else."""
+    """Their diffusion; of the two variances, they used the larger for CIFAR-10 and the smaller for everything else."""
     ours = "ddpm_cli.diffusion."
     betas = {"timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "zero_terminal_snr": False}
     return {
@@ -70,7 +70,7 @@ def _options(tensors: "Mapping[str, Tensor]", image_size: int | list[int] | None
     remarks, size = [], image_size
     if size is None:
         if len(attended) != 1:
-            raise ConversionError("the size of its images is in no file; ddpm-import image_size=32 says it")
+            raise ConversionError("no file says the size of its images; set image_size=32 in ddpm-import")
         size = ATTENTION_SIZE * 2 ** attended[0]
         place = f"{ATTENTION_SIZE} x {ATTENTION_SIZE} pixels"
         remarks.append(f"image_size {size}: their self-attention always stands at {place}")
@@ -88,7 +88,7 @@ def _options(tensors: "Mapping[str, Tensor]", image_size: int | list[int] | None
 
 
 def _rows(tensors: "Mapping[str, Tensor]", name: str) -> int:
-    """The channels that a convolution gives."""
+    """The output channels of a convolution."""
     tensor = tensors.get(name)
     if tensor is None or tensor.ndim != 4:
         raise ConversionError(f"its weights have no {name} of a convolution")
@@ -96,7 +96,7 @@ def _rows(tensors: "Mapping[str, Tensor]", name: str) -> int:
 
 
 def _count(tensors: "Mapping[str, Tensor]", pattern: str) -> int:
-    """How many numbers there are in names that begin so, from 0 on."""
+    """How many consecutive numbers, from 0 up, follow this prefix in the names."""
     return len({found[1] for name in tensors if (found := re.match(pattern, name))})
 
 

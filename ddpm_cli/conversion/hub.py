@@ -1,4 +1,4 @@
-"""Models of the Hugging Face Hub: found in its cache on this machine, and fetched where the user says so."""
+"""Models of the Hugging Face Hub: found in its cache on this machine, or downloaded if the user asks for it."""
 
 import os
 import re
@@ -19,11 +19,11 @@ _PICKLED = ("diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.bin")  
 
 
 def local_source(source: str, *, download: bool) -> Path:
-    """Where the files of a model are on this machine.
+    """The directory or file of a model on this machine.
 
     Args:
         source: their place, or a model's name on the Hub: OWNER/NAME.
-        download: fetch those of a name.
+        download: download a model by its name.
 
     Raises:
         ConfigError: if there is no such place, and no such model in the cache or on the Hub; says how it can be got.
@@ -34,7 +34,7 @@ def local_source(source: str, *, download: bool) -> Path:
         return Path(source)
     if not _NAME.fullmatch(source):
         if download:
-            raise ConfigError(f"source: {shown(source)} is no name of a model on the Hub, as OWNER/NAME")
+            raise ConfigError(f"source: {shown(source)} is neither a path nor a model's name on the Hub, OWNER/NAME")
         raise ConfigError(f"source: {shown(source)} does not exist")
     if download:
         return _fetched(source)
@@ -45,7 +45,7 @@ def local_source(source: str, *, download: bool) -> Path:
 
 
 def _cached(name: str) -> Path | None:
-    """What the Hub's own library has kept of a model; None if it has nothing, or is not installed."""
+    """A model in the cache of the Hub's own library; None if it is not there, or the library is not installed."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -69,19 +69,19 @@ def _fetched(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # whatever a network may do
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ConfigError(f"download: {name} cannot be fetched: {shown(reason.strip())}. {_by_hand(name)}") from error
+        raise ConfigError(f"download: cannot download {name}: {shown(reason.strip())}. {_by_hand(name)}") from error
 
 
 def _absent(name: str) -> str:
     return (
-        f"source: {name} does not exist on this machine, and is not in the Hub's cache; download=true fetches it "
+        f"source: {name} does not exist on this machine, and is not in the Hub's cache; set download=true "
         f"(pip install 'ddpm-cli[hub]'). {_by_hand(name)}"
     )
 
 
 def _by_hand(name: str) -> str:
     return (
-        f"Without network: from https://huggingface.co/{name}/tree/main take config.json, scheduler_config.json and "
-        "diffusion_pytorch_model.safetensors or .bin, in unet/ and scheduler/ if they lie there, into a directory DIR; "
-        "then source=DIR"
+        f"Without a network: copy from https://huggingface.co/{name}/tree/main config.json, scheduler_config.json and "
+        "diffusion_pytorch_model.safetensors or .bin, with unet/ and scheduler/ if it has them, to a directory DIR; "
+        "then use source=DIR"
     )

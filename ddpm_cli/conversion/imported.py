@@ -1,4 +1,4 @@
-"""A model that another program trained, in our terms; and what is said of one that cannot be."""
+"""A model that another program trained, in our terms; and the error for a model that cannot be converted."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -8,12 +8,12 @@ if TYPE_CHECKING:
 
 
 class ConversionError(ValueError):
-    """A model that cannot be said in the other's terms, or files that hold none; the message names what of it."""
+    """A model that cannot be converted, or files without one; the message names the part."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What is said of a model beside its files.
+    """What the user says about a model, beside its files.
 
     Args:
         image_size: H = W or [H, W] in pixels, where no file says it, or instead of what it says.
@@ -29,7 +29,7 @@ class Given:
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """A network that another program trained, and its diffusion as far as its files say it.
+    """A network that another program trained, and as much of its diffusion as its files say.
 
     Args:
         description: whose network it is, in a few words for people.

@@ -40,7 +40,7 @@ class Layer:
 
 
 def layers(options: Mapping[str, Any]) -> Iterator[Layer]:
-    """The layers of the network that these options describe, in the order in which they are run."""
+    """The layers of the network that these options describe, in order of execution."""
     levels, blocks = len(options["channel_mults"]), options["num_res_blocks"]
     numbers = iter(range(levels * (blocks + 1)))
     for level in range(levels):
@@ -60,7 +60,7 @@ def layers(options: Mapping[str, Any]) -> Iterator[Layer]:
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """What another program calls the tensors of a network like ours, but for `.weight` and `.bias`.
+    """Another program's names for the tensors of a network like ours, without `.weight` and `.bias`.
 
     Args:
         outside: those outside the layers, by our names.
@@ -77,7 +77,7 @@ class Names:
     attention_place: Callable[[Layer], str]
 
     def theirs(self, options: Mapping[str, Any], shapes: Shapes) -> dict[str, tuple[str, ...]]:
-        """By our name of every tensor in `shapes`, what it is called there: one, or those it is made of in order."""
+        """The other program's names for every tensor in `shapes`, by our name: one, or several that make it up."""
         places = {layer.name: layer for layer in layers(options)}
         return {name: self._of(name, places) for name in shapes}
 
@@ -94,7 +94,7 @@ class Names:
 
 
 def default_options() -> dict[str, Any]:
-    """Every option of our UNet, as it is where nothing is said: DDPM's."""
+    """The default of every option of our UNet: DDPM's."""
     from ddpm_cli.models.unet import UNet as Network
 
     return {parameter.name: parameter.default for parameter in inspect.signature(Network).parameters.values()}
@@ -114,14 +114,14 @@ def network_shapes(options: Mapping[str, Any]) -> Shapes:
         with torch.device("meta"):
             model = instantiate(node, "model")
     except ConfigError as error:
-        raise ConversionError(f"its network is none of ours: {error}") from error
+        raise ConversionError(f"ours cannot be its network: {error}") from error
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def to_ours(
     tensors: "Mapping[str, Tensor]", names: Mapping[str, tuple[str, ...]], shapes: Shapes
 ) -> "dict[str, Tensor]":
-    """Tensors of another program under our names, in float32; every one of them has a place.
+    """Tensors of another program under our names, in float32; all of them must be used.
 
     Args:
         tensors: by their names.
@@ -129,7 +129,7 @@ def to_ours(
         shapes: of ours. A 1 x 1 convolution may be a matrix there.
 
     Raises:
-        ConversionError: if one is missing, has another shape, is left over, or holds what is no finite number; names
+        ConversionError: if one is missing, has another shape, is left over, or holds values that are not finite; names
             each with its shape.
     """
     import torch
@@ -140,7 +140,7 @@ def to_ours(
         raise ConversionError(f"its weights have no {_listed(missing)}, which the network it describes has")
     if left:
         with_shapes = [f"{name} {list(tensors[name].shape)}" for name in left]
-        raise ConversionError(f"the network it describes has no place for {_listed(with_shapes)}")
+        raise ConversionError(f"the network it describes does not have {_listed(with_shapes)}")
     found = {}
     for ours, parts in names.items():
         shape = shapes[ours]
@@ -154,7 +154,7 @@ def to_ours(
 def to_theirs(
     tensors: "Mapping[str, Tensor]", names: Mapping[str, tuple[str, ...]], *, flat: Callable[[str], bool]
 ) -> "dict[str, Tensor]":
-    """Our tensors under the names of another program: what `to_ours` reads.
+    """Our tensors under the names of another program, the inverse of `to_ours`.
 
     Args:
         flat: whether the one of theirs that is called so is a matrix, where ours is a 1 x 1 convolution.
@@ -173,9 +173,9 @@ def _check(name: str, tensor: "Tensor", expected: tuple[int, ...]) -> None:
         raise ConversionError(f"{shown(name)} is {list(shape)}, the network it describes has {list(expected)} there")
     if not tensor.is_floating_point():
         kind = str(tensor.dtype).removeprefix("torch.")
-        raise ConversionError(f"{shown(name)} holds {kind}, which weights are not")
+        raise ConversionError(f"{shown(name)} holds {kind}, which cannot be weights")
     if not tensor.isfinite().all():
-        raise ConversionError(f"{shown(name)} {list(shape)} holds what is no finite number")
+        raise ConversionError(f"{shown(name)} {list(shape)} holds values that are not finite")
 
 
 def _listed(names: list[str]) -> str:

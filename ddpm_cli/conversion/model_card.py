@@ -1,4 +1,4 @@
-"""The model card, README.md beside an exported model: what it is, the code that draws from it, where it comes from."""
+"""The model card, README.md beside an exported model: what it is, the code to sample from it, where it comes from."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ NAMES_SHOWN = 1000  # of labels
 
 
 class Model(NamedTuple):
-    """What is said of the model itself.
+    """The description of the model itself.
 
     Args:
         name: what it is called, the title.
@@ -41,15 +41,15 @@ def model_card(model: Model, origin: Origin) -> str:
         [
             "## Licence",
             "",
-            "None is given here. Whoever publishes this model chooses one, as the images that it was trained on allow, "
-            "and adds `license:` to the head of this file.",
+            "None is given here. Whoever publishes this model must choose one that its training images allow, "
+            "and add `license:` to the head of this file.",
         ],
     )
     return "\n\n".join("\n".join(part).rstrip() for part in map(list, parts) if part) + "\n"
 
 
 def _head(drawing: Drawing) -> Iterator[str]:
-    """What a hub reads; its keys are the hub's."""
+    """The header that a hub reads; its keys are the hub's."""
     yield from ("---", "library_name: diffusers")
     if drawing.labels is None:
         yield "pipeline_tag: unconditional-image-generation"
@@ -59,7 +59,7 @@ def _head(drawing: Drawing) -> Iterator[str]:
 def _what(model: Model, origin: Origin) -> Iterator[str]:
     drawing, scheduler = model.drawing, model.scheduler
     done = "read by `ddpm-import`" if origin.imported else "trained with ddpm-cli"
-    yield f"A denoising diffusion model, {done} and written by `ddpm-export` in the form of diffusers."
+    yield f"A denoising diffusion model, {done} and written by `ddpm-export` in the format of diffusers."
     betas = model.schedule if "beta_schedule" in scheduler else f"{model.schedule}, as `trained_betas`"
     rows = {
         "images": f"{size_text((drawing.channels, drawing.height, drawing.width))}, in [-1, 1]",

@@ -27,7 +27,7 @@ _Noise = Literal["linear", "cosine"]
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """What the files do not say, by the names of OpenAI's flags.
+    """What the files do not say, under the names of OpenAI's flags.
 
     Args:
         image_size: of a square image, in pixels.
@@ -57,7 +57,7 @@ class Flags:
     def __post_init__(self) -> None:
         if (self.num_heads is None) == (self.num_head_channels is None):
             raise ValueError(
-                "of num_heads and num_head_channels one is a number and the other one null, "
+                "one of num_heads and num_head_channels must be a number and the other one null, "
                 f"got {self.num_heads} and {self.num_head_channels}"
             )
         for name in ("image_size", "num_heads", "num_head_channels", "diffusion_steps"):
@@ -69,7 +69,7 @@ class Flags:
 
 
 def recognised(names: Mapping[str, object]) -> bool:
-    """Whether tensors are called as in one of their networks."""
+    """Whether tensors have the names of one of their networks."""
     return {"time_embed.0.weight", "input_blocks.0.0.weight"} <= names.keys()
 
 
@@ -87,8 +87,8 @@ def read(tensors: "Mapping[str, Tensor]", where: str, given: Given) -> Imported:
     if not isinstance(flags, Flags):
         there_are = ", ".join(options(configs_directory())["preset"])
         raise ConversionError(
-            f"{where} is of improved-diffusion or guided-diffusion, whose files do not say how they were trained: "
-            f"choose preset={there_are}; preset.KEY=... changes single flags of it"
+            f"{where} is from improved-diffusion or guided-diffusion, whose files do not say how they were trained: "
+            f"choose preset={there_are}; preset.KEY=... changes single flags"
         )
     tensors = {name: _matrix(name, tensor) for name, tensor in tensors.items()}
     size = flags.image_size if given.image_size is None else given.image_size
@@ -103,12 +103,12 @@ def read(tensors: "Mapping[str, Tensor]", where: str, given: Given) -> Imported:
         unet=unet,
         tensors=found,
         groups=_diffusion(flags, learned=unet["learn_variance"]),
-        remarks=(f"what is in no file is taken from preset=: {said}",),
+        remarks=(f"from preset=, as no file says it: {said}",),
     )
 
 
 def _diffusion(flags: Flags, *, learned: bool) -> dict[str, dict[str, Any]]:
-    """Nodes of the groups that say how the network was trained and is drawn with."""
+    """Nodes of the groups for training and sampling: schedule, prediction, variance."""
     steps = flags.diffusion_steps
     schedule: dict[str, Any] = {"_target_": f"{_OURS}schedule.{flags.noise_schedule}", "timesteps": steps}
     if flags.noise_schedule == "cosine":
@@ -132,7 +132,7 @@ def _options(shapes: Shapes, flags: Flags, image_size: int | list[int]) -> dict[
     base = _shape(shapes, "time_embed.0.weight", 2)[1]
     if in_channels == _OF_UPSAMPLER:
         raise ConversionError(
-            "input_blocks.0.0.weight takes 6 channels: an upsampler, which is given a small picture beside x_t; "
+            "input_blocks.0.0.weight takes 6 channels: an upsampler, whose input is x_t and a small image; "
             "there is no such network here"
         )
     if first != base:
@@ -141,7 +141,7 @@ def _options(shapes: Shapes, flags: Flags, image_size: int | list[int]) -> dict[
             f"{first / base:g}, and here it begins with 1"
         )
     if not any(name.startswith("output_blocks.") for name in shapes):
-        raise ConversionError("there are no output_blocks: a classifier of noisy images, not a diffusion model")
+        raise ConversionError("it has no output_blocks: a classifier of noisy images, not a diffusion model")
     widths, blocks, attended, updown = _levels(shapes)
     out = _shape(shapes, "out.2.weight", 4)[0]
     labels = shapes.get("label_emb.weight")
@@ -210,7 +210,7 @@ def _shape(shapes: Shapes, name: str, dimensions: int) -> tuple[int, ...]:
 
 
 def _names(options: Mapping[str, Any], shapes: Shapes) -> dict[str, tuple[str, ...]]:
-    """By our name of every tensor what it is called there."""
+    """Their name for every tensor, by our name."""
     per_level = options["num_res_blocks"] + 1
     attended = {layer.name for layer in layers(options) if f"{layer.name}.attention.qkv.weight" in shapes}
     numbers = {layer.name: number for number, layer in enumerate(layers(options), start=1)}
@@ -235,7 +235,7 @@ def _names(options: Mapping[str, Any], shapes: Shapes) -> dict[str, tuple[str, .
 
 
 def _as_resized(name: str) -> str:
-    """A convolution that halves is called op, one that doubles conv."""
+    """Their name for a resizing convolution: op if it halves the image, conv if it doubles it."""
     return name.replace(".0.conv.", ".0.op.") if name.startswith("input_blocks.") else name
 
 
@@ -260,13 +260,13 @@ _ATTENTION = {"norm": ("norm",), "qkv": ("qkv",), "out": ("proj_out",)}
 
 
 def _matrix(name: str, tensor: "Tensor") -> "Tensor":
-    """Attention's convolutions of one pixel, in one dimension there, as matrices."""
+    """The 1 x 1 convolutions of attention, which are one-dimensional there, as matrices."""
     of_attention = name.rpartition(".")[0].endswith((".qkv", ".proj_out"))
     return tensor[..., 0] if of_attention and tensor.ndim == 3 and tensor.shape[2] == 1 else tensor
 
 
 def _thirds_first(name: str, tensor: "Tensor", options: Mapping[str, Any]) -> "Tensor":
-    """The rows of qkv in our order: q, k and v of all heads, where theirs are heads of q, k and v."""
+    """The rows of qkv in our order: all heads' q, then k, then v; theirs are q, k and v head by head."""
     if ".attention.qkv." not in name:
         return tensor
     channels = len(tensor) // 3

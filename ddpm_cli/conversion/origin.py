@@ -1,4 +1,4 @@
-"""Where an exported model comes from: what its checkpoint says, and the run that it lies in if it lies in one."""
+"""The origin of an exported model: its checkpoint's description, and the run that contains it, if any."""
 
 import sys
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a model comes from. Texts may be anybody's.
+    """The origin of a model. Texts may be anybody's.
 
     Args:
         step: optimizer steps.
@@ -56,7 +56,7 @@ class Origin:
 
 
 def origin_of(selection: Selection, options: ExportOptions) -> Origin:
-    """What is known of weights that have been selected."""
+    """What is known about the selected weights."""
     metadata, run = selection.checkpoint.metadata, _run(selection.checkpoint.path)
     return Origin(
         step=metadata.step,
@@ -73,7 +73,7 @@ def origin_of(selection: Selection, options: ExportOptions) -> Origin:
 
 
 def _run(checkpoint: Path) -> Run | None:
-    """The run in which a checkpoint lies; None for one that lies elsewhere."""
+    """The run that contains a checkpoint; None if it is not in a run."""
     directory = checkpoint.absolute().parent
     return read_run(directory.parent) if directory.name == CHECKPOINTS else None
 
@@ -85,7 +85,7 @@ def _weights(metadata: Metadata, options: ExportOptions) -> str:
     if options.ema_length is not None:
         return f"the post-hoc EMA of relative length {options.ema_length:g}"
     if options.weights == "model":
-        return "the weights that were optimized, without an average"
+        return "the optimized weights themselves, not averaged"
     decays = config["ema"].get("decays") if isinstance(config.get("ema"), dict) else None
     if options.weights == "ema":
         return f"the EMA of decay {decays[0]}" if isinstance(decays, list) and decays else "the EMA"
@@ -103,7 +103,7 @@ def _data(config: dict, images: int) -> str:
 
 
 def _losses(run: Run, step: int) -> Iterator[Figure]:
-    """The last of each that was measured up to a step."""
+    """The last value of each figure that was measured up to a step."""
     for name, called in ((LOSS, "training loss"), (HELDOUT, "held-out loss")):
         points = [point for point in run.series.get(name, []) if point[0] <= step]
         if points:

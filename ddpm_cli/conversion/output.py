@@ -1,4 +1,4 @@
-"""The directory that a conversion writes: there with all that belongs in it, or not at all, whatever the disk does."""
+"""The output directory of a conversion: complete, or absent, whatever the disk does."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from ddpm_cli.runtime.exit_codes import RunError
 
 @contextmanager
 def written_whole(out: Path) -> Iterator[Path]:
-    """Inside, a directory to write to, which is called `out` after it; what is written has to be flushed.
+    """Inside, a directory to write to, which is renamed to `out` afterwards; files in it must be flushed.
 
     Raises:
         ConfigError: if there is something of that name, or no such directory can be made.

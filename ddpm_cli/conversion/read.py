@@ -1,4 +1,4 @@
-"""Which program a model is of, and the model in our terms: `read_source`."""
+"""`read_source`: recognises which program a model is from, and converts it to our terms."""
 
 import os
 import re
@@ -26,7 +26,7 @@ _STEP = re.compile(r"(?:model-?|ema_[\d.]+_)(\d{4,9})")  # model-790000.ckpt, mo
 
 
 class _Format(NamedTuple):
-    """One of the programs whose networks lie in a single file of tensors.
+    """One of the programs whose networks are in a single file of tensors.
 
     Args:
         recognised: whether the names are its.
@@ -67,41 +67,41 @@ def read_source(path: str | Path, given: Given | None = None) -> Imported:
 
 def _of_directory(path: Path, given: Given) -> Imported:
     if (path / CHECKPOINTS).is_dir() or step_of(path) is not None or path.name == CHECKPOINTS:
-        raise ConversionError(f"{path} is ours already: ckpt= and init= take it as it is")
+        raise ConversionError(f"{path} is a model of ddpm-cli already: use it with ckpt= or init=")
     if diffusers_files.is_directory_of_diffusers(path):
         return diffusers_files.read(path, given)
-    raise ConversionError(f"{path} holds no model that is known here: {KNOWN}")
+    raise ConversionError(f"{path} holds no known model; expected {KNOWN}")
 
 
 def _of_file(path: Path) -> "dict[str, Tensor]":
     if path.suffix == SAFETENSORS:
         return read_tensors(path)
     if path.suffix not in PICKLED:
-        beside = f"; the directory {path.parent} can be given" if path.suffix == ".json" else ""
+        beside = f"; give the directory {path.parent}" if path.suffix == ".json" else ""
         kinds = ", ".join((SAFETENSORS, *PICKLED))
-        raise ConversionError(f"{path} is no file of tensors ({kinds}) and no directory{beside}")
+        raise ConversionError(f"{path} is neither a file of tensors ({kinds}) nor a directory{beside}")
     found = read_pickled(path)
     _check_architecture(path, found)
     tensors = state_dict(found)
     if tensors is None:
         held = f"a dict of {shown(', '.join(map(str, found)))}" if isinstance(found, dict) else type(found).__name__
-        raise ConversionError(f"{path} is no state dict, which is tensors by name and nothing else: it is {held}")
+        raise ConversionError(f"{path} is not a state dict, which is tensors by name and nothing else: it is {held}")
     return tensors
 
 
 def _check_architecture(path: Path, found: Any) -> None:
-    """Say so of a well-known program whose network is another one."""
+    """Raise ConversionError for a well-known program whose network is another one."""
     inner = found.get("model") if isinstance(found, dict) else None
     names = [*(found if isinstance(found, dict) else ()), *(inner if isinstance(inner, dict) else ())]
     if any(isinstance(name, str) and _LUCIDRAINS.match(name) for name in names):
         raise ConversionError(
-            f"{path} is of denoising-diffusion-pytorch, whose network is another architecture: its blocks, attention "
-            "and time embedding are not DDPM's, and its weights have no place in ours"
+            f"{path} is from denoising-diffusion-pytorch, whose network has another architecture: its blocks, "
+            "attention and time embedding are not DDPM's, and its weights do not fit ours"
         )
 
 
 def _unknown(path: Path, tensors: Mapping[str, object]) -> str:
     if any(name.startswith("down_blocks.") for name in tensors):
-        return f"{path}: weights of diffusers do not say their network; give the directory that has config.json too"
+        return f"{path}: diffusers' weights do not describe their network; give the directory with config.json too"
     named = ", ".join(sorted(tensors)[:3])
-    return f"{path} holds no network that is known here (its tensors are {shown(named)}...): {KNOWN}"
+    return f"{path} holds no known network (its tensors are {shown(named)}...); expected {KNOWN}"

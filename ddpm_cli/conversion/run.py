@@ -1,4 +1,4 @@
-"""A run of `ddpm-import`: from checked options to a run directory with one checkpoint, whole or not there.
+"""A run of `ddpm-import`: from checked options to a run directory with one checkpoint, complete or absent.
 
 Heavy modules are imported inside the functions: `--help` and a mistyped key are answered without torch.
 """
@@ -30,7 +30,7 @@ OF_DIFFUSION = ("schedule", "prediction", "variance", "threshold")
 
 
 def start(config: dict, invocation: Invocation, stop: Stop) -> Path:
-    """Make a run of ours out of another program's model; returns its directory.
+    """Turn another program's model into a run of ours; returns its directory.
 
     Raises:
         ConfigError: before anything has been written, if there is no such model, or it is none that ours can be.
@@ -58,11 +58,11 @@ def start(config: dict, invocation: Invocation, stop: Stop) -> Path:
 
 def _check_place(options: ImportOptions, invocation: Invocation) -> None:
     if invocation.run_directory is not None:
-        raise ConfigError("hydra.run.dir: out= says already where to; give one of them")
+        raise ConfigError("hydra.run.dir: out= names the directory already; leave out either")
     if not options.out:
-        raise ConfigError("out: names no directory")
+        raise ConfigError("out: must name a directory")
     if os.path.lexists(options.out):
-        raise ConfigError(f"out: {options.out} is there already, and nothing is overwritten; choose another directory")
+        raise ConfigError(f"out: {options.out} exists already, and nothing is overwritten; choose another directory")
 
 
 def _read(source: Path, options: ImportOptions) -> Imported:
@@ -75,7 +75,7 @@ def _read(source: Path, options: ImportOptions) -> Imported:
 
 
 def _chosen(options: ImportOptions) -> dict[str, dict[str, Any]]:
-    """Nodes of the groups that the command line chooses, instead of what the files say of them."""
+    """Nodes of the groups that the command line chooses, which override the files."""
     nodes = {group: getattr(options, group) for group in OF_DIFFUSION}
     return {group: node for group, node in nodes.items() if node is not None}
 
@@ -84,7 +84,7 @@ def _chosen(options: ImportOptions) -> dict[str, dict[str, Any]]:
 
 
 def _described(imported: Imported, options: ImportOptions) -> "Metadata":
-    """What the checkpoint says of itself; the network and its diffusion have been built, and take such images.
+    """The description of the checkpoint; the network and its diffusion have been built, and take such images.
 
     Raises:
         ConfigError: if they do not go together, or no file and no option says one of them.
@@ -112,7 +112,7 @@ def _described(imported: Imported, options: ImportOptions) -> "Metadata":
 
 
 def _config(imported: Imported, options: ImportOptions) -> dict[str, Any]:
-    """The configuration that stands in the checkpoint: of a run what is known of it."""
+    """The configuration in the checkpoint: as much of a run's configuration as is known."""
     from ddpm_cli.checkpoint.metadata import IMPORTED
     from ddpm_cli.conversion.layers import UNET
 
@@ -121,11 +121,11 @@ def _config(imported: Imported, options: ImportOptions) -> dict[str, Any]:
     groups = imported.groups | _chosen(options)
     for group, there_are in (("schedule", "linear, cosine or another"), ("prediction", "eps, x0 or v")):
         if group not in groups:
-            raise ConfigError(f"{group}: no file of {options.source} says it; choose {group}={there_are}")
+            raise ConfigError(f"{group}: {options.source} does not say it; choose {group}={there_are}")
     variance = groups.setdefault("variance", {"_target_": f"{ours}variance.{_variance(learned)}"})
     if variance["_target_"].endswith(".LearnedRange") is not learned:
         answers = "a variance too" if learned else "no variance"
-        raise ConfigError(f"variance: the network answers with {answers}; {_fitting(learned)}")
+        raise ConfigError(f"variance: the network predicts {answers}; {_fitting(learned)}")
     return {
         IMPORTED: f"{options.source}, {imported.description}",
         "model": {"_target_": UNET} | {option.name: imported.unet[option.name] for option in signature(UNET) or ()},
@@ -144,7 +144,7 @@ def _fitting(learned: bool) -> str:
 
 
 def _announcement(imported: Imported, metadata: "Metadata", *, chosen: bool) -> list[str]:
-    """What has been read, in the words of a training run.
+    """A report on what has been read, in the form of a training run's.
 
     Args:
         chosen: whether the command line says the variance.
@@ -159,7 +159,7 @@ def _announcement(imported: Imported, metadata: "Metadata", *, chosen: bool) -> 
     diffusion = [_text(group, config[group]) for group in OF_DIFFUSION if group in config]
     assumed = []
     if "variance" not in imported.groups and not chosen:
-        assumed.append(f"{_text('variance', config['variance'])} is taken, as no file says it")
+        assumed.append(f"{_text('variance', config['variance'])} is used, as no file says it")
     return [
         f"source   {config[IMPORTED]}",
         f"images   {size_text(metadata.image_shape)}",
@@ -170,7 +170,7 @@ def _announcement(imported: Imported, metadata: "Metadata", *, chosen: bool) -> 
 
 
 def _text(group: str, node: dict[str, Any]) -> str:
-    """As a command line would have it."""
+    """The choice of a group as on a command line."""
     from ddpm_cli.config.shipped import options_by_target
 
     (name, *_) = options_by_target(group).get(node["_target_"], [node["_target_"]])
@@ -181,7 +181,7 @@ def _text(group: str, node: dict[str, Any]) -> str:
 
 
 def _write(out: Path, imported: Imported, metadata: "Metadata") -> Path:
-    """Make the run directory, which appears whole; returns the checkpoint in it."""
+    """Create the run directory, which appears complete; returns the checkpoint in it."""
     from ddpm_cli import checkpoint
     from ddpm_cli.checkpoint.tensor_names import MODEL
 

@@ -1,4 +1,4 @@
-"""What another program's JSON says, key by key: each is read as what it has to be, and none is passed over."""
+"""Reads another program's JSON key by key: each value must have its type, and no key is ignored."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from ddpm_cli.conversion.imported import ConversionError
 
 
 class Said:
-    """The keys of a JSON object, each to be taken once; in messages they are named with `where` before them.
+    """The keys of a JSON object, each of which is read once; messages name them after `where`.
 
     Args:
         content: what the file holds, which may be anybody's.
@@ -24,7 +24,7 @@ class Said:
         self._defaults = defaults
 
     def any(self, key: str) -> Any:
-        """Whatever it is."""
+        """A value of any type."""
         return self._left.pop(key, self._defaults.get(key))
 
     def whole(self, key: str) -> int:
@@ -34,7 +34,7 @@ class Said:
         return value
 
     def whole_or_none(self, key: str) -> int | None:
-        """A number of something; null: it has none, or as many as it likes."""
+        """A count, or null."""
         value = self.any(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise self.refused(key, value, "expected a whole number above 0, or null")
@@ -63,24 +63,24 @@ class Said:
         return list(value)
 
     def list_or_none(self, kind: type, key: str) -> list[Any] | None:
-        """As `list_of`; None where there is none."""
+        """As `list_of`; None if the key is missing."""
         if self._left.get(key, self._defaults.get(key)) is None:
             return self.any(key)
         return self.list_of(kind, key)
 
     def one_of(self, key: str, meanings: Mapping[Any, Any]) -> Any:
-        """What a value stands for; any other is refused."""
+        """The meaning of a value from a table; any other value is refused."""
         value = self.any(key)
         if isinstance(value, list | dict) or value not in meanings:
             raise self.refused(key, value, f"here it can be {' or '.join(map(_spelt, meanings))} only")
         return meanings[value]
 
     def rest(self) -> list[str]:
-        """The keys that have not been taken, but for those of the program's own (`_class_name`)."""
+        """The keys that have not been read, except the program's own (`_class_name`)."""
         return sorted(key for key in self._left if not key.startswith("_"))
 
     def refused(self, key: str, value: object, why: str) -> ConversionError:
-        """The error that this value is; to be raised."""
+        """The error for this value, to be raised."""
         return ConversionError(f"{self._where}: {key} is {shown(_spelt(value))}: {why}")
 
 

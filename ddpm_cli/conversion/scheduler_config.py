@@ -28,7 +28,7 @@ _NO_MAXIMUM = 1e9
 
 
 def scheduler_config(ddpm: DDPM, node: dict[str, Any], *, variance: Variance, threshold: Threshold) -> dict[str, Any]:
-    """What DDPMScheduler is to be made of.
+    """The arguments of DDPMScheduler.
 
     Args:
         node: what the schedule was built of, as a configuration has it.
@@ -54,7 +54,7 @@ def scheduler_config(ddpm: DDPM, node: dict[str, Any], *, variance: Variance, th
 
 
 def _betas(schedule: NoiseSchedule, node: dict[str, Any]) -> dict[str, Any]:
-    """By name and ends where they have the same schedule, else number by number."""
+    """The betas by name and ends if diffusers has the same schedule, else number by number."""
     target = resolve(node["_target_"])
     given = {key: value for key, value in node.items() if key not in NODE_KEYS}
     if target in _LIKE_THEIRS:
@@ -66,7 +66,7 @@ def _betas(schedule: NoiseSchedule, node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arguments(target: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """What a call with `given` sees, defaults included."""
+    """The arguments of a call with `given`, defaults included."""
     bound = inspect.signature(target).bind(**given)
     bound.apply_defaults()
     return bound.arguments
@@ -85,25 +85,25 @@ def _bounds(threshold: Threshold) -> dict[str, Any]:
                 "dynamic_thresholding_ratio": quantile,
                 "sample_max_value": _NO_MAXIMUM,
             }
-    raise ConfigError(f"threshold: diffusers has none like {type(threshold).__name__}; it has static, dynamic, none")
+    raise ConfigError(f"threshold: diffusers has no {type(threshold).__name__}; it has static, dynamic, none")
 
 
 def _called(names: dict[type, str], option: object, group: str, there_are: str) -> str:
     if type(option) not in names:
-        raise ConfigError(f"{group}: diffusers has none like {type(option).__name__}; it has {there_are}")
+        raise ConfigError(f"{group}: diffusers has no {type(option).__name__}; it has {there_are}")
     return names[type(option)]
 
 
 def _check_in_float32(schedule: NoiseSchedule) -> None:
-    """Their tables are made of 1 - beta in 32 bits; ours of its logarithm in 64."""
+    """Check the schedule in diffusers' tables, which compute 1 - beta in 32 bits; ours use its logarithm in 64."""
     alphas_cumprod = torch.cumprod(1 - schedule.betas.float(), dim=0)
     if alphas_cumprod[0] == 1:
         first = schedule.betas[0].item()
         raise ConfigError(
-            f"schedule: begins with beta = {first:g}, of which diffusers' 32 bits keep nothing: it divides by 0 there"
+            f"schedule: its first beta, {first:g}, vanishes in diffusers' 32 bits, which would divide by 0"
         )
     noise = int((alphas_cumprod == 0).sum())
     if noise > schedule.ends_in_noise:  # only the last may be
         raise ConfigError(
-            f"schedule: its last {noise} steps are pure noise as far as diffusers' 32 bits tell: it divides by 0 there"
+            f"schedule: its last {noise} steps are pure noise in diffusers' 32 bits, which would divide by 0"
         )

@@ -1,4 +1,4 @@
-"""Tensors out of other programs' files: safetensors, or what torch.save has written, of which no code is run."""
+"""Tensors from other programs' files: safetensors, or files of torch.save, from which no code is run."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def read_tensors(file: Path) -> "dict[str, Tensor]":
     try:
         with opened(Path(os.path.realpath(file))) as tensors:  # a hub's cache is made of links
             if HEADER_KEY in (tensors.metadata() or {}):
-                raise ConversionError(f"{file} is ours already: ckpt= and init= take it as it is")
+                raise ConversionError(f"{file} is a model of ddpm-cli already: use it with ckpt= or init=")
             names = tensors.keys()
             return {name: tensors.get_tensor(name) for name in names}
     except CheckpointError as error:
@@ -39,7 +39,7 @@ def read_tensors(file: Path) -> "dict[str, Tensor]":
 
 
 def read_pickled(file: Path) -> Any:
-    """What torch.save has written: tensors, and numbers, texts, lists and dicts; never anything that would run code.
+    """The content of a file of torch.save: tensors, numbers, texts, lists and dicts; nothing that would run code.
 
     Raises:
         ConversionError: if it is damaged, holds other objects, or would take more memory than it has bytes.
@@ -61,7 +61,7 @@ def read_pickled(file: Path) -> Any:
 
 
 def state_dict(found: Any) -> "dict[str, Tensor] | None":
-    """A dict of nothing but tensors, each with a name; None for anything else."""
+    """A dict of tensors by name, and nothing else; None for any other object."""
     import torch
 
     if not isinstance(found, dict) or not found:
@@ -80,7 +80,7 @@ def _check_plain(file: Path) -> int:
 
 
 def _check_zip(file: Path, size: int) -> None:
-    """Refuse archives of torch.save that would grow when they are read, or whose checksums do not fit.
+    """Refuse archives of torch.save that would grow when they are read, or whose checksums are wrong.
 
     torch looks at neither. Its files of before 2020 are no archives: in them everything has the length that it takes.
     """
@@ -100,27 +100,27 @@ def _wrong_with(archive: zipfile.ZipFile, size: int) -> str | None:
     if sum(entry.file_size for entry in entries) > size:
         return "its parts are longer than the file"
     if any(entry.file_size > MOST_PICKLE for entry in entries if entry.filename.endswith(".pkl")):
-        return f"its description is longer than {MOST_PICKLE:,} bytes"
+        return f"its pickle is longer than {MOST_PICKLE:,} bytes"
     damaged = archive.testzip()
-    return None if damaged is None else f"the checksum of {shown(damaged)} in it does not fit"
+    return None if damaged is None else f"the checksum of {shown(damaged)} in it is wrong"
 
 
 def _reason(error: Exception) -> str:
-    """In one line, why torch has not loaded a file."""
+    """Why torch did not load a file, in one line."""
     text = str(error)
     asked = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|global|operand)[^\w]*([\w.]+)", text)
     if asked is not None:
         name = shown(next(filter(None, asked.groups())))
         return (
-            f"asks for {name}: loading it could run anything, so it is not loaded; "
-            "its state_dict alone, saved as safetensors, can be read"
+            f"asks for {name}: loading it could run any code, so it is not loaded; "
+            "save its state_dict alone as safetensors, which can be read"
         )
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    return f"is damaged, or no file of torch.save: {shown(first)}"
+    return f"is damaged, or was not written by torch.save: {shown(first)}"
 
 
 def _tensors_in(found: Any) -> "list[Tensor]":
-    """Every tensor in nested dicts and lists, each place of which is looked at once."""
+    """Every tensor in nested dicts and lists, each of which is visited once."""
     import torch
 
     tensors, open_values, seen = [], [found], set()

@@ -1,7 +1,7 @@
-"""The archives that well-known data sets are published as: in their place or fetched, checked, unpacked beside it.
+"""The archives in which well-known data sets are published: found or downloaded, checked, and unpacked beside them.
 
-torchvision's own way does not do: it unpacks what a tar file holds wherever that leads, leaves half a download under
-the name of a whole one, and takes MNIST's files for whole if they are there.
+torchvision's own code is not safe enough: it unpacks a tar file's members wherever their paths lead, leaves half a
+download under the name of a complete one, and does not check MNIST's files.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class Archive:
-    """A data set as it is published: the file's place here, its MD5, and the addresses it can be had from."""
+    """A data set as published: the file's path here, its MD5, and the addresses to download it from."""
 
     path: Path
     md5: str
@@ -56,7 +56,7 @@ def read_unpacking(read: Callable[[], Read], archive: Archive, unpacked: Iterabl
 
 
 def _check_file(path: Path) -> None:
-    """Raise OSError for what is no file, which would be waited for, or one of more bytes than any of ours."""
+    """Raise OSError for anything but a plain file, which could block, and for one larger than any of our data sets."""
     try:
         status = path.stat()
     except OSError:
@@ -64,13 +64,13 @@ def _check_file(path: Path) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise OSError(f"{printable(str(path))} is not a regular file: remove it")
     if status.st_size > MOST_BYTES:
-        raise OSError(f"{printable(str(path))} has {status.st_size:,} bytes, which it cannot have: remove it")
+        raise OSError(f"{printable(str(path))} has {status.st_size:,} bytes, which is too large: remove it")
 
 
 def _unpack(archive: Path) -> None:
     """Unpack a .tar.gz or .gz file beside itself, and nowhere else.
 
-    Raises ValueError for an archive that holds anything but files and folders to be put there, before any has been put
+    Raises ValueError, before anything is unpacked, for an archive that holds anything but files and folders that belong
     there; OSError if it cannot be read, or if this Python cannot unpack safely.
     """
     try:
@@ -104,7 +104,7 @@ def _check_member(member: tarfile.TarInfo, archive: Path) -> None:
             raise tarfile.AbsolutePathError(member)
         tarfile.data_filter(member, str(archive.parent))
     except tarfile.FilterError as error:
-        raise ValueError(f"{archive} is not to be trusted, nothing was unpacked: {error}") from error
+        raise ValueError(f"{archive} is not safe to unpack, nothing was unpacked: {error}") from error
 
 
 def _unpack_gzip(archive: Path) -> None:
@@ -118,7 +118,7 @@ def _unpack_gzip(archive: Path) -> None:
 
 
 def _provide(archive: Archive, download: bool) -> None:
-    """Leave a good archive in its place, fetched if `download` and need be, or raise FileNotFoundError."""
+    """Make sure that a good archive is in its place, downloaded if `download` is true, or raise FileNotFoundError."""
     from torchvision.datasets.utils import check_integrity
 
     if check_integrity(archive.path, archive.md5):
@@ -135,16 +135,16 @@ def _provide(archive: Archive, download: bool) -> None:
         else:
             return
     raise FileNotFoundError(
-        f"{archive.path} {state} and cannot be fetched; put the file there by hand. Tried {'; '.join(failures)}"
+        f"{archive.path} {state} and cannot be downloaded; put the file there by hand. Tried {'; '.join(failures)}"
     )
 
 
 def _fetch(url: str, archive: Archive) -> None:
-    """Download the archive, under its own name only once its MD5 is right."""
+    """Download the archive; it gets its own name only once its MD5 is right."""
     from torchvision.datasets.utils import download_url
 
     partial = archive.path.with_name(f"{archive.path.name}.part")
-    # torchvision draws a progress bar: welcome on a terminal, litter in a log.
+    # torchvision shows a progress bar: welcome on a terminal, litter in a log.
     quiet = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
     try:
         with quiet:

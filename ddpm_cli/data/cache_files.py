@@ -1,7 +1,7 @@
-"""Files in the cache directory, which several runs may use at once: each is whole, or it is not there.
+"""Files in the cache directory, which several runs may use at once: each is complete, or absent.
 
-A file gets its name when it is on the disk. Before that it is a temporary one, which its writer removes, or if that has
-been killed, a later writer.
+A file gets its name once it is on the disk. Before that it is a temporary file, which its writer removes or, if the
+writer has been killed, a later one.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ ABANDONED_SECONDS = 24 * 3600  # a temporary file is written to all the time, un
 
 
 def cache_directory(cache_dir: str | None) -> Path:
-    """Where caches lie: in `cache_dir` if that is given, else ddpm-cli in $XDG_CACHE_HOME or ~/.cache."""
+    """The directory of the caches: `cache_dir` if it is given, else ddpm-cli in $XDG_CACHE_HOME or ~/.cache."""
     if cache_dir is not None:
         return Path(cache_dir).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "ddpm-cli"
 
 
 def opened(path: Path) -> FileIO:
-    """A file of the cache for reading, unbuffered. Raises FileNotFoundError if there is none, OSError if it is none."""
+    """Open a file of the cache for reading, unbuffered. Raises FileNotFoundError or, for what is no file, OSError."""
     try:
         file = FileIO(path, opener=nonblocking)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -49,15 +49,15 @@ def opened(path: Path) -> FileIO:
 
 
 def hold(file: FileIO) -> None:
-    """Note that a file of the cache is used now, and keep `remove_unused` from it for as long as it is open here."""
-    with contextlib.suppress(OSError):  # a cache that is somebody else's to write, or a disk without locks
+    """Mark a file of the cache as used now, and protect it from `remove_unused` while it is open here."""
+    with contextlib.suppress(OSError):  # a cache that only somebody else may write, or a disk without locks
         if fcntl is not None:
             fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
         os.utime(file.name)
 
 
 def remove_unused(path: Path) -> bool:
-    """Remove a file of the cache; False if some process holds it, or that cannot be told."""
+    """Remove a file of the cache; returns False if a process holds it, or if that cannot be determined."""
     try:
         with FileIO(path, "r+") as file:
             if fcntl is not None:
@@ -71,7 +71,7 @@ def remove_unused(path: Path) -> bool:
 
 
 def read(path: Path, most: int) -> bytes | None:
-    """What is in a file of the cache; None if there is none, or one of more than `most` bytes. Raises as `opened`."""
+    """The content of a file of the cache; None if it is missing or larger than `most` bytes. Raises as `opened`."""
     try:
         with opened(path) as file:
             content = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else None
@@ -82,7 +82,7 @@ def read(path: Path, most: int) -> bytes | None:
 
 @contextlib.contextmanager
 def temporary(directory: Path) -> Generator[BinaryIO, None, None]:
-    """A new file, open for reading and writing, that is gone after the block unless it has been put in place."""
+    """A new file, open for reading and writing, which is removed after the block unless it has been put in place."""
     path = directory / f"ddpm-cli-{secrets.token_hex(4)}.tmp"
     try:
         with open(path, "xb+") as file:
@@ -93,7 +93,7 @@ def temporary(directory: Path) -> Generator[BinaryIO, None, None]:
 
 
 def put_in_place(file: BinaryIO, path: Path) -> None:
-    """Give an open file its final name, durably: what the name promises is on the disk before the name is."""
+    """Give an open file its final name, durably: its content is on the disk before the name is."""
     file.flush()
     durable.flush(file.fileno(), path)
     os.replace(file.name, path)
@@ -101,7 +101,7 @@ def put_in_place(file: BinaryIO, path: Path) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file, durably, in place of an earlier one if there is any."""
+    """Write a file, durably, replacing an earlier one."""
     with temporary(path.parent) as file:
         file.write(content)
         put_in_place(file, path)

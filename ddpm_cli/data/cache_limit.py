@@ -1,4 +1,4 @@
-"""What the files in a cache directory may take together: those that were used least recently make room."""
+"""The size limit of a cache directory: files that were used least recently make room."""
 
 import logging
 import re
@@ -18,10 +18,10 @@ def make_room(
 ) -> None:
     """Remove files in `directory` until they take no more than `most` bytes, with `needed` more to come.
 
-    Those used least recently go first; never those of `keep`, or such as a process has open. Every removal is said.
+    The least recently used go first, never those in `keep` or open in a process. Every removal is logged.
 
     Args:
-        names: of the files that count, and may go.
+        names: of the files that count, and may be removed.
         key: of the option that sets the limit, in GiB.
     """
     found = []
@@ -39,4 +39,4 @@ def make_room(
         if path not in keep and remove_unused(path):
             excess -= size
             limit = f"{key}={most / GIB:g}"
-            log.warning(f"cache    removed {printable(str(path))} ({size / GIB:.2g} GiB), the longest unused: {limit}")
+            log.warning(f"cache    removed {printable(str(path))} ({size / GIB:.2g} GiB), unused for longest: {limit}")

@@ -1,4 +1,4 @@
-"""What a table of the datasets package holds: its column of pictures, and that of labels."""
+"""The columns of a table of the datasets package that hold images and labels."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,14 +12,14 @@ SHOWN = 10  # names in a message
 
 
 class Labels(NamedTuple):
-    """What each row is an example of."""
+    """The class of each row."""
 
     numbers: np.ndarray  # int64 [N]
     class_names: tuple[str, ...]
 
 
 def image_column(table: Any, name: str | None) -> str:
-    """The column of pictures, called `name`, or the only one there is. Raises ValueError listing those there are."""
+    """The name of the image column: `name`, or the only one. Raises ValueError, which lists the columns."""
     import datasets
 
     features = table.features
@@ -34,7 +34,7 @@ def image_column(table: Any, name: str | None) -> str:
 
 
 def as_stored(table: Any, column: str) -> Any:
-    """The table with that column alone, whose pictures are left as they are stored."""
+    """The table with that column alone, its images left encoded as they are stored."""
     import datasets
 
     alone = table.select_columns([column])
@@ -44,12 +44,12 @@ def as_stored(table: Any, column: str) -> Any:
 
 
 def labels_in(table: Any, name: str | None, num_classes: int) -> Labels:
-    """Labels out of the column called `name`, or the only one of class labels, of `num_classes` classes.
+    """Labels of `num_classes` classes, from the column `name` or the only column of class labels.
 
-    Whole numbers are labels as they are; texts are numbered in natural order.
+    Whole numbers are used as they are; texts are numbered in natural order.
 
     Raises:
-        ValueError: for another number of classes, rows without a label, or if there is no such column.
+        ValueError: for another number of classes, for rows without a label, or if there is no such column.
     """
     import datasets
 
@@ -67,18 +67,18 @@ def labels_in(table: Any, name: str | None, num_classes: int) -> Labels:
     elif all(isinstance(value, int) for value in values):
         class_names = tuple(map(str, range(num_classes)))
     else:
-        raise ValueError(f"label: {printable(name)} holds neither class labels, nor whole numbers or texts alone")
+        raise ValueError(f"label: {printable(name)} holds neither class labels, nor only whole numbers, nor only texts")
     _check_classes(class_names, num_classes, name)
     _check_numbers(values, num_classes, name)
     return Labels(np.array(values, np.int64), tuple(map(printable, class_names)))
 
 
 def _only(columns: list[str], option: str, kind: str, table: Any) -> str:
-    """The one column of a kind. Raises ValueError if there are none, or several."""
+    """The only column of a kind. Raises ValueError if there is none, or more than one."""
     if len(columns) == 1:
         return columns[0]
     there = f"there are {len(columns)} columns of {kind}" if columns else f"there is no column of {kind}"
-    raise ValueError(f"{option}: {there}; data.{option}=NAME says which. {_columns(table)}")
+    raise ValueError(f"{option}: {there}; choose one with data.{option}=NAME. {_columns(table)}")
 
 
 def _check_classes(class_names: tuple[str, ...], num_classes: int, column: str) -> None:
@@ -100,7 +100,7 @@ def _check_numbers(values: Sequence[int | None], num_classes: int, column: str) 
 
 def _feature(table: Any, option: str, name: str) -> Any:
     if name not in table.features:
-        raise ValueError(f"{option}: there is no column {printable(name)!r}. {_columns(table)}")
+        raise ValueError(f"{option}: no column {printable(name)!r}. {_columns(table)}")
     return table.features[name]
 
 
@@ -111,5 +111,5 @@ def _columns(table: Any) -> str:
 
 
 def _kind(feature: Any) -> str:
-    """As the package calls it: Image, ClassLabel, int64."""
+    """The package's name for it: Image, ClassLabel, int64."""
     return str(feature.dtype) if type(feature).__name__ == "Value" else type(feature).__name__

@@ -1,6 +1,6 @@
-"""Pictures in the rows of a table of the datasets package: read and decoded as files are.
+"""Images in the rows of a table of the datasets package, read and decoded like files.
 
-Worker processes import this module: of ours it needs only what imports no torch.
+Worker processes import this module: it imports only modules without torch.
 """
 
 import os
@@ -17,12 +17,12 @@ from ddpm_cli.data.reading import AS_STORED, Reading
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """A column of pictures that the datasets package leaves as they are stored: their bytes, or the path of a file.
+    """A column of images left encoded as they are stored: their bytes, or the path of a file.
 
     Args:
-        table: a `datasets.Dataset`, which goes to other processes as the files that it is in.
-        column: of the pictures.
-        called: what it is called, where memory has run out.
+        table: a `datasets.Dataset`, which is sent to other processes as the names of its files.
+        column: of the images.
+        called: its name in messages, such as when memory runs out.
     """
 
     table: Any
@@ -31,7 +31,7 @@ class Rows:
 
 
 def row_name(row: int) -> str:
-    """What an image is called: in messages, and in the cache."""
+    """The name of an image in messages and in the cache."""
     return f"row {row}"
 
 
@@ -56,9 +56,9 @@ def decode_rows(
             where = f"{rows.called}, {name}"
             return decode_bytes(content, size, channels, most - len(content), reading, name=where)
         if path is None:
-            raise ValueError("there is no picture")
+            raise ValueError("it has no image")
         if not os.path.isabs(path):
-            raise ValueError("neither its bytes are there, nor is it a file of this machine")
+            raise ValueError("it has no bytes, and its path is not a file on this machine")
         return decode(path, size, channels, most, reading)
 
     return write_into(file, offset, names, decoded, size if reading.crop == "random" else None)

@@ -1,7 +1,7 @@
-"""Tables of pictures that the datasets package reads: those of this disk, and of the Hugging Face hub.
+"""Tables of images that the datasets package reads, from this disk or from the Hugging Face Hub.
 
-The package is asked for tables alone: pictures are decoded by our own decoder. Nothing is fetched unless that is said,
-and no code that comes with a data set is run.
+The package only reads the tables; our own decoder decodes the images. Nothing is downloaded without permission, and no
+code that comes with a data set is run.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from ddpm_cli.io.text import printable
 
 EXTRA = "pip install 'ddpm-cli[hub]'"
-MOST_SAID = 300  # characters of what the package says
-# The readers of files that may be used, and that of what is in the cache of the package.
+MOST_SAID = 300  # characters of the package's messages
+# The package's readers that may be used, and the reader of its own cache.
 KINDS = ("parquet", "arrow", "imagefolder")
 _READERS = (*KINDS, "cache")
 _SUFFIXES = {".parquet": "parquet", ".arrow": "arrow"}
@@ -25,27 +25,27 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 class Opened(NamedTuple):
-    """A table, and what there is to say of where it has been found."""
+    """A table, and a remark on where it was found."""
 
     table: Any  # a `datasets.Dataset`
     remarks: tuple[str, ...] = ()
 
 
 def open_table(dataset: str, subset: str | None, split: str, *, download: bool) -> Opened:
-    """The table that is called `dataset` on the hub, or that lies in a folder or a file of that path.
+    """The table named `dataset` on the Hub, or in the folder or file at that path.
 
     Args:
-        subset: which one of those that go by that name; None: the only one.
-        split: which part of it.
-        download: whether it may be fetched.
+        subset: which of the data set's subsets; None: the only one.
+        split: which split.
+        download: whether it may be downloaded.
 
     Raises:
         ValueError: if the package is missing or cannot read it, or there is no such subset or split.
-        FileNotFoundError: if it is not there; says how it gets there.
-        OSError: if it cannot be fetched or read.
+        FileNotFoundError: if it is missing; the message says how to get it.
+        OSError: if it cannot be downloaded or read.
     """
     if not dataset:
-        raise ValueError("dataset is empty: a name on the Hugging Face hub, or a path")
+        raise ValueError("dataset is empty: give a name on the Hugging Face Hub, or a path")
     if importlib.util.find_spec("datasets") is None:
         raise ValueError(f"datasets is not installed: {EXTRA}")
     path = Path(os.path.abspath(os.path.expanduser(dataset)))
@@ -58,11 +58,11 @@ def open_table(dataset: str, subset: str | None, split: str, *, download: bool) 
 
 
 def _saved(path: Path, subset: str | None, split: str) -> Any:
-    """What `save_to_disk` of the package has left in a folder."""
+    """The table that the package's `save_to_disk` wrote to a folder."""
     import datasets
 
     if subset is not None:
-        raise ValueError(f"subset: {printable(str(path))} is one data set without subsets")
+        raise ValueError(f"subset: {printable(str(path))} is a data set without subsets")
     with _explained(str(path), download=False):
         found = datasets.load_from_disk(str(path))
     if isinstance(found, datasets.DatasetDict):
@@ -72,17 +72,17 @@ def _saved(path: Path, subset: str | None, split: str) -> Any:
 
 
 def _built(dataset: str, path: Path, subset: str | None, split: str, *, download: bool) -> Opened:
-    """What the package makes of the files of a data set; it keeps that in its own cache."""
+    """The table that the package builds from the files of a data set, and keeps in its own cache."""
     import datasets
 
     if not path.exists() and dataset in KINDS:
-        raise ValueError(f"dataset: {dataset} is a kind of file; say where the files lie")
+        raise ValueError(f"dataset: {dataset} is a kind of file; give the path of the files")
     where: dict[str, Any] = {"path": str(path) if path.exists() else dataset}
     if path.is_file():
         if subset is not None:
-            raise ValueError(f"subset: {printable(dataset)} is a file, which has none")
+            raise ValueError(f"subset: {printable(dataset)} is a file, which has no subsets")
         if path.suffix.lower() not in _SUFFIXES:
-            raise ValueError(f"{printable(str(path))} is no {' or '.join(_SUFFIXES)} file")
+            raise ValueError(f"{printable(str(path))} is not a {' or '.join(_SUFFIXES)} file")
         where = {"path": _SUFFIXES[path.suffix.lower()], "data_files": {"train": str(path)}}
     with _explained(dataset, download=download):
         try:
@@ -101,18 +101,18 @@ def _built(dataset: str, path: Path, subset: str | None, split: str, *, download
     files = [str(file) for of_split in (builder.config.data_files or {}).values() for file in of_split]
     remote = [file for file in files if "://" in file]
     if remote and not download:
-        raise FileNotFoundError(f"{printable(remote[0])} is to be fetched: set data.download=true")
+        raise FileNotFoundError(f"{printable(remote[0])} must be downloaded: set data.download=true")
     with _explained(dataset, download=download):
         builder.download_and_prepare()
     assert builder.info.splits is not None
     _checked_split(re.split(r"[\[+]", split)[0], list(map(str, builder.info.splits)))
-    kept = f"dataset  {printable(dataset)}: as it lies in {printable(str(builder.cache_dir))}"
+    kept = f"dataset  {printable(dataset)}: read from {printable(str(builder.cache_dir))}"
     with _explained(dataset, download=download):
         return Opened(builder.as_dataset(split=split), (kept,) if reader == "cache" else ())
 
 
 def _fetched_before(dataset: str) -> str | None:
-    """The folder in which `hf download --repo-type dataset` has put a data set; None if it has not."""
+    """The folder to which `hf download --repo-type dataset` downloaded a data set; None if it did not."""
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -124,7 +124,7 @@ def _fetched_before(dataset: str) -> str | None:
 
 def _checked_split(split: str, there: Sequence[str]) -> str:
     if split not in there:
-        raise ValueError(f"split: there is no {split!r}; there are {', '.join(map(printable, there))}")
+        raise ValueError(f"split: no split {split!r}; choose from {', '.join(map(printable, there))}")
     return split
 
 
@@ -133,7 +133,7 @@ def _checked_split(split: str, there: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _fetching(download: bool) -> Iterator[None]:
-    """Inside, nothing is fetched unless `download`: as with HF_HUB_OFFLINE=1, which is read when it is imported."""
+    """Inside, nothing is downloaded unless `download`: like HF_HUB_OFFLINE=1, which is read only at import."""
     if download:
         yield
         return
@@ -153,7 +153,7 @@ def _fetching(download: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Inside, the package says nothing but what it raises; progress bars are for a terminal."""
+    """Inside, the package prints nothing; progress bars are shown only on a terminal."""
     import datasets
 
     verbosity, bars = datasets.logging.get_verbosity(), datasets.is_progress_bar_enabled()
@@ -170,7 +170,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explained(dataset: str, *, download: bool) -> Iterator[None]:
-    """Inside, what the package raises becomes what `open_table` raises."""
+    """Inside, the package's exceptions become those of `open_table`."""
     from datasets import config
     from datasets.exceptions import DatasetNotFoundError
 
@@ -179,11 +179,11 @@ def _explained(dataset: str, *, download: bool) -> Iterator[None]:
         yield
     except (ConnectionError, DatasetNotFoundError) as error:
         if download:
-            raise OSError(f"{called} cannot be fetched: {_line(error)}") from error
+            raise OSError(f"{called} cannot be downloaded: {_line(error)}") from error
         cache = printable(str(config.HF_DATASETS_CACHE))
         raise FileNotFoundError(
-            f"{called} is neither a file or folder here, nor in {cache}: set data.download=true, or bring its files "
-            "(parquet, arrow or images) and say data.dataset=DIR"
+            f"{called} is neither a file or folder here, nor in {cache}: set data.download=true, or copy the files "
+            "(parquet, arrow or images) here and set data.dataset=DIR"
         ) from error
     except MemoryError:
         raise
@@ -194,6 +194,6 @@ def _explained(dataset: str, *, download: bool) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """What an error of others says, on a line."""
+    """The message of another package's error, on one line."""
     said = " ".join((str(error) or type(error).__name__).split())
     return printable(said[:MOST_SAID])

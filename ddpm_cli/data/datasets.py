@@ -1,7 +1,7 @@
 """Well-known data sets, each as one `ImageSet`; with `num_classes`, which must be 10, with labels.
 
-They are the training split, unless `split` says otherwise. No YAML file has that option: nothing is trained on what it
-is tested on, and checkpoints need not say so.
+They are the training split, unless `split` says otherwise. No YAML file has that option: no run trains on the images
+that it is tested on, and checkpoints need not record it.
 
 torchvision and scikit-learn are imported where they are used: they take seconds.
 """
@@ -38,7 +38,7 @@ def digits(
     flip: Flip = "none",
     num_classes: int | None = None,
 ) -> ImageSet:
-    """scikit-learn's 1797 handwritten digits, 8 x 8; comes with the package, nothing is fetched."""
+    """scikit-learn's 1797 handwritten digits, 8 x 8; they come with the package."""
     return _image_set(
         "digits",
         TEN_DIGITS,
@@ -60,9 +60,9 @@ def mnist(
     num_classes: int | None = None,
     split: Literal["train", "test"] = "train",
 ) -> ImageSet:
-    """MNIST, 60,000 x 28 x 28 (test: 10,000), from `root`/MNIST/raw, unpacked or fetched first where needed.
+    """MNIST, 60,000 x 28 x 28 (test: 10,000), from `root`/MNIST/raw, unpacked or downloaded first if needed.
 
-    Raises FileNotFoundError saying which file should be where, if it is absent or damaged and cannot be fetched.
+    Raises FileNotFoundError if a file is missing or damaged and cannot be downloaded; it says where the file belongs.
     """
     return _image_set(
         "mnist",
@@ -157,7 +157,7 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
 def _read_mnist(
     dataset: str, root: str, download: bool, split: Literal["train", "test"], *, labelled: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """uint8 `[N, 1, 28, 28]`, and int64 `[N]` if `labelled`: else their file need not be there."""
+    """uint8 `[N, 1, 28, 28]`, and int64 `[N]` if `labelled`; otherwise the file of labels may be missing."""
     check_split(split)
     prefix = {"train": "train", "test": "t10k"}[split]
     pixels = _read_idx(dataset, f"{prefix}-images", root, download)[:, None]
@@ -204,7 +204,7 @@ def _absolute(root: str) -> Path:
 def resize(pixels: np.ndarray, image_size: int | Sequence[int]) -> np.ndarray:
     """uint8 `[N, C, H, W]` at `image_size` (int or [H, W]): antialiased bicubic, rounded; unchanged if the size fits.
 
-    The whole picture is kept: another aspect ratio stretches it.
+    The whole image is kept: another aspect ratio stretches it.
     """
     size = height_width(image_size)
     if pixels.shape[2:] == size:

@@ -22,11 +22,11 @@ from ddpm_cli.data.image_file import BadImage
 from ddpm_cli.data.reading import AS_STORED, Reading, converted, mode_of
 from ddpm_cli.io.openers import nonblocking
 
-# Formats are told by content: pictures are often misnamed. Not every format PIL knows may come in under a picture's
-# name, though: for EPS it would run a program (Ghostscript). Those that PIL imports first stand first.
+# Formats are recognised by content, as images are often misnamed. Not every format that PIL knows is allowed, though:
+# for EPS it would run a program (Ghostscript). The formats that PIL imports first come first.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000")
 
-# How a picture stored with an EXIF orientation is put upright; 1 and unknown values leave it as it is.
+# How an image with an EXIF orientation is turned upright; 1 and unknown values leave it as it is.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -37,18 +37,18 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ON_ITS_SIDE = (5, 6, 7, 8)
-_EXHAUSTED = {errno.ENOMEM, errno.EMFILE, errno.ENFILE}  # memory or file handles have run out: no fault of the file
-_LONGEST_REASON = 200  # characters of what PIL says of a file, which may repeat what is in it
+_EXHAUSTED = {errno.ENOMEM, errno.EMFILE, errno.ENFILE}  # memory or file handles have run out: not the file's fault
+_LONGEST_REASON = 200  # characters of PIL's message about a file, which may quote the file
 
 
 class DecodingError(OSError):
-    """Decoding cannot go on, and neither an image nor the place for the pixels is to blame."""
+    """Decoding cannot continue, and neither an image nor the destination of the pixels is the cause."""
 
 
 class Written(NamedTuple):
-    """What has become of a list of images."""
+    """The result of writing a list of images."""
 
-    checksums: list[int]  # the CRC-32 of each one's pixels; of those that were not written 0
+    checksums: list[int]  # the CRC-32 of each image's pixels; 0 for images that were not written
     bad: list[BadImage]
     large: list[int]  # which of them take more memory than there is for one of several processes
 
@@ -62,20 +62,20 @@ def decode(
 ) -> np.ndarray:
     """uint8 `[channels, H, W]` of the image file at `path`, for `size` (H, W) in pixels.
 
-    The picture is put upright (EXIF), laid over the background where transparent, and scaled with antialiasing: so that
-    it covers `size`, and cropped about its centre, or as `reading.crop` says (with "random" H or W may be more than
-    that of `size`: see `framing`). 16-bit grey is scaled to 8 bits. Of an animation this is the first frame, of a file
-    of several pages the first page. There are 1, 3 or 4 `channels`: grey, RGB, or RGB and alpha, in which colours are 0
-    where nothing is seen.
+    The image is turned upright (EXIF), laid over the background where it is transparent, scaled with antialiasing to
+    cover `size`, and cropped at its centre, or as `reading.crop` says (with "random" H or W may be more than that of
+    `size`: see `framing`). 16-bit grey is scaled to 8 bits. Of an animation the first frame is taken, of a file of
+    several pages the first page. There are 1, 3 or 4 `channels`: grey, RGB, or RGB and alpha, where the colours of
+    fully transparent pixels are 0.
 
     Raises:
         LargeImageError: if decoding would take more than `most` bytes.
-        ValueError: saying what is wrong with a file that holds no such picture: not an image, truncated, a
-            decompression bomb, floating-point pixels, no file at all but a FIFO or a device.
-        OSError: if the file cannot be read now: gone, no permission, a failing disk.
+        ValueError: if the file holds no such image; it says why: not an image, truncated, a decompression bomb,
+            floating-point pixels, or not a file but a FIFO or a device.
+        OSError: if the file cannot be read now: removed, no permission, a failing disk.
         DecodingError: if memory or file handles have run out.
     """
-    # PIL gets a file, not a path: a BMP it would map by itself, and if that shrinks the process is killed (SIGBUS).
+    # PIL gets a file, not a path: it would map a BMP into memory, and if the file shrinks the process dies (SIGBUS).
     with _errors_explained(path), _opened(path, most) as file:
         return _decode(file, size, channels, most, reading)
 
@@ -89,7 +89,7 @@ def decode_bytes(
     *,
     name: str,
 ) -> np.ndarray:
-    """As `decode`, of what is in an image file; `name` is what a DecodingError calls it."""
+    """As `decode`, for the content of an image file; a DecodingError calls it `name`."""
     with _errors_explained(name):
         if not content:
             raise ValueError("the file is empty")
@@ -97,20 +97,20 @@ def decode_bytes(
 
 
 def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(H, W) in pixels of the picture at `path` as it is seen, told from its header. Raises as `decode`."""
+    """(H, W) in pixels of the upright image at `path`, read from its header. Raises as `decode`."""
     with _errors_explained(path), _opened(path, MOST) as file, _image_in(file) as image:
         width, height = image.size
         return (width, height) if _orientation(image) in _ON_ITS_SIDE else (height, width)
 
 
 def is_grey(path: str | os.PathLike[str]) -> bool:
-    """Whether the picture at `path` has no colours, told from its header. Raises as `decode`."""
+    """Whether the image at `path` is greyscale, read from its header. Raises as `decode`."""
     with _errors_explained(path), _opened(path, MOST) as file, _image_in(file) as image:
         return ImageMode.getmode(image.mode).basemode == "L"
 
 
 def upright_picture(path: str | os.PathLike[str]) -> Image.Image:
-    """All of the picture at `path`, put upright and otherwise as it is stored. Raises as `decode`."""
+    """The whole image at `path`, turned upright and otherwise as it is stored. Raises as `decode`."""
     with _errors_explained(path), _opened(path, MOST) as file, _image_in(file) as image:
         check_decoding(image, file, image.mode, MOST)
         image.load()
@@ -119,14 +119,14 @@ def upright_picture(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def cropped(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """What `decode` makes of an upright picture at `size` (H, W): scaled to cover it, and cropped about its centre."""
+    """An upright image as `decode` fits it to `size` (H, W): scaled to cover it, and cropped at its centre."""
     height, width = size
     return image.resize((width, height), Image.Resampling.BICUBIC, box=centre(image.size, width, height))
 
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str], most: int) -> Iterator[BinaryIO]:
-    """The image file at `path`. Raises ValueError for what is none, or needs more than `most` bytes of memory."""
+    """Open the image file at `path`. Raises ValueError if it is none, or needs more than `most` bytes of memory."""
     with open(path, "rb", opener=nonblocking) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -156,11 +156,11 @@ def decode_into(
     most: int = MOST,
     reading: Reading = AS_STORED,
 ) -> Written:
-    """Write the images `names` below `root` into `file` from byte `offset` on, one by one: what `decode` gives, or with
-    windows to be shown of it, what `framing.packed` makes of that.
+    """Write the images `names` below `root` into `file` from byte `offset` on, one after another.
 
-    The bytes of those that cannot be decoded, or not within `most` bytes of memory, stay what they were. Raises OSError
-    if `file` cannot be written, DecodingError as `decode`.
+    What is written is the result of `decode`, or, if windows of it are to be shown, of `framing.packed`. The bytes of
+    images that cannot be decoded, or not within `most` bytes of memory, do not change. Raises OSError if `file` cannot
+    be written, DecodingError as `decode`.
     """
 
     def decoded(name: str) -> np.ndarray:
@@ -176,7 +176,7 @@ def write_into(
     decoded: Callable[[str], np.ndarray],
     windows: tuple[int, int] | None,
 ) -> Written:
-    """As `decode_into`, of pictures that `decoded` makes of their names; `windows` is (H, W) of those shown of them."""
+    """As `decode_into`, for images that `decoded` returns for their names; `windows` is the (H, W) shown of them."""
     written = Written([0] * len(names), [], [])
     with open(file, "r+b") as out:
         for place, name in enumerate(names):
@@ -205,13 +205,13 @@ def _decode(file: BinaryIO, size: tuple[int, int], channels: int, most: int, rea
     with _image_in(file) as image:
         pixels = np.array(_fit(image, file, size, mode_of(channels), most, reading))
     if channels == 4:
-        pixels[pixels[..., 3] == 0] = 0  # what lies below decides nothing, and differs from file to file
+        pixels[pixels[..., 3] == 0] = 0  # the hidden colours have no meaning, and differ from file to file
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
 @contextlib.contextmanager
 def _errors_explained(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what is raised inside, about the image at `path`, into what `decode` raises."""
+    """Turn exceptions about the image at `path` into those that `decode` raises."""
     try:
         yield
     except UnidentifiedImageError as error:
@@ -221,14 +221,14 @@ def _errors_explained(path: str | os.PathLike[str]) -> Iterator[None]:
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error and others on broken files
         number = error.errno if isinstance(error, OSError) else None
         if isinstance(error, MemoryError) or number in _EXHAUSTED:
-            raise DecodingError(f"out of memory or file handles at {path}; fewer data.workers need less") from error
+            raise DecodingError(f"out of memory or file handles at {path}; use fewer data.workers") from error
         if number is not None and number != errno.EINVAL:  # EINVAL: a broken file sent PIL to a negative position
             raise
         raise ValueError(str(error)[:_LONGEST_REASON] or type(error).__name__) from error
 
 
 def _formats() -> list[str]:
-    """Those of FORMATS that this build of PIL can read."""
+    """The FORMATS that this build of PIL can read."""
     Image.init()
     return [format for format in FORMATS if format in Image.OPEN]
 
@@ -236,14 +236,14 @@ def _formats() -> list[str]:
 def _fit(
     image: Image.Image, file: BinaryIO, size: tuple[int, int], mode: str, most: int, reading: Reading
 ) -> Image.Image:
-    """The picture in `mode`, upright, scaled and cropped for `size` (H, W) as `reading.crop` says."""
+    """The image in `mode`, upright, scaled and cropped for `size` (H, W) as `reading.crop` says."""
     height, width = size
     drafted = image.format in ("JPEG", "MPO")  # they are read at reduced size, see `_draft`
     if not drafted:
         check_decoding(image, file, mode, most)
         image.load()
     orientation = _orientation(image)
-    if orientation in _ON_ITS_SIDE:  # it is cheapest turned last, when it is small
+    if orientation in _ON_ITS_SIDE:  # turning is cheapest last, when the image is small
         height, width = width, height
     width, height = scaled_size(image.size, width, height, reading.crop)
     box = box_in(_draft(image, width, height), width, height, reading.crop)
@@ -256,16 +256,16 @@ def _fit(
 
 
 def _draft(image: Image.Image, width: int, height: int) -> tuple[float, float]:
-    """Have a JPEG leave out what `width` x `height` pixels do not need; width and height of what will be decoded.
+    """Let the JPEG decoder skip detail that `width` x `height` pixels do not need; returns the (width, height) decoded.
 
-    The latter may be a fraction (PIL rounds the picture up): cropping by it avoids a stretch.
+    These may be fractions (PIL rounds the size up): cropping by them avoids stretching the image.
     """
     drafted = image.draft(None, (2 * width, 2 * height))  # from twice the target, antialiasing still has the say
     return image.size if drafted is None else drafted[1][2:]
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1 (upright) where there is none, or where broken metadata accompany a good picture."""
+    """The EXIF orientation; 1 (upright) if there is none, or if a good image has broken metadata."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except MemoryError:

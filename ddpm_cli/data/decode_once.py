@@ -1,4 +1,4 @@
-"""Images that are decoded once, before training, into the cache: found there, or decoded now by several processes."""
+"""Images that are decoded once, before training: found in the cache, or decoded into it by several processes."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -30,13 +30,13 @@ Decode = Callable[..., Written]
 def read_or_decode(
     cache: DecodedCache, files: list[ImageFile], decode: Decode, source: Any, *, workers: int, memory: int, called: str
 ) -> tuple[Cached | None, list[BadImage]]:
-    """The images among `files` that can be decoded (None if none can), in `memory` bytes if they fit, and the others.
+    """The `files` that can be decoded (None if none can), in memory if they fit into `memory` bytes, and the others.
 
     Args:
-        decode, source: what decodes them, and where they are; they go to other processes.
-        called: how their place is said.
+        decode, source: the function that decodes them, and where they are; both are sent to other processes.
+        called: the name of their place in messages.
 
-    Raises OSError if what has just been written cannot be read, DecodingError if decoding has to be given up.
+    Raises OSError if the written file cannot be read back, DecodingError if decoding cannot continue.
     """
     bad = cache.read_bad(files)
     good = without(files, bad)
@@ -50,12 +50,12 @@ def read_or_decode(
         cached = cache.read(good, memory) if good else None
         if cached is None and good:
             where = printable(str(cache.directory))
-            raise OSError(f"{where} does not give back what has been written to it: choose another data.cache_dir")
+            raise OSError(f"{where} does not return what was written to it: choose another data.cache_dir")
     return cached, bad
 
 
 def pixels_of(cached: Cached, cache: DecodedCache) -> Pixels:
-    """The images as training takes them."""
+    """The images in the form that training takes."""
     if cache.reading.crop == "random":
         return Windows(cached.pixels, cache.channels, cache.size)
     return cached.pixels
@@ -86,7 +86,7 @@ def _decode_all(
     image_bytes = cache.image_bytes
     # disable=None: a progress bar on a terminal, nothing in a log.
     with tqdm(total=len(names), desc="decoding", unit="image", disable=None) as progress:
-        # Then, one at a time, the images of which several at a time might take more memory than there is.
+        # Large images are decoded afterwards, one at a time: several at once might take more memory than there is.
         for places, processes in ((chunks, workers), (large, min(workers, 1))):
             decode_chunk = functools.partial(
                 decode,
@@ -115,15 +115,15 @@ def _explain(death: WorkerDiedError, called: str) -> str:
     _, names = death.task
     return (
         f"a process decoding images {death}, at one of {len(names)} images from {printable(f'{called}/{names[0]}')} "
-        "on. Where memory runs out the system kills processes: fewer data.workers need less. data.workers=0 decodes "
+        "on. When memory runs out, the system kills processes: use fewer data.workers. data.workers=0 decodes "
         "without processes (which a script that reads images outside `if __name__ == '__main__'` needs)"
     )
 
 
 def report(bad: Sequence[BadImage], called: str, kept: Path, *, all_bad: bool) -> str:
-    """The message on images that cannot be used, of which it is remembered in the file `kept`."""
-    hint = "all there are" if all_bad else "data.on_bad=skip leaves them out"
+    """The message on images that cannot be used, which are listed in the file `kept`."""
+    hint = "all of them" if all_bad else "data.on_bad=skip leaves them out"
     if kept.exists():
-        hint += f"; remembered in {kept}"
+        hint += f"; listed in {kept}"
     lines = [image.line(called) for image in bad]
     return "\n  ".join([f"{len(bad)} images in {printable(called)} ({hint}) cannot be read:", *lines])

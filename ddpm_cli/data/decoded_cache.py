@@ -1,9 +1,9 @@
 """Decoded images kept on disk, so that a folder is decoded once.
 
-There are two kinds of files, each complete and true by itself: `KEY.npy` holds the pixels of a list of images, all of
-them good, and behind them what `stored_pixels.py` checks them by; `KEY.bad.json` says which images of a list cannot be
-decoded. KEY stands for the names, sizes and times of the images in the list. So the images that are left when the bad
-ones are skipped are found again when the bad ones have been removed.
+There are two kinds of files, each complete by itself: `KEY.npy` holds the pixels of a list of good images, followed by
+the checksums that `stored_pixels.py` compares; `KEY.bad.json` names the images of a list that cannot be decoded. KEY is
+a hash of the names, sizes and times of the images in the list. So a list from which bad images were skipped has the
+same file after the bad images have been removed.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from ddpm_cli.io.text import printable
 
 DECODE_VERSION = 2  # part of the key: raise it when `decode` gives other pixels for the same file
 _NAMES = re.compile(r"\d+x\d+x[134]-[0-9a-f]{32}\.npy")  # of the files
-_LONGEST_REASON = 1000  # bytes of JSON for what is wrong with an image, and around it
+_LONGEST_REASON = 1000  # bytes of JSON for an image's error, with the punctuation around it
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +45,11 @@ class Cached(NamedTuple):
 
 @dataclass(frozen=True)
 class DecodedCache:
-    """Images below `root`, decoded to uint8 `[channels, H, W]` with `size` (H, W), as they are kept in `directory`.
+    """Images below `root`, decoded to uint8 `[channels, H, W]` with `size` (H, W), and kept in `directory`.
 
-    `root` is the real path of a folder, or what else tells one list of images from another of equal names and sizes.
-    Where `reading` asks for windows of longer pictures, an image is kept as a slot of bytes: see `framing.packed`.
-    What is kept there takes no more than `most` bytes (None: as many as it takes), or what is in use takes more.
+    `root` is the real path of a folder, or another text that distinguishes lists of equal names and sizes. If `reading`
+    asks for windows of longer images, an image is kept as a slot of bytes: see `framing.packed`. The files there take
+    at most `most` bytes (None: no limit), unless files in use take more.
     """
 
     directory: Path
@@ -60,10 +60,10 @@ class DecodedCache:
     most: int | None = None
 
     def read(self, files: Sequence[ImageFile], memory: int) -> Cached | None:
-        """What is kept of `files`, in memory if that takes no more than `memory` bytes; None if it has to be made.
+        """The decoded `files`, in memory if they take at most `memory` bytes; None if they have to be decoded.
 
-        That is if exactly these images are not here, or not as they were put here, which is said. Raises OSError if
-        something is in their place that is no file.
+        They have to be if the cache does not have exactly these images, or if they have changed, which is logged.
+        Raises OSError if there is something other than a file in their place.
         """
         try:
             path = self._path(files, "npy")
@@ -74,11 +74,11 @@ class DecodedCache:
         except FileNotFoundError:
             return None
         except DamagedCacheError as error:
-            log.warning(f"cache    {error}: the images are decoded again")
+            log.warning(f"cache    {error}: decoding the images again")
             return None
 
     def read_bad(self, files: Sequence[ImageFile]) -> list[BadImage]:
-        """The images among `files` of which it is known that they cannot be decoded."""
+        """The images among `files` that are known to be undecodable."""
         names = {file.name for file in files}
         most = sum(12 * len(name) + _LONGEST_REASON for name in names)  # JSON may escape a character by as many bytes
         content = cache_files.read(self.bad_path(files), most + _LONGEST_REASON)
@@ -89,16 +89,16 @@ class DecodedCache:
             return []
 
     def bad_path(self, files: Sequence[ImageFile]) -> Path:
-        """Where it is kept which of `files` cannot be decoded."""
+        """The path of the list of `files` that cannot be decoded."""
         return self._path(files, "bad.json")
 
     def write(
         self, files: Sequence[ImageFile], decode_into: Callable[[str, int], tuple[np.ndarray, list[BadImage]]]
     ) -> list[BadImage]:
-        """Keep what `decode_into(file, offset)` writes for `files`: one image after another, the good ones anyway.
+        """Keep the good images that `decode_into(file, offset)` writes for `files`, one after another.
 
-        It returns the checksums of all of them, uint32 `[N]`, and the bad ones, as this does. Whatever goes wrong, and
-        whatever is raised, nothing half-written remains. Raises OSError naming the directory if it cannot be written.
+        It returns the checksums of all of them, uint32 `[N]`, and the bad ones, as this does. Whatever is raised,
+        nothing half-written remains. Raises OSError naming the directory if it cannot be written.
         """
         start = len(npy_header(self._shape(files)))
         try:
@@ -130,12 +130,12 @@ class DecodedCache:
             reasons = [[image.name, image.reason] for image in bad]
             cache_files.write(self.bad_path(files), json.dumps(reasons, indent=0).encode())
         else:
-            self.bad_path(files).unlink(missing_ok=True)  # what is said there has turned out wrong
+            self.bad_path(files).unlink(missing_ok=True)  # its list has turned out wrong
 
     def _write_good(
         self, files: Sequence[ImageFile], bad: list[BadImage], file: BinaryIO, start: int, checksums: np.ndarray
     ) -> None:
-        """Make of `file`, which has room for all of `files` from byte `start` on, the .npy file of the good ones."""
+        """Turn `file`, which has room for all of `files` from byte `start` on, into the .npy file of the good ones."""
         bad_names = {image.name for image in bad}
         kept = [place for place, image in enumerate(files) if image.name not in bad_names]
         if not kept:
@@ -152,7 +152,7 @@ class DecodedCache:
 
     @property
     def image_bytes(self) -> int:
-        """What one image takes."""
+        """The bytes of one image."""
         return math.prod(self._shape_of_one)
 
     @property
@@ -171,16 +171,16 @@ class DecodedCache:
 
 def _key(root: str, files: Sequence[ImageFile], reading: Reading) -> str:
     """32 hex digits that change with the list of images, with any of the files, and with the way they are decoded."""
-    # The place counts too: archives unpack with equal times, and equal names and sizes are common among frames.
+    # The path counts too: archives unpack with equal times, and frames often have equal names and sizes.
     how = (DECODE_VERSION, root, *([] if reading == AS_STORED else [tuple(reading)]))
     digest = hashlib.sha256(repr(how).encode())
     for file in files:
-        digest.update(repr(tuple(file)).encode())  # repr escapes what of a name is no UTF-8
+        digest.update(repr(tuple(file)).encode())  # repr escapes the parts of a name that are not UTF-8
     return digest.hexdigest()[:32]
 
 
 def _close_gaps(file: BinaryIO, start: int, size: int, kept: Sequence[int]) -> None:
-    """Leave of an array of items of `size` bytes, which is in `file` from `start` on, those at the places `kept`."""
+    """Keep only the items `kept` of an array of items of `size` bytes, which starts at byte `start` of `file`."""
     for place, old_place in enumerate(kept):
         if place < old_place:
             file.seek(start + size * old_place)

@@ -1,4 +1,4 @@
-"""How much memory decoding an image takes, told from its header: what a picture may take, and several at a time.
+"""The memory that decoding an image takes, computed from its header, and the limits for one and for several at once.
 
 Worker processes import this module: it needs PIL.
 """
@@ -12,10 +12,10 @@ from ddpm_cli.runtime import cgroup
 
 MOST = 2**30  # bytes that decoding one image may take
 MOST_FILE = 2**29  # bytes of its file, of which some decoders keep copies
-_TOGETHER = 2**32  # bytes that all processes which decode may take together, if that is no more than ...
+_TOGETHER = 2**32  # bytes that all decoding processes may take together, or less: ...
 _SHARE_OF_MEMORY = 0.25  # ... of this machine's memory
 
-# Bytes a pixel that decoders take beside the picture that they fill, as measured with pictures of 16 megapixels.
+# Bytes per pixel that decoders take beside the decoded image, as measured with images of 16 megapixels.
 _DECODER_BYTES = {"WEBP": 16, "AVIF": 8, "JPEG2000": 16, "TIFF": 4, "GIF": 1, "BMP": 1, "PPM": 1}
 
 _START_OF_SCAN = 0xDA
@@ -24,7 +24,7 @@ _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xDA)}
 
 
 class LargeImageError(ValueError):
-    """An image that takes `needed` bytes of memory to decode, which is too much, or too much at this place."""
+    """An image that takes `needed` bytes of memory to decode, which is too much, or too much here."""
 
     def __init__(self, needed: int):
         mib, most = needed / 2**20, MOST / 2**20
@@ -35,7 +35,7 @@ class LargeImageError(ValueError):
 def most_at_a_time(workers: int) -> int:
     """Bytes that an image may take in each of `workers` processes that decode at the same time.
 
-    What takes more is to be decoded by one process alone, which may take as much as any image may.
+    A larger image must be decoded by one process alone, up to the limit of any image.
     """
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each has so many
     together = min(_TOGETHER, int(_memory() * _SHARE_OF_MEMORY))
@@ -43,7 +43,7 @@ def most_at_a_time(workers: int) -> int:
 
 
 def _memory() -> float:
-    """Bytes of memory that this machine, or the container, has; where nothing tells, as much as does not matter."""
+    """Bytes of memory of this machine or container; if unknown, so much that it sets no limit."""
     try:
         return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), cgroup.memory())
     except (AttributeError, ValueError, OSError):
@@ -51,16 +51,16 @@ def _memory() -> float:
 
 
 def check_file_size(size: int, most: int) -> None:
-    """Raise LargeImageError for a file of more bytes than are read of an image; ValueError if that is so anywhere."""
+    """Raise LargeImageError for a file that is too large here, ValueError for one that is too large anywhere."""
     if size > MOST_FILE:
-        raise ValueError(f"{size:,} bytes are too many for an image")
+        raise ValueError(f"{size:,} bytes: too large for an image")
     if size > most:
         raise LargeImageError(size)
 
 
 def check_decoding(image: Image.Image, file: BinaryIO, mode: str, most: int) -> None:
     """Raise LargeImageError if more than `most` bytes are needed to decode an opened image and convert it to `mode`."""
-    width, height = image.size  # of what will be decoded: a JPEG may leave out some
+    width, height = image.size  # of the decoded image: a JPEG may be decoded at a reduced size
     pixel = _stored_bytes(image.mode)
     if image.mode != mode:
         pixel += _stored_bytes(mode)
@@ -76,16 +76,17 @@ def check_decoding(image: Image.Image, file: BinaryIO, mode: str, most: int) -> 
 
 
 def _stored_bytes(mode: str) -> int:
-    """Bytes in which PIL keeps a pixel."""
+    """Bytes per pixel in PIL."""
     if mode in ("1", "L", "P"):
         return 1
     return 2 if mode.startswith("I;16") else 4
 
 
 def _coefficients(file: BinaryIO) -> int:
-    """Bytes in which libjpeg keeps the coefficients of a whole picture, as it must where they come in several scans.
+    """Bytes of a whole image's coefficients, which libjpeg keeps if they come in several scans.
 
-    That is where it is progressive, or its components come one after the other; else it keeps a few rows of blocks.
+    They do if the image is progressive, or its components are stored one after another; otherwise libjpeg keeps a few
+    rows of blocks.
     """
     place = file.tell()
     try:
@@ -111,10 +112,10 @@ def _coefficients(file: BinaryIO) -> int:
 
 
 def _next_marker(file: BinaryIO) -> int:
-    """The next marker of a JPEG; what lies before it is skipped, as decoders do."""
+    """The next marker of a JPEG; bytes before it are skipped, as decoders do."""
     before = b""
     while byte := file.read(1):
         if before == b"\xff" and byte not in (b"\0", b"\xff"):
             return byte[0]
         before = byte
-    raise ValueError("truncated before the picture begins")
+    raise ValueError("truncated before the image data")

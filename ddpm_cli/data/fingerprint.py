@@ -1,4 +1,4 @@
-"""What tells a set of images from another one: a number for every image, and of all of them a few digests.
+"""What identifies a set of images: a number for each image, and a few digests of all.
 
 Worker processes import this module: it needs the standard library and NumPy.
 """
@@ -13,7 +13,7 @@ import numpy as np
 def image_checksums(images: Iterable[np.ndarray]) -> np.ndarray:
     """uint32 `[N]`: the CRC-32 of every image's pixels.
 
-    It shows damage and other images, not malice: whoever means to can make another image of the same number.
+    It detects damage and other images, but not malice: one can construct another image with the same number.
     """
     return np.array([zlib.crc32(np.ascontiguousarray(image).data) for image in images], np.uint32)
 
@@ -21,16 +21,16 @@ def image_checksums(images: Iterable[np.ndarray]) -> np.ndarray:
 def fingerprint(
     shape: tuple[int, int, int], checksums: np.ndarray, labels: np.ndarray | None, starts: np.ndarray | None
 ) -> dict[str, str]:
-    """SHA-256 of what decides which images a run meets, and in which order.
+    """SHA-256 of everything that determines which images a run sees, and in which order.
 
     Args:
         shape: (C, H, W) of the images.
-        checksums: uint32 `[N]`, a number for each that changes when the image does.
+        checksums: uint32 `[N]`, a number for each image that changes when the image does.
         labels: int64 `[N]`, if there are any.
-        starts: int64, where the images are stored in blocks: the first of each block.
+        starts: int64, the first image of each block, if the images are stored in blocks.
 
     Returns:
-        `images`: of the images in their order; `unordered`: of the same in any order; `labels`: of their labels.
+        `images`: of the images in their order; `unordered`: of the images in any order; `labels`: of their labels.
     """
     return {
         "images": _digest(repr(shape), checksums.astype("<u4"), None if starts is None else starts.astype("<i8")),

@@ -1,4 +1,4 @@
-"""Any folder of images as one `ImageSet`: decoded once, before training, into a cache that later runs map."""
+"""Any folder of images as an `ImageSet`: decoded once, before training, into a cache that later runs reuse."""
 
 import os
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from ddpm_cli.io.text import printable
 FOLDERS_SHOWN = 5  # class folders without an image, by name
 
 
-# Long by its options, which are those of its YAML file.
+# It is long because of its options, which are those of its YAML file.
 def folder(
     path: str,
     *,
@@ -53,34 +53,34 @@ def folder(
 ) -> ImageSet:
     """Every image in `path` and the folders below it, at `image_size` (int or [H, W]).
 
-    Images are files whose names end in one of `extensions`; with None (as in our YAML file), all that the decoder
-    reads: files of the names that such formats have, and files of other names that hold one. Everything else is counted
-    by kind in the set's `left_out`; among it what our own commands have put there (runs, previews, samples), which is
-    never an input. `value_range` [low, high] are the numbers in the files that become black and white (None: those of
-    the format). What is transparent is laid over `background`, a colour; "keep" keeps it, in a fourth channel, "ignore"
-    shows it as if it were not. `crop` says what is shown of pictures of another shape: the middle ("center"), anything
-    along the longer side, anew each time ("random", up to twice as long as what is shown, which takes twice the room),
-    or all of it, with the background around it ("pad").
+    Images are files whose names end in one of `extensions`; with None (as in our YAML file), everything that the
+    decoder reads: files with the usual names of these formats, and files of other names with such content. Everything
+    else is counted by kind in the set's `left_out`, including the output of our own commands (runs, previews, samples),
+    which is never an input. `value_range` [low, high] are the values in the files that become black and white (None:
+    those of the format). Transparent pixels are laid over `background`, a colour; "keep" keeps alpha as a fourth
+    channel, "ignore" drops it. `crop` says what is shown of an image of another aspect ratio: the middle ("center"), a
+    part along the longer side, another one each time ("random", of a part up to twice as long as what is shown, which
+    takes twice the space), or all of it, with the background around it ("pad").
 
-    Images are decoded once, by `workers` processes (-1: one per CPU; 0: here), into a .npy file in `cache_dir`
-    (default: ddpm-cli in $XDG_CACHE_HOME or ~/.cache), which is found again as long as names, sizes and times of the
-    images stay the same. A set of at most `memory_mb` MiB is held in memory; a larger one is read from that file as it
-    is needed. Every image that comes out of the file is compared with its checksum: where one differs at the start, all
-    are decoded again. Together the files in `cache_dir` take no more than `cache_gb` GiB: those that were used least
-    recently are removed, and said to be, but none that a process is using.
+    Images are decoded once, by `workers` processes (-1: one per CPU; 0: in this process), into a .npy file in
+    `cache_dir` (default: ddpm-cli in $XDG_CACHE_HOME or ~/.cache), which is reused as long as names, sizes and times of
+    the images stay the same. A set of at most `memory_mb` MiB is held in memory; a larger one is read from that file as
+    it is needed. Every image that is read from the file is compared with its checksum: if one differs at the start, all
+    are decoded again. The files in `cache_dir` together take at most `cache_gb` GiB: the least recently used are
+    removed, which is logged, but none that a process is using.
 
-    Images that cannot be used are all found before anything is trained: what cannot be decoded, what cannot be read,
-    links that lead nowhere or out of the folder (those are followed with `follow_links`). With `on_bad` "stop" they end
-    the run. With "skip" they are left out, as if they had never been there, and listed in the set's `skipped`. What
-    cannot be decoded is kept beside the .npy file and not tried again.
+    All images that cannot be used are found before training: images that cannot be decoded or read, and links that lead
+    nowhere or out of the folder (`follow_links` follows the latter). With `on_bad` "stop" they end the run. With "skip"
+    they are left out, as if they had never existed, and listed in the set's `skipped`. Undecodable images are listed
+    beside the .npy file and not tried again.
 
     With `num_classes` the images have labels: every folder directly in `path` with an image in it or below it is a
-    class, numbered from 0 in natural order of their names (2 before 10). Classes that have lost all their images to
-    "skip" are counted, so that a number means the same wherever and however often the folder is read.
+    class, numbered from 0 in natural order of the names (2 before 10). Classes that have lost all their images to
+    "skip" are counted too, so that a number always means the same class.
 
     Raises FileNotFoundError or ValueError for a `path` that is no folder of images, ValueError for another number of
     class folders than `num_classes` or images outside them, ValueError listing the images that cannot be used (with
-    "skip" only if there are no others), OSError if the cache cannot be written or decoding has to be given up.
+    "skip" only if there are no others), OSError if the cache cannot be written or decoding cannot continue.
     """
     size = height_width(image_size)
     how = reading(channels, value_range, background, crop)
@@ -131,7 +131,7 @@ def _find_images(root: str, extensions: Sequence[str] | None, follow_links: bool
     found = find_images(root, extensions=extensions, follow_links=follow_links)
     if not found.images and not found.bad:
         names = None if extensions is None else ", ".join(f".{extension}" for extension in extensions)
-        none = f"none of its files is {', '.join(FORMATS)}" if names is None else f"none of its files ends in {names}"
+        none = f"no file in it is {', '.join(FORMATS)}" if names is None else f"no file in it ends in {names}"
         there = f"; left out: {kinds_text(found.left_out)}" if found.left_out else ""
         raise ValueError(f"no images in {printable(root)}: {none}{there}")
     return found
@@ -143,7 +143,7 @@ def _classes(found: Found, root: str, num_classes: int) -> tuple[str, ...]:
 
 
 def _on_classes(found: Found, classes: Sequence[str], labels: np.ndarray) -> tuple[str, ...]:
-    """What there is to say of folders that are no class, and classes that have no image."""
+    """Remarks on folders that are no class, and on classes without an image."""
     remarks = []
     none = [printable(name) for name in found.folders if name not in classes]
     if none:
@@ -152,5 +152,5 @@ def _on_classes(found: Found, classes: Sequence[str], labels: np.ndarray) -> tup
         remarks.append(f"classes  left out: {len(none):,} without an image: {listed}")
     counts = np.bincount(labels, minlength=len(classes))
     for number in np.flatnonzero(counts == 0).tolist():
-        remarks.append(f"classes  {number}: {printable(classes[number])} has no image that can be used")
+        remarks.append(f"classes  {number}: {printable(classes[number])} has no usable image")
     return tuple(remarks)

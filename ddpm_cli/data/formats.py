@@ -1,4 +1,4 @@
-"""Which files the decoder reads, told by their names, or by their first bytes where the name does not tell."""
+"""Which files the decoder reads, recognised by their names, or by their first bytes if the name does not tell."""
 
 import os
 import re
@@ -7,15 +7,15 @@ from io import FileIO
 
 from ddpm_cli.io.openers import nonblocking
 
-# What files are called that count as images where nothing else is said.
+# The extensions of files that count as images by default.
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp")
-# What files are called that the decoder reads.
+# The extensions of files that the decoder reads.
 READABLE = (
     *EXTENSIONS,
     *("gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "avif", "jp2", "j2k", "jpx", "jfif", "jpe", "apng", "dib"),
 )
 
-_HEAD = 16  # bytes that tell a format
+_HEAD = 16  # bytes that identify a format
 # Formats whose first bytes mean nothing else.
 _SURE = re.compile(
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|....ftypavi[fs]|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
@@ -38,7 +38,7 @@ def has_extension(name: str, extensions: Sequence[str]) -> bool:
 
 
 def is_image_inside(path: str, name: str) -> bool:
-    """Whether a plain file whose name is none of an image's holds one that the decoder reads; False if it is closed."""
+    """Whether a plain file without an image's name holds an image that the decoder reads; False if it is unreadable."""
     if _NO_IMAGES.search(name):
         return False
     try:
@@ -50,6 +50,6 @@ def is_image_inside(path: str, name: str) -> bool:
 
 
 def kind_of(name: str) -> str:
-    """What a file is counted as: by what follows the last dot of its name, in lower case."""
+    """The kind that a file counts as: what follows the last dot of its name, in lower case."""
     suffix = os.path.splitext(name)[1].lower()
     return suffix if re.fullmatch(r"\.[a-z0-9_~-]{1,12}", suffix) else "without a suffix"

@@ -1,7 +1,7 @@
-"""Images that are kept from training, so that a model can be tried on what it has not seen.
+"""Held-out images, on which a model is evaluated and never trained.
 
-Which ones is a function of (seed, number of images): the set as it is read stays whole, with the numbers that its
-images have, and its fingerprint guards all of them.
+Which images these are is a function of (seed, number of images). The set itself stays whole: its images keep their
+indices, and its fingerprint covers all of them.
 """
 
 from dataclasses import replace
@@ -15,12 +15,12 @@ from ddpm_cli.runtime.seeds import generator
 
 
 def hold_out(images: ImageSet, count: int, seed: int) -> np.ndarray:
-    """Which `count` images of a set are held out by the runs of this seed: int64 `[count]`, rising.
+    """The indices of the `count` images that runs with this seed hold out: int64 `[count]`, increasing.
 
-    Those of a smaller `count` are among those of a larger one. From here on no image of the one kind takes the place of
-    a bad one of the other.
+    The images of a smaller `count` are among those of a larger one. From here on, no training image replaces a bad
+    held-out image, or the other way round.
 
-    Raises ValueError unless some are left to train on.
+    Raises ValueError if no image is left to train on.
     """
     if not 0 <= count < len(images):
         raise ValueError(f"must be from 0 to {len(images) - 1}, of {len(images)} images, got {count}")
@@ -32,14 +32,14 @@ def hold_out(images: ImageSet, count: int, seed: int) -> np.ndarray:
 
 
 def others(images: ImageSet, chosen: np.ndarray) -> np.ndarray:
-    """int64 `[N - n]`, rising: the images of a set that are not `chosen` `[n]`."""
+    """int64 `[N - n]`, increasing: the indices of the images that are not `chosen` `[n]`."""
     left = np.ones(len(images), bool)
     left[chosen] = False
     return np.flatnonzero(left)
 
 
 def selected(images: ImageSet, indices: np.ndarray) -> ImageSet:
-    """The images of these int64 `[n]` indices alone, read from where they are; of longer pictures the middle."""
+    """The images at these int64 `[n]` indices, read from where they are; of longer images the middle."""
     return replace(
         images,
         pixels=_Selected(images.pixels, indices),
@@ -62,7 +62,7 @@ class _Selected:
 
     @property
     def nbytes(self) -> int:
-        """What an array of these images takes."""
+        """The bytes of an array of these images."""
         return self.pixels.nbytes // len(self.pixels) * len(self)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Tables of pictures, of the Hugging Face hub or of this disk, as one `ImageSet`: decoded once, as a folder is."""
+"""Tables of images, from the Hugging Face Hub or this disk, as an `ImageSet`: decoded once, like a folder."""
 
 import os
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from ddpm_cli.data.reading import Crop
 from ddpm_cli.io.text import printable
 
 
-# Long by its options, which are those of its YAML file.
+# It is long because of its options, which are those of its YAML file.
 def huggingface(
     dataset: str,
     *,
@@ -48,12 +48,13 @@ def huggingface(
     cache_gb: float = 50.0,
     memory_mb: int = 2048,
 ) -> ImageSet:
-    """Every picture in a data set that the datasets package reads: a name on the hub, or the path of parquet or arrow
-    files, of what `save_to_disk` has left, or of a folder of images with its metadata.
+    """All images in a data set that the datasets package reads.
 
-    Of the data set `subset` and `split` are read, of these the columns `image` and, with `num_classes`, `label`: by
-    default the only one of its kind. What is on the hub is read from the package's own cache; it is fetched only with
-    `download`. The other options are those of `folder`, and so is what becomes of pictures that cannot be used.
+    `dataset` is a name on the Hub, or the path of parquet or arrow files, of the output of `save_to_disk`, or of a
+    folder of images with its metadata. Its `subset` and `split` are read, and the columns `image` and, with
+    `num_classes`, `label` (None: the only column of that kind). A data set of the Hub is read from the package's own
+    cache; it is downloaded only with `download`. The other options are those of `folder`, and images that cannot be
+    used are treated as there.
 
     Raises as `folder`, and ValueError if the package is missing, or there is no such subset, split or column.
     """
@@ -69,7 +70,7 @@ def huggingface(
     column = image_column(table, image)
     labels = None if num_classes is None else labels_in(table, label, num_classes)
     if len(table) == 0:
-        raise ValueError(f"no rows in {split} of {printable(dataset)}")
+        raise ValueError(f"split {split} of {printable(dataset)} has no rows")
     called = f"{dataset}/{split}"
     origin = repr(("datasets", table._fingerprint, column))  # which changes with all that the table is made of
     cache = DecodedCache(cache_directory(cache_dir), origin, size, channels, how, int(cache_gb * GIB))

@@ -9,7 +9,7 @@ from ddpm_cli.io.text import printable
 
 
 class ImageFile(NamedTuple):
-    """A file to be decoded, and what tells it from a later version of itself."""
+    """A file to be decoded, with the size and time that identify its version."""
 
     name: str  # path relative to the folder of images, with /
     size: int  # bytes
@@ -21,7 +21,7 @@ class BadImage(NamedTuple):
 
     name: str  # path relative to the folder of images, with /
     reason: str
-    lasting: bool = True  # the fault is in the file: a verdict that holds until the file changes
+    lasting: bool = True  # the fault is in the file, and stays until the file changes
 
     def line(self, root: str) -> str:
         """ "path: reason" on one line, whatever characters are in the name."""

@@ -1,4 +1,4 @@
-"""A set of training images, all of one size: what every source of images gives, and training takes."""
+"""A set of training images, all of one size, which every source of images returns and training takes."""
 
 import functools
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ Flip = Literal["none", "horizontal", "both"]
 
 
 class Pixels(Protocol):
-    """uint8 `[N, C, H, W]`: a NumPy array, or what reads the images that it is asked for from where they are."""
+    """uint8 `[N, C, H, W]`: a NumPy array, or an object that reads the requested images from where they are."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -23,49 +23,50 @@ class Pixels(Protocol):
     def nbytes(self) -> int: ...
     def __len__(self) -> int: ...
     def __getitem__(self, indices: np.ndarray, /) -> np.ndarray:
-        """uint8 `[B, C, H, W]`: the images of these int64 `[B]` indices."""
+        """uint8 `[B, C, H, W]`: the images at these int64 `[B]` indices."""
         ...
 
 
 @runtime_checkable
 class LongerPixels(Protocol):
-    """`Pixels` of which more is there than an image shows: by themselves the middle."""
+    """`Pixels` of images that are longer than what is shown of them: by default the middle."""
 
     def at(self, indices: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """uint8 `[B, C, H, W]`: of each image what is seen at a place, float `[B]` in [0, 1), along its longer side."""
+        """uint8 `[B, C, H, W]`: the part of each image at a place along its longer side, float `[B]` in [0, 1)."""
         ...
 
 
 def check_flip(flip: object) -> None:
     """Raise ValueError unless it is one of `Flip`."""
     if flip not in get_args(Flip):
-        was = {True: "; true is called horizontal", False: "; false is called none"}
+        was = {True: "; for true write horizontal", False: "; for false write none"}
         hint = was[flip] if isinstance(flip, bool) else ""
         raise ValueError(f"flip must be one of {', '.join(get_args(Flip))}, got {flip!r}{hint}")
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Training images: `pixels` uint8 `[N, C, H, W]` (in memory, or read when they are asked for), and what of them is
-    drawn anew each time: whether they are flipped, left to right ("horizontal") or also upside down ("both"), and with
-    `random_crop` where the window lies that is shown of a longer picture.
+    """Training images, and how they are augmented.
 
-    `skipped` has a line "path: reason" for every image that should be here and had to be left out, `left_out` says of
-    what else there was how much ("6 .heic, 3 .txt"), `treatment` what has been done with the pictures, `remarks` what
-    else there is to say before training. `labels` int64 `[N]` says which of `class_names` each image is in, from 0; it
-    is None where nothing is to be known of classes. `blocks` says how the images are stored, where that should decide
-    in which order they are read. `checksums` uint32 `[N]` has a number for each image that changes when the image does;
-    of pixels in memory it need not be given.
+    `pixels` is uint8 `[N, C, H, W]`, in memory or read when needed. `flip` says whether images are flipped at random,
+    left to right ("horizontal") or upside down too ("both"); with `random_crop`, a random window of a longer image is
+    shown.
 
-    Raises ValueError where `pixels` is not uint8, not four-dimensional, or empty; where `labels` is of another type or
-    length, or leads beyond `class_names`; for `class_names` without `labels`; for `blocks` that hold other images; for
-    `checksums` of another type or length; for another `flip`; and for `random_crop` of `pixels` that are no longer.
+    `skipped` has a line "path: reason" for every image that had to be left out, `left_out` counts other files by kind
+    ("6 .heic, 3 .txt"), `treatment` says how the images were processed, and `remarks` are shown before training.
+    `labels` int64 `[N]` gives each image's class in `class_names`, from 0; None: no labels. `blocks` says how the
+    images are stored, if that should determine the order in which they are read. `checksums` uint32 `[N]` has a number
+    for each image that changes when the image does; it may be omitted for pixels in memory.
+
+    Raises ValueError if `pixels` is not uint8, not four-dimensional, or empty; if `labels` is of another type or
+    length, or exceeds `class_names`; for `class_names` without `labels`; for `blocks` that hold other images; for
+    `checksums` of another type or length; for another `flip`; and for `random_crop` of `pixels` that are not longer.
     """
 
     pixels: Pixels
     name: str
     flip: Flip = "none"
-    skipped: tuple[str, ...] = ()  # "path: reason" of each bad image that was left out
+    skipped: tuple[str, ...] = ()  # "path: reason" of each bad image
     left_out: str = ""  # files that are no images, counted by kind
     remarks: tuple[str, ...] = ()  # on the whole set
     labels: np.ndarray | None = None
@@ -110,7 +111,7 @@ class ImageSet:
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, str] | None:
-        """As `data.fingerprint.fingerprint`; None for images that are neither in memory nor come with `checksums`."""
+        """As `data.fingerprint.fingerprint`; None for images that are not in memory and have no `checksums`."""
         checksums = self.checksums
         if checksums is None and isinstance(self.pixels, np.ndarray):
             checksums = image_checksums(self.pixels)
@@ -119,9 +120,9 @@ class ImageSet:
         return fingerprint(self.shape, checksums, self.labels, None if self.blocks is None else self.blocks.starts)
 
     def numbered_as(self, class_names: tuple[str, ...]) -> "ImageSet":
-        """The same images with classes numbered in this order, where these are its classes; else the set as it is.
+        """The same images with classes numbered in this order, if these are its classes; otherwise the set unchanged.
 
-        A run keeps the numbers that its classes had when it began, whatever numbers they would get today.
+        A run keeps the class numbers that it started with, whatever numbers the classes would get today.
         """
         known, wanted = self.class_names, class_names
         if self.labels is None or known == wanted or sorted(known) != sorted(wanted) or len(set(known)) < len(known):

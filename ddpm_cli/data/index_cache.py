@@ -1,6 +1,6 @@
-"""What tar files hold, found out once: kept in the cache for as long as a file stays the same.
+"""The index of tar files, made once and kept in the cache as long as a file does not change.
 
-Worker processes import this module: of ours it needs only what imports no torch.
+Worker processes import this module: it imports only modules without torch.
 """
 
 import contextlib
@@ -20,26 +20,26 @@ from ddpm_cli.data.worker_pool import WorkerDiedError, WorkerPool, share_of_cpus
 from ddpm_cli.io.text import printable
 
 INDEX_VERSION = 3  # part of the key: raise it when `index_shard` finds something else in the same file
-FEW_BYTES = 2**28  # of shards to be indexed: this many are indexed here, processes take half a second to start
+FEW_BYTES = 2**28  # of tar files to be indexed: so few are indexed here, as processes take half a second to start
 _BLOCK = 512  # bytes, of a tar file
 _MOST_LEFT_OUT = 2**12  # bytes of JSON for what was left out; names of kinds are short, and few
-SHOWN = 10  # of shards that cannot be used: there may be thousands
+SHOWN = 10  # tar files in a message: there may be thousands
 
 
 @dataclass(frozen=True)
 class IndexCache:
-    """What `index_shard` finds of `extensions`, as it is kept in `directory`: a SHA-256, JSON on a line, then int64.
+    """The results of `index_shard` for `extensions`, kept in `directory`: a SHA-256, a line of JSON, then int64.
 
-    The SHA-256 is that of the file's name and of what follows. The JSON says what was left out.
+    The SHA-256 is of the file's name and of everything after it. The JSON says what was left out.
     """
 
     directory: Path
     extensions: tuple[str, ...]
 
     def read(self, shard: Shard) -> Indexed | None:
-        """As of `index_shard`; None if it is not here, or damaged.
+        """The result of `index_shard`; None if it is missing or damaged.
 
-        Raises OSError if something is in its place that is no file.
+        Raises OSError if there is something other than a file in its place.
         """
         path = self._path(shard)
         rows = shard.size // _BLOCK + 1  # a member takes at least one block
@@ -51,7 +51,7 @@ class IndexCache:
         return Indexed(np.frombuffer(table, "<i8").astype(np.int64, copy=False).reshape(-1, 4), json.loads(left_out))
 
     def write(self, shard: Shard, indexed: Indexed) -> None:
-        """Keep what was found in a shard. Raises OSError naming the directory if it cannot be written."""
+        """Keep the index of a tar file. Raises OSError naming the directory if it cannot be written."""
         content = json.dumps(indexed.left_out).encode() + b"\n" + indexed.table.astype("<i8").tobytes()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -59,11 +59,11 @@ class IndexCache:
         except OSError as error:
             where, reason = printable(str(self.directory)), error.strerror or error
             raise OSError(
-                f"cannot write the index of the shards in {where} ({reason}): choose another data.cache_dir"
+                f"cannot write the index of the tar files in {where} ({reason}): choose another data.cache_dir"
             ) from error
 
     def _path(self, shard: Shard) -> Path:
-        """A name that changes with the shard, and with what is looked for in it."""
+        """A file name that depends on the tar file and on what is looked for in it."""
         what = (INDEX_VERSION, os.path.realpath(shard.path), shard.size, shard.mtime_ns, self.extensions)
         return self.directory / hashlib.sha256(repr(what).encode()).hexdigest()[:32]
 
@@ -92,7 +92,7 @@ def index_shards(paths: Sequence[str], cache: IndexCache, workers: int) -> list[
         else:
             tables[path] = shard, table
     cache_files.remove_abandoned(cache.directory)
-    # Nothing is indexed, which may take hours, that could not be used.
+    # Before indexing, which may take hours.
     with contextlib.closing(_index([] if unusable else new, cache.extensions, workers)) as indexed:
         for shard, found in indexed:
             if isinstance(found, str):
@@ -108,7 +108,7 @@ def index_shards(paths: Sequence[str], cache: IndexCache, workers: int) -> list[
 def _index(
     shards: list[Shard], extensions: tuple[str, ...], workers: int
 ) -> Generator[tuple[Shard, Indexed | str], None, None]:
-    """Each shard with what is in it, or what is wrong with it, as they come."""
+    """Each tar file with its index or its error, as they are found."""
     if sum(shard.size for shard in shards) <= FEW_BYTES:
         workers = 0
     tasks = [(shard, extensions) for shard in shards]
@@ -126,7 +126,7 @@ def _index(
 
 
 def _index_or_reason(shard: Shard, extensions: tuple[str, ...]) -> Indexed | str:
-    """As `index_shard`, but what it raises is returned: what is wrong with the file."""
+    """As `index_shard`, but an error is returned as text, not raised."""
     try:
         return index_shard(shard, extensions)
     except (OSError, ValueError) as error:
@@ -141,4 +141,4 @@ def _report(unusable: dict[str, str], count: int) -> str:
     lines = [f"{printable(path)}: {printable(reason)}" for path, reason in sorted(unusable.items())]
     if len(lines) > SHOWN:
         lines[SHOWN:] = [f"and {len(lines) - SHOWN:,} more"]
-    return "\n  ".join([f"{len(unusable):,} of {count:,} shards cannot be used:", *lines])
+    return "\n  ".join([f"{len(unusable):,} of {count:,} tar files cannot be used:", *lines])

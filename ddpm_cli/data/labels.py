@@ -1,4 +1,4 @@
-"""Which classes a data set has, and which of them each image is in."""
+"""The classes of a data set, and the class of each image."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ import numpy as np
 
 from ddpm_cli.io.text import printable
 
-SHOWN_CLASSES = 10  # named in a message: there may be thousands
+SHOWN_CLASSES = 10  # in a message: there may be thousands
 
 
 def check_num_classes(num_classes: int | None, name: str, class_names: Sequence[str]) -> None:
@@ -17,21 +17,21 @@ def check_num_classes(num_classes: int | None, name: str, class_names: Sequence[
 
 
 def class_folders(images: Iterable[str], bad: Iterable[str], root: str, num_classes: int) -> tuple[str, ...]:
-    """The folders directly in `root` that hold `images` (paths below it, with /), in natural order: class 0, 1, ...
+    """The folders directly in `root` that contain `images` (paths below it, with /), in natural order: class 0, 1, ...
 
-    `bad` are images that cannot be used, so that the classes keep their numbers when they are left out, and folders
-    that cannot be searched, which count too.
+    `bad` are images that cannot be used, which count so that classes keep their numbers without them, and folders that
+    cannot be searched, which count too.
 
     Raises ValueError for images that are in no such folder, and unless there are `num_classes` folders.
     """
     images, bad = list(images), list(bad)
-    # What is bad without a suffix is a folder, or was to be one.
+    # A bad name without an extension is a folder, or was meant to be one.
     stray = sorted(
         name for name in (*images, *(name for name in bad if "." in name)) if "/" not in name and name != "."
     )
     if stray:
         raise ValueError(
-            f"num_classes is {num_classes}, but {len(stray)} of the images in {printable(root)} are in no class "
+            f"num_classes is {num_classes}, but {len(stray)} of the images in {printable(root)} are not in a class "
             f"folder, e.g. {printable(stray[0])}: move them into one folder per class, or set num_classes to null"
         )
     folders = tuple(sorted({_class_folder(name) for name in (*images, *bad)}, key=natural))
@@ -46,13 +46,13 @@ def class_folders(images: Iterable[str], bad: Iterable[str], root: str, num_clas
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
-    """A key for sorting in which 2 comes before 10: digits that stand together count as the number they are."""
-    parts = re.split("([0-9]+)", name)  # text and numbers in turn, so that each is compared with its like
+    """A sort key in which 2 comes before 10: adjacent digits count as a number."""
+    parts = re.split("([0-9]+)", name)  # text and numbers alternate, so that each is compared with its like
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def folder_labels(names: Iterable[str], folders: Sequence[str]) -> np.ndarray:
-    """int64 `[N]`: in which of `folders` each of the N images `names` is, directly or further down."""
+    """int64 `[N]`: the index in `folders` of the folder that contains each of the N images `names`, at any depth."""
     label_of = {folder: label for label, folder in enumerate(folders)}
     return np.array([label_of[_class_folder(name)] for name in names], np.int64)
 

@@ -1,6 +1,7 @@
-"""Which images make up training batch n, and how they get to the device.
+"""The images of training batch n, and how they get to the device.
 
-Batch n depends on (seed, n) alone, so a resumed run meets the batches it would have met, and no position is stored.
+Batch n depends only on (seed, n), so a resumed run sees the same batches as an uninterrupted one, and no position is
+stored.
 """
 
 import functools
@@ -21,26 +22,26 @@ from ddpm_cli.data.shuffle import WindowedShuffle
 from ddpm_cli.io.images import from_uint8
 from ddpm_cli.runtime.seeds import generator
 
-# By what a set is flipped: the streams that its coins are thrown from, one for each direction.
+# By `flip`: the names of the random streams that decide about flips, one for each direction.
 _MIRRORED: dict[Flip, tuple[str, ...]] = {
     "none": (),
     "horizontal": ("flip",),
     "both": ("flip", "flip top to bottom"),
 }
-PREFETCHED = 2  # batches in preparation while one trains: one hides the gather, the second its hiccups
+PREFETCHED = 2  # batches prepared while one trains: one hides the time of reading, the second its variation
 
 
 class Batch(NamedTuple):
     """One process's part of a training batch, on the CPU."""
 
-    indices: Tensor  # int64 [part]: which images of the set these are
-    pixels: Tensor | None  # uint8 [part, C, H, W]; None: whoever asked for the batch has all images anyway
+    indices: Tensor  # int64 [part], of these images in the set
+    pixels: Tensor | None  # uint8 [part, C, H, W]; None: the caller has all images already
     # bool [part, n]: which images are mirrored, in n ways: none, left to right, or that and top to bottom.
     flips: Tensor
     labels: Tensor | None  # int64 [part]; None: the set has none
 
     def pin_memory(self) -> "Batch":
-        """The same in pinned memory, from where the copy to a GPU does not hold up the CPU."""
+        """The same in pinned memory, from which the copy to a GPU does not block the CPU."""
         return Batch._make(None if tensor is None else tensor.pin_memory() for tensor in self)
 
     def to(self, device: torch.device) -> "Batch":
@@ -49,14 +50,14 @@ class Batch(NamedTuple):
 
 
 class BatchLoader:
-    """The endless stream of training batches: epoch after epoch, each in an order of its own, cut every `batch_size`.
+    """The endless stream of training batches: epoch after epoch, each in another order, cut every `batch_size` images.
 
-    No image is dropped: a batch may begin in one epoch and end in the next (or several later, when the set is smaller
+    No image is dropped: a batch may start in one epoch and end in the next (or several later, if the set is smaller
     than a batch). Of `world_size` processes that train together, each loads its part of every batch.
 
     Args:
-        held_out: int64, rising: images of the set that are in no batch; None: all are in the stream.
-        repeat: how many batches there are, of the same images again and again; 0: no end of them.
+        held_out: int64, increasing: images of the set that are in no batch; None: all are in the stream.
+        repeat: the number of different batches, which are repeated; 0: unlimited.
 
     Raises ValueError for a batch_size below 1, or one that `world_size` does not divide.
     """
@@ -81,10 +82,10 @@ class BatchLoader:
         self.seed = seed
         self.repeat = repeat
         size = batch_size // world_size
-        # The order is one of these, which have numbers of their own there.
+        # The order is one of the images that are trained on, which have their own indices there.
         self._kept = None if held_out is None or len(held_out) == 0 else others(images, held_out)
         self.part = slice(rank * size, (rank + 1) * size)  # of every batch: what is loaded here
-        # Two are enough: steps come in order, and a batch seldom straddles more than two epochs.
+        # Two are enough: steps come in order, and a batch seldom spans more than two epochs.
         self._order = functools.lru_cache(maxsize=2)(self._shuffle)
 
     @property
@@ -94,7 +95,7 @@ class BatchLoader:
 
     @property
     def trained(self) -> np.ndarray:
-        """int64 `[count]`, rising: which images of the set are in the stream."""
+        """int64 `[count]`, increasing: the images of the set that are in the stream."""
         return np.arange(len(self.images)) if self._kept is None else self._kept
 
     def _shuffle(self, epoch: int) -> np.ndarray | WindowedShuffle:
@@ -107,7 +108,7 @@ class BatchLoader:
         return torch.randperm(self.count, generator=generator(self.seed, "order", epoch)).numpy()
 
     def indices(self, step: int) -> np.ndarray:
-        """int64 `[batch_size]`: which images batch `step` (from 0) holds."""
+        """int64 `[batch_size]`: the images in batch `step` (from 0)."""
         position = (step % self.repeat if self.repeat > 0 else step) * self.batch_size
         parts = []
         missing = self.batch_size
@@ -129,11 +130,11 @@ class BatchLoader:
         return torch.stack(drawn, dim=1) if drawn else torch.zeros(self.batch_size, 0, dtype=torch.bool)
 
     def places(self, step: int) -> np.ndarray:
-        """float32 `[batch_size]` in [0, 1): where the window lies that is shown of each image of batch `step`."""
+        """float32 `[batch_size]` in [0, 1): the place of the window that is shown of each image of batch `step`."""
         return torch.rand(self.batch_size, generator=generator(self.seed, "crop", step)).numpy()
 
     def batch(self, step: int, *, pixels: bool = True) -> Batch:
-        """This process's part of batch `step`, with the `pixels` as they are stored, or without."""
+        """This process's part of batch `step`, with `pixels` as they are stored, or without."""
         indices = self.indices(step)[self.part]
         labels = self.images.labels
         return Batch(
@@ -144,7 +145,7 @@ class BatchLoader:
         )
 
     def _pixels(self, indices: np.ndarray, step: int, part: slice) -> np.ndarray:
-        """uint8 `[part, C, H, W]`: the images of a part of batch `step`, as it shows them but for flips."""
+        """uint8 `[part, C, H, W]`: the images of a part of batch `step`, cropped but not flipped."""
         pixels = self.images.pixels
         if not self.images.random_crop:
             return np.asarray(pixels[indices])
@@ -152,7 +153,7 @@ class BatchLoader:
         return pixels.at(indices, self.places(step)[part])
 
     def first_images(self, count: int) -> np.ndarray:
-        """uint8 `[n, C, H, W]`: the first `count` images of the stream, mirrored as there; all of a smaller set."""
+        """uint8 `[n, C, H, W]`: the first `count` images of the stream, flipped as there; all of a smaller set."""
         wanted = min(count, self.count)
         found = np.empty((wanted, *self.images.shape), np.uint8)
         for step, first in enumerate(range(0, wanted, self.batch_size)):
@@ -164,10 +165,10 @@ class BatchLoader:
     def prefetch(
         self, first_step: int, *, pixels: bool = True, pin_memory: bool = False
     ) -> Generator[Batch, None, None]:
-        """This process's part of batch `first_step` and of every later one, prepared by a thread ahead of their use.
+        """This process's part of batch `first_step` and of all later ones, prepared ahead by a thread.
 
-        Closing the generator ends the thread. What goes wrong in the thread is raised here; that memory runs out, as
-        an OSError that says where.
+        Closing the generator ends the thread. Errors in the thread are raised here; MemoryError becomes an OSError
+        that says where.
         """
 
         def prepare(step: int) -> Batch:
@@ -176,8 +177,8 @@ class BatchLoader:
                 return batch.pin_memory() if pin_memory else batch
             except MemoryError as error:
                 raise OSError(
-                    f"{self.images.name}: out of memory while a batch of images was read; fewer data.workers, smaller "
-                    "images or a smaller data.memory_mb need less, where the data has these options"
+                    f"{self.images.name}: out of memory while a batch of images was read; use fewer data.workers, "
+                    "smaller images or a smaller data.memory_mb, if the data set has these options"
                 ) from error
 
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
@@ -191,14 +192,15 @@ class BatchLoader:
 def augment(pixels: Tensor, flips: Tensor) -> Tensor:
     """float32 `[B, C, H, W]` in [-1, 1] from uint8 `pixels`, mirrored where `flips` `[B, n]` says so.
 
-    Runs on the device of its arguments: a quarter of the bytes cross the bus.
+    It runs on the device of its arguments, so that only a quarter of the bytes have to be copied there.
     """
     return from_uint8(mirrored(pixels, flips))
 
 
 def mirrored(pixels: Tensor, flips: Tensor) -> Tensor:
-    """`[B, C, H, W]` mirrored where bool `[B, n]` is True: left to right by the first column, top to bottom by the
-    second, as far as there are any.
+    """`[B, C, H, W]` mirrored where `flips`, bool `[B, n]` with n <= 2, is True.
+
+    The first column mirrors left to right, the second top to bottom.
     """
     for column, dimension in zip(flips.unbind(1), (-1, -2), strict=False):
         pixels = torch.where(column[:, None, None, None], pixels.flip(dimension), pixels)

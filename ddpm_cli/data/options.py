@@ -1,4 +1,4 @@
-"""What sources of images check of the options that they share, before they read anything."""
+"""Checks of the options that sources of images share, made before anything is read."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -9,8 +9,8 @@ Background = Literal["white", "black", "keep", "ignore"] | Sequence[int]
 _COLOURS: dict[str, Colour] = {"white": WHITE, "black": (0, 0, 0)}
 _SHOWN_AS = {"keep": "transparency in a fourth channel", "ignore": "transparency ignored"}
 _CROPPED_AS = {
-    "center": "cropped about the centre",
-    "random": "cropped anywhere along the longer side, anew each time",
+    "center": "cropped at the centre",
+    "random": "cropped at random along the longer side, anew each time",
     "pad": "whole",
 }
 
@@ -37,13 +37,13 @@ def check_channels(channels: int) -> None:
 
 
 def check_split(split: str) -> None:
-    """Raise ValueError unless `split` is a part of a well-known set."""
+    """Raise ValueError unless `split` is train or test."""
     if split not in ("train", "test"):
         raise ValueError(f"split must be train or test, got {split!r}")
 
 
 def check_on_bad(on_bad: str) -> None:
-    """Raise ValueError unless `on_bad` says what to do about an image that cannot be decoded."""
+    """Raise ValueError unless `on_bad` is stop or skip."""
     if on_bad not in ("stop", "skip"):
         raise ValueError(f"on_bad must be stop or skip, got {on_bad!r}")
 
@@ -55,18 +55,18 @@ def check_workers(workers: int) -> None:
 
 
 def check_cache(memory_mb: int, cache_gb: float) -> None:
-    """Raise ValueError unless both are amounts."""
+    """Raise ValueError if either is negative."""
     for name, amount in (("memory_mb", memory_mb), ("cache_gb", cache_gb)):
         if not amount >= 0:
             raise ValueError(f"{name} must be 0 or more, got {amount}")
 
 
 def reading(channels: int, value_range: Sequence[float] | None, background: Background, crop: Crop) -> Reading:
-    """How files are to be read.
+    """How files are read, with these options.
 
     Raises:
-        ValueError: unless `value_range` rises, `background` is a colour or says what else is done with what is
-            transparent, `crop` is one there is, and `channels` are 1 or 3, or 4 where transparency is kept.
+        ValueError: unless `value_range` increases, `background` is a colour, keep or ignore, `crop` is known, and
+            `channels` is 1 or 3, or 4 if transparency is kept.
     """
     if crop not in get_args(Crop):
         raise ValueError(f"crop must be one of {', '.join(get_args(Crop))}, got {crop!r}")
@@ -79,11 +79,11 @@ def reading(channels: int, value_range: Sequence[float] | None, background: Back
     else:
         check_channels(channels)
     if below == "ignore" and crop == "pad":
-        raise ValueError("crop=pad lays pictures on the background, and background=ignore is none: choose a colour")
+        raise ValueError("crop=pad needs a background, and background=ignore has none: choose a colour")
     if value_range is None:
         return Reading(background=below, crop=crop)
     if len(value_range) != 2 or not value_range[0] < value_range[1]:
-        raise ValueError(f"value_range must be [low, high], what becomes black and white, got {list(value_range)}")
+        raise ValueError(f"value_range must be [low, high], the values of black and white, got {list(value_range)}")
     return Reading((float(value_range[0]), float(value_range[1])), below, crop)
 
 
@@ -105,7 +105,7 @@ def _is_brightness(value: object) -> bool:
 
 
 def treatment(how: Reading, image_size: tuple[int, int]) -> str:
-    """What is done with pictures that are read so, in a line."""
+    """One line that says how images are processed."""
     height, width = image_size
     fills = "scaled to fit into" if how.crop == "pad" else "scaled to cover"
     said = f"{fills} {height} x {width}, {_CROPPED_AS[how.crop]}; "
@@ -114,12 +114,12 @@ def treatment(how: Reading, image_size: tuple[int, int]) -> str:
     names = {colour: name for name, colour in _COLOURS.items()}
     colour = names.get(how.background, str(list(how.background)))
     around = "around them and " if how.crop == "pad" else ""
-    return f"{said}{colour} {around}under what is transparent"
+    return f"{said}{colour} {around}behind transparent pixels"
 
 
 def check_extensions(extensions: Sequence[str]) -> None:
-    """Raise ValueError unless `extensions` is a list of what follows the dot in the names of images."""
+    """Raise ValueError unless `extensions` is a list of file extensions without the dot."""
     if isinstance(extensions, str) or not extensions or not all(extensions):
         raise ValueError(
-            f"extensions must be a list of what follows the dot in the names of images, got {extensions!r}"
+            f"extensions must be a list of file extensions without the dot, such as [png,jpg], got {extensions!r}"
         )

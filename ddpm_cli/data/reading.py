@@ -107,12 +107,12 @@ def _checked(stored: np.ndarray, value_range: tuple[float, float]) -> np.ndarray
 
 def _of_eight_bits(stored: np.ndarray, mode: str) -> np.ndarray:
     if mode == "F":
-        raise ValueError("floating-point pixels have no known range; data.value_range=[LOW,HIGH] says which they have")
+        raise ValueError("floating-point pixels have no known range; set data.value_range=[LOW,HIGH]")
     grey = stored.astype(np.int64)
     if grey.min() < 0 or grey.max() > 65535:
         raise ValueError(
             f"integer pixels from {grey.min()} to {grey.max()} do not fit 16 bits; "
-            "data.value_range=[LOW,HIGH] says what is black and white"
+            "set data.value_range=[LOW,HIGH] to the values of black and white"
         )
     return ((grey + 128) // 257).astype(np.uint8)
 

@@ -22,7 +22,7 @@ def difference(
         pillow: the version that decoded them; None: not known.
     """
     if len(images) != count:
-        return f"the run was trained on {count} images, there are now {len(images)}"
+        return f"the run was trained on {count} images, but there are {len(images)} now"
     now_classes = tuple(images.class_names)
     if now_classes != classes:
         then, now = next((a, b) for a, b in zip_longest(classes, now_classes) if a != b)
@@ -36,8 +36,8 @@ def difference(
         by = "another Pillow" if pillow is None else f"Pillow {pillow}"
         return (
             f"{images.name}: these {len(images)} images are not those that the run was trained on: at least one has "
-            f"another content (or was decoded otherwise, then by {by})"
+            f"changed (or was decoded differently then, by {by})"
         )
     if digests.get("labels") != now["labels"]:
-        return f"{images.name}: the images have other labels than when the run was trained on them"
+        return f"{images.name}: the labels have changed since the run was trained on these images"
     return None

@@ -47,7 +47,7 @@ class StoredPixels:
         self._start = len(header)
         whole = self._start + self.nbytes + len(trailer(path, np.zeros(len(self), np.uint32)))
         if os.fstat(self._file.fileno()).st_size != whole or self._file.read(len(header)) != header:
-            raise DamagedCacheError(f"{printable(str(path))} is not whole, or of an earlier version")
+            raise DamagedCacheError(f"{printable(str(path))} is incomplete, or from an earlier version")
         self._file.seek(self._start + self.nbytes)
         found = self._file.read(whole)
         self.checksums = np.frombuffer(found, "<u4", len(self)).astype(np.uint32)
@@ -56,7 +56,7 @@ class StoredPixels:
 
     @property
     def nbytes(self) -> int:
-        """What an array of these images takes."""
+        """The bytes of an array of these images."""
         return math.prod(self.shape)
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ class StoredPixels:
             for place, image in enumerate(indices.tolist()):
                 self._read(image, pixels[place : place + 1])
         except DamagedCacheError as error:
-            raise DamagedCacheError(f"{error}; remove that file, and the next start decodes again") from error
+            raise DamagedCacheError(f"{error}; remove that file and start again to decode the images again") from error
         return pixels
 
     def all(self) -> np.ndarray:
@@ -101,7 +101,7 @@ class StoredPixels:
         wrong = np.flatnonzero(image_checksums(pixels) != self.checksums[first : first + len(pixels)])
         if len(wrong) > 0:
             raise DamagedCacheError(
-                f"{printable(str(self.path))} is damaged, image {first + int(wrong[0])} is not what was decoded"
+                f"{printable(str(self.path))} is damaged: image {first + int(wrong[0])} is not what was decoded"
             )
 
 

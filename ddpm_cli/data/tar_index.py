@@ -23,7 +23,7 @@ from ddpm_cli.io.openers import nonblocking
 from ddpm_cli.io.text import printable
 
 NO_LABEL = -1  # the sample has no .cls member
-BAD_LABEL = -2  # or one that is no whole number from 0 on
+BAD_LABEL = -2  # or one that is not a whole number from 0 on
 
 _BLOCK = 512  # bytes; everything in a tar file begins at a multiple of this
 _MOST_HEADERS = 2**17  # bytes of what stands before a member's content; a hostile header may claim any size
@@ -201,7 +201,7 @@ def _files(file: _Bounded, left_out: Counter[str]) -> Iterator[tarfile.TarInfo]:
     start = file.read(max(map(len, _COMPRESSED)))
     for magic, name in _COMPRESSED.items():
         if start.startswith(magic):
-            raise ValueError(f"compressed with {name}: members are read from where they are, so decompress it first")
+            raise ValueError(f"compressed with {name}: decompress it first, as members are read in place")
     end = file.seek(0, os.SEEK_END)
     file.seek(0)
     try:
@@ -223,7 +223,7 @@ def _files(file: _Bounded, left_out: Counter[str]) -> Iterator[tarfile.TarInfo]:
                     left_out["links or devices"] += 1
             _check_end(file, tar.offset)
     except (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-        raise ValueError(f"no whole tar file: {error}") from error
+        raise ValueError(f"not a complete tar file: {error}") from error
 
 
 def _check_size(member: tarfile.TarInfo, following: int) -> None:
@@ -232,7 +232,7 @@ def _check_size(member: tarfile.TarInfo, following: int) -> None:
     tarfile takes any size from an extended header: negative ones, and such as reach beyond the end of the file.
     """
     if member.size < 0 or member.offset_data + -(-member.size // _BLOCK) * _BLOCK != following:
-        raise tarfile.ReadError(f"an impossible size, {member.size:,}, of {printable(member.name[:_SHOWN])}")
+        raise tarfile.ReadError(f"{printable(member.name[:_SHOWN])} has an impossible size, {member.size:,}")
 
 
 def _check_end(file: _Bounded, offset: int) -> None:
@@ -244,11 +244,11 @@ def _check_end(file: _Bounded, offset: int) -> None:
     block = file.read(_BLOCK)
     if len(block) < _BLOCK:
         raise tarfile.ReadError(
-            "cut short, or not yet written to its end: the zeros are missing that end one "
-            "(if nothing else is, `truncate -s +1024 FILE` adds them)"
+            "cut short, or not yet fully written: the zeros at its end are missing "
+            "(if nothing else is missing, `truncate -s +1024 FILE` adds them)"
         )
     if block.strip(b"\0"):
-        raise tarfile.ReadError(f"damaged: what is at byte {offset} is neither a member nor the end")
+        raise tarfile.ReadError(f"damaged: at byte {offset} there is neither a member nor the end of the file")
 
 
 def _label(found: _Found | None) -> int:

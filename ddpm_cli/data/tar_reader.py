@@ -122,8 +122,8 @@ class TarReader:
                         large += [(place, chunk[place - first : place - first + 1]) for place in decoded.large]
         except WorkerDiedError as death:
             raise OSError(
-                f"a process decoding images {death}. Where memory runs out the system kills processes: fewer "
-                "data.workers need less, data.workers=0 decodes without processes"
+                f"a process decoding images {death}. When memory runs out, the system kills processes: use fewer "
+                "data.workers, or data.workers=0 to decode without processes"
             ) from death
         return pixels, sorted(bad)
 
@@ -139,7 +139,7 @@ class TarReader:
                 self._replacements[bad_image] = other
                 log.warning(f"skipped  {what}")
                 return pixels[0]
-        raise OSError(f"{what}; nor can any of the next {MOST_IN_A_ROW} images be decoded")
+        raise OSError(f"{what}; the next {MOST_IN_A_ROW} images cannot be decoded either")
 
     def _following(self, image: int) -> list[int]:
         """The images that come after one, and after the last the first ones; of its class and kind, if it has one."""
@@ -189,7 +189,7 @@ def decode_members(
         except ValueError as error:
             decoded.bad.append((first + place, str(error)))
         except MemoryError as error:
-            raise DecodingError(f"out of memory at {name}; fewer data.workers need less") from error
+            raise DecodingError(f"out of memory at {name}; use fewer data.workers") from error
     return decoded
 
 
@@ -206,5 +206,5 @@ def _content(member: Member) -> bytes:
             raise
         raise OSError(f"{printable(member.shard.path)}: {error.strerror}") from error
     if len(content) < member.size:
-        raise OSError(f"{printable(member.shard.path)} has become shorter")
+        raise OSError(f"{printable(member.shard.path)} has been shortened since it was indexed")
     return content

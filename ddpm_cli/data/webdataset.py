@@ -34,7 +34,7 @@ MOST_SHARDS = 10**6  # that braces may stand for
 _BRACES = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 
 
-# Long by its options, which are those of its YAML file.
+# It is long because of its options, which are those of its YAML file.
 def webdataset(
     path: str,
     *,
@@ -80,7 +80,7 @@ def webdataset(
     check_workers(workers)
     check_extensions(extensions)
     if window < 1:
-        raise ValueError(f"window must be at least 1 (shards shuffled at a time), got {window}")
+        raise ValueError(f"window must be at least 1 (tar files shuffled together), got {window}")
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     paths, name = _find(path)
@@ -91,7 +91,7 @@ def webdataset(
     if len(index) == 0:
         there = f"; left out: {kinds_text(left_out)}" if left_out else ""
         raise ValueError(
-            f"no images in the shards at {printable(path)}: no file in them ends in .{', .'.join(extensions)}{there}"
+            f"no images in the tar files at {printable(path)}: no member ends in .{', .'.join(extensions)}{there}"
         )
     if num_classes is None:
         left_out[".cls"] += int(np.count_nonzero(labels != NO_LABEL))
@@ -131,26 +131,26 @@ def _find(path: str) -> tuple[list[str], str]:
     if not path:
         raise ValueError("path is empty; the current folder is '.'")
     if "://" in path or path.startswith("pipe:"):
-        raise ValueError(f"path must lead to files of this machine, {printable(path)} does not: fetch the shards first")
+        raise ValueError(f"path must be on this machine, {printable(path)} is not: download the tar files first")
     path = os.path.abspath(os.path.expanduser(path))
     shown = printable(path)
     if os.path.isdir(path):
         paths = glob.glob("*.tar", root_dir=path)
         if not paths:
-            raise FileNotFoundError(f"no tar files in {shown} (data.path): none of its files ends in .tar")
+            raise FileNotFoundError(f"no tar files in {shown} (data.path): no file in it ends in .tar")
         return sorted(os.path.join(path, name) for name in paths), printable(os.path.basename(path))
     if os.path.exists(path):
         paths = [path]
     elif _BRACES.search(path):
         if math.prod(len(numbers) for numbers in _numbers(path)) > MOST_SHARDS:
-            raise FileNotFoundError(f"{shown} (data.path) stands for more than {MOST_SHARDS:,} files")
+            raise FileNotFoundError(f"{shown} (data.path) matches more than {MOST_SHARDS:,} files")
         paths = list(_expanded(path))
     elif glob.has_magic(path):
         paths = sorted(glob.glob(path))
     else:
         raise FileNotFoundError(f"no such folder or tar file: {shown} (data.path)")
     if not paths:
-        raise FileNotFoundError(f"{shown} (data.path) stands for no file")
+        raise FileNotFoundError(f"{shown} (data.path) matches no file")
     return paths, printable(os.path.basename(os.path.dirname(paths[0])))
 
 
@@ -175,7 +175,7 @@ def _check_labels(labels: np.ndarray, num_classes: int, index: TarIndex) -> None
     if len(wrong) == 0:
         return
     member = index.member(int(wrong[0]))
-    what = {NO_LABEL: "has no .cls", BAD_LABEL: "has a .cls that is no whole number from 0 on"}
+    what = {NO_LABEL: "has no .cls", BAD_LABEL: "has a .cls that is not a whole number from 0 up"}
     label = int(labels[wrong[0]])
     raise ValueError(
         f"num_classes is {num_classes}, but {len(wrong):,} of {len(labels):,} samples have no label from 0 to "

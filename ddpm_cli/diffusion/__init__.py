@@ -1,1 +1,1 @@
-"""The mathematics of DDPM. Imports torch and nothing of ours: it can be read, tested and used on its own."""
+"""The mathematics of DDPM. It imports only torch, so it can be read, tested and used on its own."""

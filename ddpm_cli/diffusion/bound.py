@@ -1,6 +1,6 @@
 """The variational bound on -log p(x_0) (DDPM eq. 5), in bits per dimension.
 
-Data are taken for integers 0..255 scaled to [-1, 1], as images are.
+Data are integers 0..255 scaled to [-1, 1], as images are.
 """
 
 import math
@@ -39,14 +39,14 @@ def term(
 ) -> Tensor:
     """L_t of each image, `[B]` bits per dimension.
 
-    It is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 the decoder's -log p(x_0 | x_t). The means of the
-    two differ by what x_0 has in them: x_t's share is the same in both.
+    It is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 the decoder's -log p(x_0 | x_t). The two means
+    differ only in the term of x_0: the term of x_t is the same in both.
 
     Args:
         x_0: `[B, C, H, W]`.
         t: `[B]` int64 in `{0 .. T-1}`.
-        predicted_x_0: the x_0 that the model sees in x_t, `[B, C, H, W]`.
-        variance_output: what it says of a learned variance, of the same shape.
+        predicted_x_0: the x_0 that the model predicts from x_t, `[B, C, H, W]`.
+        variance_output: the network's output for a learned variance, of the same shape.
     """
     posterior = schedule.posterior(t, t - 1, x_0.shape)
     log_variance = variance.log_variance(schedule, t, t - 1, x_0.shape, variance_output)
@@ -63,7 +63,7 @@ def term(
 
 
 def prior(schedule: NoiseSchedule, x_0: Tensor) -> Tensor:
-    """L_T of each image, `[B]` bits per dimension: KL(q(x_T | x_0) || N(0, I)), which no training changes."""
+    """L_T of each image, `[B]` bits per dimension: KL(q(x_T | x_0) || N(0, I)), fixed by the schedule."""
     last = torch.full((len(x_0),), schedule.timesteps - 1, device=x_0.device)
     alpha, sigma = schedule.alpha_sigma(last, x_0.shape)
     return _bits(0.5 * ((alpha * x_0).square() + sigma.square() - 1) - sigma.log())

@@ -21,19 +21,19 @@ from ddpm_cli.diffusion.weighting import Uniform, Weighting
 
 
 class DDPM(nn.Module):
-    """A network, a noise schedule, and what joins them. Images are `[B, C, H, W]` in [-1, 1].
+    """A network with a noise schedule, and how it is trained and sampled. Images are `[B, C, H, W]` in [-1, 1].
 
     Args:
-        model: network called as `model(x_t, t)`, or `model(x_t, t, labels)` where there are labels, with t and labels
+        model: network called as `model(x_t, t)`, or `model(x_t, t, labels)` if there are labels, with t and labels
             `[B]` int64 (label -1: none); returns x_t's shape, or twice its channels: the second half is for `variance`.
         schedule: the forward process.
-        prediction: what the network is asked for.
+        prediction: what the network predicts.
         weighting: of the squared error, see `ddpm_cli.diffusion.weighting`.
         variance: of the reverse steps.
         loss: what is minimised.
 
     Raises:
-        ValueError: if these cannot work together; says what to choose instead.
+        ValueError: if these cannot work together; the message says what to choose instead.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class DDPM(nn.Module):
 
     @property
     def needs_labels(self) -> bool:
-        """Whether the network has to be given a label for each image: it was never trained without."""
+        """Whether the network needs a label for each image: it was never trained without."""
         return self.num_classes is not None and not getattr(self.model, "null_label", True)
 
     def with_model(self, model: nn.Module) -> "DDPM":
@@ -89,7 +89,7 @@ class DDPM(nn.Module):
         """Send one black image of `shape` (C, H, W) through the network.
 
         Raises:
-            ValueError: if the network does not take it, or answers with another shape.
+            ValueError: if the network does not take it, or its output has another shape.
         """
         x, t = torch.zeros(1, *shape, device=self.device), torch.zeros(1, dtype=torch.int64, device=self.device)
         labels = (torch.zeros_like(t),) if self.needs_labels else ()
@@ -112,7 +112,7 @@ class DDPM(nn.Module):
         if self.loss.weighted and without.any():
             t = int(without.nonzero()[-1])
             raise ValueError(
-                f"gives t = {t} the weight {weights[t].item():g}, and sampling passes through it; "
+                f"gives t = {t} the weight {weights[t].item():g}, but sampling passes through it; "
                 "choose weighting=uniform or weighting=truncated_snr"
             )
 
@@ -131,7 +131,7 @@ class DDPM(nn.Module):
         """Loss of each image at its timestep, averaged over pixels, `[B]` in float32.
 
         Args:
-            labels: `[B]` int64, -1 for none; None: the network is asked without.
+            labels: `[B]` int64, -1 for none; None: the network is called without labels.
         """
         noise = torch.randn_like(x_0) if noise is None else noise
         alpha, sigma = self.schedule.alpha_sigma(t, x_0.shape)
@@ -184,7 +184,7 @@ class DDPM(nn.Module):
                 yield bound.term(self.schedule, self.variance, x_0, t, **said)
 
     def denoise(self, x_t: Tensor, t: Tensor, *, clip_denoised: bool = True, labels: Tensor | None = None) -> Denoised:
-        """The x_0 and eps that the network sees in x_t; eps is derived again after x_0 was clipped to [-1, 1].
+        """The x_0 and eps that the network predicts from x_t; eps is derived again after x_0 is clipped to [-1, 1].
 
         Args:
             t: `[B]` int64 in `{0 .. T-1}`.
@@ -200,24 +200,24 @@ class DDPM(nn.Module):
         threshold: Threshold = Static(),
         guide: "DDPM | None" = None,
     ) -> Denoiser:
-        """What samplers are given: the network asked for images of `labels` `[B]`, guided, its x_0 kept in bounds.
+        """The denoiser that a sampler takes: the network with `labels` `[B]`, guided, its x_0 kept in bounds.
 
         Args:
-            labels: int64, -1 for none; None: all without.
-            guide: guidance is away from this worse model of the same images, which is asked for the same labels if it
-                knows any (Karras et al. 2024); `check_guide` tells whether it can. None: away from the network itself
-                without labels.
+            labels: int64, -1 for none; None: no labels.
+            guide: guide away from this worse model of the same images, which gets the same labels if it takes any
+                (Karras et al. 2024); `check_guide` checks that it fits. None: away from the network itself without
+                labels.
 
         Raises:
-            ValueError: for guidance without labels to be guided by, or of a network that cannot do without; for no
-                labels where it needs some.
+            ValueError: for guidance without labels, or of a network that was never trained without them; for no labels
+                if the network needs them.
         """
         if self.needs_labels and guidance.scale != 1 and guide is None:
             raise ValueError(
-                f"scale {guidance.scale:g} asks for images without labels, which null_label=False rules out"
+                f"scale {guidance.scale:g} needs predictions without labels, which null_label=False rules out"
             )
         if self.needs_labels and labels is None:
-            raise ValueError("the network has to be given a label for each image (null_label=False)")
+            raise ValueError("the network needs a label for each image (null_label=False)")
         if guidance.scale != 1 and guide is None and (labels is None or self.num_classes is None):
             raise ValueError(f"scale {guidance.scale:g} has no effect without labels to be guided by")
         worse = self if guide is None else guide
@@ -232,12 +232,12 @@ class DDPM(nn.Module):
         return thresholded(guided(positive, negative, self.schedule, guidance), self.schedule, threshold)
 
     def check_guide(self, guide: "DDPM") -> None:
-        """Raise ValueError where another model cannot guide this one: it must know the same x_t and the same labels."""
+        """Raise ValueError if another model cannot guide this one: it must know the same x_t and the same labels."""
         ours, theirs = self.schedule, guide.schedule
         if ours.timesteps != theirs.timesteps:
             raise ValueError(f"its schedule has {theirs.timesteps} timesteps, and this model's {ours.timesteps}")
         if not torch.equal(ours.log_alpha_bar.cpu(), theirs.log_alpha_bar.cpu()):
-            raise ValueError("its schedule is another than this model's: at the same t its images are of other noise")
+            raise ValueError("its schedule differs from this model's: at the same t their noise levels differ")
         if guide.num_classes not in (None, self.num_classes):
             has = "none" if self.num_classes is None else self.num_classes
             raise ValueError(f"it was trained on {guide.num_classes} labels, and this model on {has}")
@@ -249,7 +249,7 @@ class DDPM(nn.Module):
         return Denoised(x_0, self.prediction.eps(output, x_t, alpha, sigma), variance)
 
     def _ask(self, x: Tensor, t: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The network's answer in float32, and what it says of the variance, if it does; x is what it is shown."""
+        """The network's output for the input x in float32, and its output for the variance, if it has one."""
         output = (self.model(x, t) if labels is None else self.model(x, t, labels)).float()
         channels = x.shape[1]
         if output.shape[1] == channels:
@@ -286,18 +286,18 @@ class DDPM(nn.Module):
         guidance: Guidance = UNGUIDED,
         threshold: Threshold = Static(),
     ) -> Tensor:
-        """Draw images from the model.
+        """Sample images from the model.
 
         Args:
             batch_size: number of images B.
             image_size: H = W, or (H, W), in pixels.
             channels: C.
-            device: where to; the model moves there. None: where the model is.
+            device: the device to sample on; the model moves there. None: where the model is.
             show_progress: draw a progress bar on stderr.
             sampler: see `ddpm_cli.diffusion.samplers`; ancestral sampling over all T steps by default.
             generator: source of the noise, on that device; torch's global one by default.
-            labels: `[B]` int64, see `denoiser`. A network that needs labels and is given none draws them at random, all
-                with the same probability.
+            labels: `[B]` int64, see `denoiser`. If the network needs labels and none are given, they are drawn uniformly
+                at random.
             guidance: see `denoiser`.
             threshold: see `denoiser`.
 
@@ -326,10 +326,10 @@ class DDPM(nn.Module):
 
     @torch.no_grad()
     def reverse_process(self, steps: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Go through `steps`, the x after each step of a reverse process, as all sampling does: dropout off, no graph.
+        """Iterate over `steps`, the x after each step of a reverse process, with dropout off and without gradients.
 
         Args:
-            steps: from `Sampler.solve` or a walk like it, with a denoiser of this model.
+            steps: from `Sampler.solve` or the like, with a denoiser of this model.
         """
         with self.evaluating():
             yield from steps

@@ -1,7 +1,7 @@
 """The one contract that joins networks to samplers: `denoise(x_t, t) -> Denoised`, a whole batch at one t.
 
-A sampler knows nothing else of a network. Labels are bound into a denoiser, and guidance and thresholds are put around
-one, before it is handed to a sampler.
+This is all that a sampler knows of a network. Labels are bound into the denoiser, and guidance and thresholds wrap it,
+before a sampler gets it.
 """
 
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 class Denoised(NamedTuple):
-    """What a denoiser makes of x_t: the clean image and the noise, with x_t = alpha x_0 + sigma eps."""
+    """What a denoiser predicts from x_t: the clean image and the noise, with x_t = alpha x_0 + sigma eps."""
 
     x_0: Tensor  # [B, C, H, W]
     eps: Tensor  # [B, C, H, W]
-    # What a network with a learned variance says of it, [B, C, H, W] in about [-1, 1]; None from any other network.
+    # The network's output for a learned variance, [B, C, H, W] in about [-1, 1]; None from any other network.
     variance: Tensor | None = None
 
 

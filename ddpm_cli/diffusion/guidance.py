@@ -1,7 +1,7 @@
-"""Guidance: a denoiser made of a better and a worse one, further away from what the worse one sees.
+"""Guidance: a denoiser made of a better and a worse one, which moves away from the worse one's prediction.
 
-Classifier-free guidance (Ho & Salimans 2022) has the network with labels and without; autoguidance (Karras et al. 2024)
-a network and one that is smaller or was trained for less long.
+In classifier-free guidance (Ho & Salimans 2022) these are the network with and without labels; in autoguidance (Karras
+et al. 2024) a network and one that is smaller or was trained for fewer steps.
 """
 
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from ddpm_cli.diffusion.prediction import noise_of
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """How strongly the labels count, or what the network knows and its guide does not.
+    """How strongly to guide: towards the labels, or away from a guide.
 
     Args:
-        scale: 1: as the network was trained, one network call per step; more: away from what it does without labels,
-            or from the guide; 0: without labels, or as the guide.
-        interval: [lowest, highest] t in which to guide (Kynkäänniemi et al. 2024); None: everywhere. Outside, all is
-            as trained.
+        scale: 1: no guidance, one network call per step; above 1: away from the prediction without labels, or from the
+            guide; 0: the prediction without labels, or the guide's.
+        interval: [lowest, highest] t at which to guide (Kynkäänniemi et al. 2024); None: at all t. Outside, there is no
+            guidance.
         rescale: in [0, 1], how far to bring the contrast of x_0, its standard deviation per image, back to what it is
-            without guidance (Lin et al. 2023, section 3.4, there on the network's output).
+            without guidance (Lin et al. 2023, section 3.4, who do it to the network's output).
 
     Raises:
         ValueError: if a value is out of its range.
@@ -52,7 +52,7 @@ UNGUIDED = Guidance()
 
 
 def guided(positive: Denoiser, negative: Denoiser, schedule: NoiseSchedule, guidance: Guidance) -> Denoiser:
-    """x_0 and eps moved from what `negative` sees through what `positive` sees, `scale` times as far."""
+    """The prediction of `negative` moved towards and past that of `positive`: `scale` times their difference."""
     if guidance.scale == 1:
         return positive
 

@@ -1,10 +1,10 @@
-"""DDIM inversion: the noise that DDIM makes a given image of.
+"""DDIM inversion: the noise from which DDIM makes a given image.
 
-A network that predicts eps or v is asked as in DDIM, `invert`. One that predicts x_0 is off by some e however little
-noise there is, so that its eps, (x_t - alpha x_0) / sigma, is off by alpha e / sigma: by 5 to 20 at the first t, where
-eps itself is about 1. That is what would be carried up, and from there DDIM would not find back. So the way of each
-image begins where sigma exceeds that error, `outset`; from there `invert_implicitly` leads up, and DDIM with
-`held_below` back.
+For a network that predicts eps or v, DDIM is simply walked backwards: `invert`. A network that predicts x_0 has some
+error e however little noise there is, so that its eps, (x_t - alpha x_0) / sigma, is off by alpha e / sigma: by 5 to 20
+at the first t, where eps itself is about 1. The walk up would carry this error along, and DDIM would not return from
+there. So each image starts at the t where sigma exceeds the error, `outset`; from there `invert_implicitly` leads up,
+and DDIM with `held_below` leads back.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,19 +17,19 @@ from ddpm_cli.diffusion.noise_schedule import CLEAN, NoiseSchedule, append_dims,
 from ddpm_cli.diffusion.prediction import X0, Epsilon, Prediction
 from ddpm_cli.diffusion.samplers import ddim_mean
 
-# sigma / alpha where the way of an image begins, over the network's error in it. By trial on digits: with 1, 1.5 and 2
-# the images come back alike, and the noise has a standard deviation of 1 to 1.4, of 0.8 to 1.2, and of 0.75 to 1.
+# sigma / alpha where an image starts, over the network's error in it. Found by trial on digits: with 1, 1.5 and 2 the
+# images come back equally well, and the noise has a standard deviation of 1 to 1.4, of 0.8 to 1.2, and of 0.75 to 1.
 ABOVE_ERROR = 1.5
 
 
 def both_ways(
     denoise: Denoiser, schedule: NoiseSchedule, times: Sequence[int], x_0: Tensor, *, prediction: Prediction
 ) -> tuple[Iterator[Tensor], Denoiser]:
-    """x after every step from x_0 `[B, C, H, W]` up to noise, and what DDIM is to ask on the way back from there.
+    """x after every step from x_0 `[B, C, H, W]` up to noise, and the denoiser for DDIM on the way back.
 
     Args:
-        times: falling timesteps, as DDIM visits them in either direction.
-        prediction: of the network that `denoise` asks.
+        times: decreasing timesteps, as DDIM visits them in either direction.
+        prediction: of the network behind `denoise`.
     """
     if not isinstance(prediction, X0):
         return invert(denoise, schedule, times, x_0), denoise
@@ -40,12 +40,12 @@ def both_ways(
 def invert(denoise: Denoiser, schedule: NoiseSchedule, times: Sequence[int], x_0: Tensor) -> Iterator[Tensor]:
     """DDIM at eta = 0 walked backwards, from x_0 `[B, C, H, W]` up to x at times[0]; yields x after every step.
 
-    A step up from s to t uses the eps that the network sees at s, where DDIM's step down uses that at t: the two undo
-    each other only as the steps get small (Song et al. 2021, section 4.3). Clean data is not a t that a network knows:
-    the step up from there asks at its other end.
+    A step up from s to t uses the eps predicted at s, while DDIM's step down uses the eps at t: the two undo each other
+    only as the steps get small (Song et al. 2021, section 4.3). Clean data is not a t that the network knows: the step
+    up from there uses the eps at its upper end.
 
     Args:
-        times: falling timesteps, as DDIM visits them.
+        times: decreasing timesteps, as DDIM visits them.
     """
     x, asked_at = x_0, times[-1]
     for i, t in enumerate(reversed(times)):
@@ -57,9 +57,9 @@ def invert(denoise: Denoiser, schedule: NoiseSchedule, times: Sequence[int], x_0
 
 
 def outset(denoise: Denoiser, schedule: NoiseSchedule, times: Sequence[int], x_0: Tensor) -> Tensor:
-    """Where the way of each image x_0 begins, `[B]`: the lowest of `times` with sigma above the error of the network.
+    """The t at which each image x_0 starts, `[B]`: the lowest of `times` with sigma above the network's error.
 
-    That is the root mean square over its pixels at the least noise there is, where only the network is at fault.
+    The error is the root mean square over the pixels at the lowest noise level, where only the network causes it.
     """
     error = (denoise(x_0, times[-1]).x_0 - x_0).square().flatten(1).mean(1).sqrt()
     begin = torch.full((len(x_0),), times[0], device=x_0.device)
@@ -71,19 +71,19 @@ def outset(denoise: Denoiser, schedule: NoiseSchedule, times: Sequence[int], x_0
 def invert_implicitly(
     denoise: Denoiser, schedule: NoiseSchedule, times: Sequence[int], x_0: Tensor, begin: Tensor
 ) -> Iterator[Tensor]:
-    """As `invert`, but a step up uses the eps at its upper end, as DDIM's step down does.
+    """Like `invert`, but a step up uses the eps at its upper end, as DDIM's step down does.
 
-    Where that is takes one fixed-point iteration, from where `invert` would be (AIDI, Pan et al. 2023; ReNoise, Garibi
-    et al. 2024).
+    One fixed-point iteration finds the upper end, starting from where `invert` would be (AIDI, Pan et al. 2023;
+    ReNoise, Garibi et al. 2024).
 
     Args:
-        begin: t of each image, `[B]`, to which its first step leads; below, x is x_0.
+        begin: t of each image, `[B]`, to which its first step leads; below it, x is x_0.
     """
     x, s, last = x_0, expand_t(CLEAN, x_0), CLEAN
     first_steps = set(begin.tolist())
     for t in reversed(times):
         if t >= min(first_steps):
-            eps = x  # of an image that stays where it is: of no account
+            eps = x  # any value will do for an image that stays where it is
             if t in first_steps:
                 eps = denoise(x, t).eps  # as clean data is not a t that a network knows
             if t > min(first_steps):
@@ -102,7 +102,7 @@ def _carried(schedule: NoiseSchedule, x_s: Tensor, s: Tensor, t: Tensor, eps: Te
 
 
 def held_below(denoise: Denoiser, begin: Tensor) -> Denoiser:
-    """`denoise` for a walk down, whose answer for each image stays, below its t in `begin`, what it was there."""
+    """`denoise` for a walk down: below its t in `begin`, an image keeps the prediction that was made at that t."""
     held: Denoised | None = None
     highest, lowest = int(begin.max()), int(begin.min())
 

@@ -1,6 +1,6 @@
-"""What is minimised: squared error, variational bound, or both.
+"""The losses: squared error, variational bound, or both.
 
-Each gets the `Terms` of a batch and returns the loss of each image, `[B]` in float32.
+Each takes the `Terms` of a batch and returns the loss of each image, `[B]` in float32.
 """
 
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from ddpm_cli.diffusion.weighting import Uniform, Weighting
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """A batch at its timesteps, what the network made of it, and the two errors of that.
+    """A batch at its timesteps, the network's output for it, and the two errors of that output.
 
     Args:
-        x_0, x_t, noise, output: `[B, C, H, W]` in float32; output is in the prediction's own terms.
+        x_0, x_t, noise, output: `[B, C, H, W]` in float32; output is what the prediction says (eps, x_0, v...).
         t: `[B]` int64.
         alpha, sigma: `[B, 1, 1, 1]`, with x_t = alpha x_0 + sigma noise.
-        variance_output: what a learned variance makes of the network's further channels, or None.
+        variance_output: the network's further channels, for a learned variance, or None.
     """
 
     schedule: NoiseSchedule
@@ -50,7 +50,7 @@ class Terms:
         """T L_t in bits per dimension, `[B]`: over uniform t its mean is the bound without the prior's constant.
 
         Args:
-            of_variance_only: let it move the variance and not the mean.
+            of_variance_only: train only the variance with it, not the mean.
         """
         output = self.output.detach() if of_variance_only else self.output
         predicted_x_0 = self.prediction.x_0(output, self.x_t, self.alpha, self.sigma)
@@ -66,7 +66,7 @@ class Terms:
 
 
 class Loss(Protocol):
-    """What `DDPM` asks of a loss."""
+    """The interface of a loss, as `DDPM` uses it."""
 
     weighted: ClassVar[bool]  # whether the weighting counts
     trains_variance: ClassVar[bool]  # whether a learned variance gets a gradient
@@ -91,7 +91,7 @@ class Simple:
 
 @dataclass(frozen=True, kw_only=True)
 class Hybrid:
-    """L_simple + `bound_weight` L_vlb, the bound moving the learned variance alone (Improved DDPM, eq. 16).
+    """L_simple + `bound_weight` L_vlb, where the bound trains only the learned variance (Improved DDPM, eq. 16).
 
     Raises:
         ValueError: if `bound_weight` is not positive.
@@ -131,8 +131,8 @@ def check_loss(loss: Loss, weighting: Weighting, *, learns_variance: bool) -> No
         )
     if loss.needs_learned_variance and not learns_variance:
         raise ValueError(
-            "loss=hybrid trains a learned variance, and this one is fixed; choose variance=learned_range, "
-            "or loss=simple, or loss=vlb"
+            "loss=hybrid trains a learned variance, but this one is fixed; choose variance=learned_range, "
+            "or loss=simple or loss=vlb"
         )
     if not loss.weighted and not isinstance(weighting, Uniform):
         raise ValueError("weighting has no effect with loss=vlb, which has its own; choose weighting=uniform")

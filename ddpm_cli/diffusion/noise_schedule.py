@@ -59,8 +59,8 @@ class NoiseSchedule(nn.Module):
 
     Args:
         betas: `[T]`, the variances of the forward steps, each in (0, 1); the last may be 1, which leaves pure noise.
-        zero_terminal_snr: shift and scale sqrt(alpha_bar) so that x_{T-1} is pure noise and the first step stays as
-            it is (Lin et al. 2023, algorithm 1).
+        zero_terminal_snr: shift and scale sqrt(alpha_bar) so that x_{T-1} is pure noise and the first step does not
+            change (Lin et al. 2023, algorithm 1).
 
     Raises:
         ValueError: if there is no step, or a beta lies outside (0, 1).
@@ -85,7 +85,7 @@ class NoiseSchedule(nn.Module):
         self.register_buffer("_log_alpha_bar", table, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Where the table goes is for `fn` to say, in which precision is not: `.half()` leaves the schedule exact.
+        # `fn` may move the table to another device, but not change its precision: `.half()` leaves the schedule exact.
         device = fn(self._log_alpha_bar.float()).device
         # Apple's GPUs have no float64; in the log domain float32 keeps its relative accuracy.
         dtype = torch.float32 if device.type == "mps" else torch.float64
@@ -162,7 +162,7 @@ class NoiseSchedule(nn.Module):
             shape: the shape `[B, ...]` the result is to broadcast against.
 
         Returns:
-            `[B, 1, ..., 1]` in float32, whatever autocast says.
+            `[B, 1, ..., 1]` in float32, also under autocast.
         """
         return _broadcast(values.gather(0, t), shape)
 
@@ -182,7 +182,7 @@ class NoiseSchedule(nn.Module):
         return _broadcast(self._step(t, s).beta.log(), shape)
 
     def posterior(self, t: Tensor, s: Tensor, shape: torch.Size | tuple[int, ...]) -> Posterior:
-        """q(x_s | x_t, x_0) for any s < t, DDPM eq. 6 and 7 with the step from t to s in place of t to t - 1.
+        """q(x_s | x_t, x_0) for any s < t: DDPM eq. 6 and 7 with the step from t to s instead of t to t - 1.
 
         Args:
             t: `[B]` int64 in `{0 .. T-1}`.
@@ -198,9 +198,9 @@ class NoiseSchedule(nn.Module):
         )
 
     def log_posterior_variance(self, t: Tensor, s: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-        """Logarithm of `posterior`'s variance; where s is clean data and that is 0, of beta_tilde_1 instead.
+        """Logarithm of `posterior`'s variance; of beta_tilde_1 where s is clean data and the variance would be 0.
 
-        So did DDPM's code, for the decoder of L_0. A schedule of one step has no beta_tilde_1: there it is beta_0.
+        DDPM's code does the same, for the decoder of L_0. A schedule of one step has no beta_tilde_1 and uses beta_0.
         """
         if self.timesteps == 1:
             return self.log_step_variance(t, s, shape)
@@ -212,7 +212,7 @@ class NoiseSchedule(nn.Module):
     def ddim_factors(
         self, t: Tensor, s: Tensor, eta: float, shape: torch.Size | tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
-        """What eps and fresh noise are multiplied by in a step of DDIM from t to s (Song et al. 2021, eq. 12, 16)."""
+        """The factors of eps and of fresh noise in DDIM's step from t to s (Song et al. 2021, eq. 12 and 16)."""
         step = self._step(t, s)
         fresh = eta**2 * step.posterior_variance
         return _broadcast((step.variance_s - fresh).clamp(min=0).sqrt(), shape), _broadcast(fresh.sqrt(), shape)
@@ -230,7 +230,7 @@ class NoiseSchedule(nn.Module):
 
 
 def expand_t(t: int, x: Tensor) -> Tensor:
-    """t for each image of x, `[B]` int64 on x's device, without a copy that the host would wait for."""
+    """t for each image of x, `[B]` int64 on x's device, without a copy for which the host would wait."""
     return torch.full((len(x),), t, dtype=torch.int64, device=x.device)
 
 

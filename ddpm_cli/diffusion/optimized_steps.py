@@ -1,9 +1,9 @@
-"""Timesteps chosen for the model at hand: the few at which a solver ends nearest to where a fine solution ends.
+"""Timesteps chosen for one model: the few with which a solver ends closest to a fine solution.
 
 Which timesteps matter depends on the data, the network and the solver (Watson et al. 2021; Xue et al. 2024; Sabour et
-al. 2024, "Align Your Steps"). What is minimised here is, as in LD3 (Tong et al. 2025), the distance of the finished
-images from those of a fine solution that begins with the same noise; how, is Align Your Steps' way of moving one
-timestep at a time. Timesteps stay whole numbers, at which the network was trained.
+al. 2024, "Align Your Steps"). As in LD3 (Tong et al. 2025), we minimise the distance of the finished images from those
+of a fine solution that starts from the same noise; as in Align Your Steps, we move one timestep at a time. Timesteps
+stay whole numbers, at which the network was trained.
 """
 
 import math
@@ -18,32 +18,32 @@ from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
 from ddpm_cli.diffusion.samplers import Sampler, UniPC
 from ddpm_cli.diffusion.spacing import OPTIMIZED, visited
 
-FIXED = ("trailing", "linspace", "log_snr")  # what the search begins with; `leading` does not visit `first`
-MOST_STEPS = 50  # of so many and more `MOST_CALLS` leave less than one sweep, and a fine solution has but twice as many
-MOST_CALLS = 1000  # of the network, for the noises together; of 8 steps about 500 are made
+FIXED = ("trailing", "linspace", "log_snr")  # what the search starts from; `leading` does not visit `first`
+MOST_STEPS = 50  # beyond this `MOST_CALLS` is less than one sweep, and the fine solution has only twice as many steps
+MOST_CALLS = 1000  # of the network, on all noises at once; 8 steps take about 500
 FINE_STEPS = 100  # of the fine solution; see `solution`
 SWEEPS = 2  # through all timesteps, for each length of move
 MOVES_OF = 256  # the smallest move is this part of all timesteps: smaller ones fit the noises, not the model
 
 
 class Optimized(NamedTuple):
-    """Timesteps that have been chosen, and what they are worth."""
+    """The chosen timesteps, and how good they are."""
 
-    times: list[int]  # falling
+    times: list[int]  # decreasing
     error: float  # root mean square difference of a finished image from the fine solution's, in [-1, 1], on average
     fixed: str  # the nearest of the fixed spacings with as many steps
     fixed_error: float
 
 
 def check_optimized(steps: int | Sequence[int] | None, timesteps: int) -> int:
-    """How many timesteps are to be chosen of `timesteps` that there are. Raises ValueError if there is no choice."""
+    """How many of the schedule's `timesteps` are to be chosen. Raises ValueError if there is nothing to choose."""
     if isinstance(steps, Sequence):
-        raise ValueError(f"{OPTIMIZED} chooses the timesteps, and steps names them; steps must be their number")
+        raise ValueError(f"{OPTIMIZED} chooses the timesteps, but steps lists them; steps must be their number")
     most = min(MOST_STEPS, timesteps)
     if steps is None or not 1 <= steps <= most:
         got = "all of them" if steps is None else steps
         raise ValueError(
-            f"{OPTIMIZED} chooses 1 to {most} timesteps, got {got}; with more any other spacing is as good"
+            f"{OPTIMIZED} chooses 1 to {most} timesteps, got {got}; with more, any other spacing is as good"
         )
     return steps
 
@@ -52,12 +52,12 @@ def check_optimized(steps: int | Sequence[int] | None, timesteps: int) -> int:
 def optimized_steps(
     sampler: Sampler, schedule: NoiseSchedule, denoise: Denoiser, x: Tensor, *, first: int | None = None
 ) -> Optimized:
-    """The `sampler.steps` timesteps after which `sampler` ends nearest to the fine solution from the same noise.
+    """The `sampler.steps` timesteps with which `sampler` ends closest to the fine solution from the same noise.
 
-    From the nearest of the fixed spacings on, each timestep but the first is moved by less and less, wherever that
-    brings the finished images nearer; the network is asked at most `MOST_CALLS` times about x, and the result depends
-    on nothing but the arguments. A sampler that adds noise ends where no solution does: chosen are the timesteps of
-    the one that is left of it without (`Sampler.without_noise`).
+    The search starts from the best of the fixed spacings and moves each timestep but the first, by less and less, as
+    long as the finished images get closer. The network is called at most `MOST_CALLS` times on x, and the result
+    depends only on the arguments. A sampler that adds noise does not follow a solution: the timesteps are chosen for
+    its deterministic counterpart (`Sampler.without_noise`).
 
         ddpm = load("RUN").ddpm
         x = torch.randn(32, 1, 16, 16)
@@ -65,12 +65,12 @@ def optimized_steps(
         images = ddpm.sample(64, 16, 1, sampler=UniPC(steps=chosen.times))
 
     Args:
-        x: `[N, C, H, W]` at `first`, standard normal where that is T-1; 32 are enough, fewer fit
-            themselves.
-        first: the t that x is at, which is visited first; None: T-1.
+        x: `[N, C, H, W]` at `first`, standard normal if that is T-1. N = 32 is enough; with fewer the timesteps
+            overfit.
+        first: the t of x, which is visited first; None: T-1.
 
     Raises:
-        ValueError: if there is no choice, see `check_optimized`, or the sampler does not say what it is without noise.
+        ValueError: if there is nothing to choose (`check_optimized`), or the sampler has no deterministic counterpart.
         FloatingPointError: if images are not finite.
     """
     top = schedule.timesteps - 1 if first is None else first
@@ -81,7 +81,7 @@ def optimized_steps(
 def solution(schedule: NoiseSchedule, denoise: Denoiser, x: Tensor, first: int) -> Tensor:
     """Where the probability flow (Song et al. 2021) takes x from `first`: `[N, C, H, W]` at clean data, in [-1, 1].
 
-    By UniPC in `FINE_STEPS` steps; on digits half of them end a tenth as far away as the best 8.
+    By UniPC in `FINE_STEPS` steps; on digits, half as many steps are only a tenth as far from it as the best 8.
     """
     times = visited(schedule, min(FINE_STEPS, first + 1), "trailing", first)
     *_, x_0 = UniPC().solve(denoise, schedule, times, x, _no_noise)
@@ -89,7 +89,7 @@ def solution(schedule: NoiseSchedule, denoise: Denoiser, x: Tensor, first: int) 
 
 
 class _Search:
-    """A descent on the timesteps that a solver visits, one of them at a time.
+    """Coordinate descent on the timesteps that a solver visits.
 
     Args:
         solver: adds no noise.
@@ -102,11 +102,11 @@ class _Search:
         if not torch.isfinite(self.target).all():
             raise FloatingPointError("the fine solution is not finite")
         self.asked = _Asked(denoise)
-        self.times: list[int] = []  # the nearest so far
+        self.times: list[int] = []  # the best so far
         self.error = math.inf
 
     def best(self, steps: int) -> Optimized:
-        """The nearest list of this many that is found."""
+        """The best list of this many timesteps that is found."""
         fixed = {name: visited(self.schedule, steps, name, self.first) for name in FIXED}
         errors = {name: self.tried(times) for name, times in fixed.items()}
         nearest = min(errors, key=lambda name: errors[name])
@@ -123,7 +123,7 @@ class _Search:
             move = max(least, move // 2)
 
     def sweep(self, move: int) -> bool:
-        """Move each timestep but the first, the last of them first, to either side; whether any is better there."""
+        """Move each timestep but the first to either side, starting from the last; returns whether any move helped."""
         before = self.error
         for i in reversed(range(1, len(self.times))):
             for to in (self.times[i] + move, self.times[i] - move):
@@ -133,11 +133,11 @@ class _Search:
         return self.error < before
 
     def tried(self, times: list[int]) -> float:
-        """How far from the fine solution these timesteps end; they are kept if no others have ended as near."""
+        """The distance of these timesteps from the fine solution; they are kept if they are the best so far."""
         if times == self.times or self.asked.calls + 2 * len(times) > MOST_CALLS:
             return self.error
         *_, x_0 = self.solver.solve(self.asked.again(), self.schedule, times, self.x, _no_noise)
-        # Not of all images together: one that becomes another digit would count more than all that do not.
+        # Averaged over images, not over all pixels: one image that becomes another digit would outweigh all others.
         error = (x_0.clamp(-1, 1) - self.target).square().flatten(1).mean(1).sqrt().mean().item()
         if math.isnan(error):
             return math.inf
@@ -148,7 +148,7 @@ class _Search:
 
 
 class _Asked:
-    """A denoiser that remembers its answers on the best way so far: most other ways begin as that one did."""
+    """A denoiser that caches its predictions along the best timesteps so far: most candidates start the same way."""
 
     def __init__(self, denoise: Denoiser):
         self.denoise = denoise
@@ -157,12 +157,12 @@ class _Asked:
         self._now: list[tuple[int, Tensor, Denoised]] = []
 
     def again(self) -> Denoiser:
-        """A denoiser for another way, from its beginning."""
+        """A denoiser for another candidate, from its start."""
         self._now = []
         return self._answer
 
     def keep(self) -> None:
-        """The way that was gone now is the best so far."""
+        """Make the last candidate the best so far."""
         self._best = self._now
 
     def _answer(self, x: Tensor, t: int) -> Denoised:

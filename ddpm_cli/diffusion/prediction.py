@@ -1,6 +1,6 @@
-"""What the network is asked for: its regression target, and the ways back from its output to x_0 and eps.
+"""What the network predicts: its regression target, and how x_0 and eps follow from its output.
 
-All with x_t = alpha x_0 + sigma eps; images `[B, C, H, W]`, factors `[B, 1, 1, 1]`.
+In all of them x_t = alpha x_0 + sigma eps; images are `[B, C, H, W]`, factors `[B, 1, 1, 1]`.
 """
 
 import math
@@ -18,19 +18,19 @@ class Epsilon:
     """The network predicts the noise eps (DDPM, section 3.2)."""
 
     def input(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """What the network is shown of x_t."""
+        """The network's input, made from x_t."""
         return x_t
 
     def target(self, x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """What the network should answer."""
+        """The network's target."""
         return eps
 
     def x_0(self, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The clean image that the network's answer implies."""
+        """The clean image that the network's output implies."""
         return (x_t - sigma * output) / alpha
 
     def eps(self, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The noise that the network's answer implies."""
+        """The noise that the network's output implies."""
         return output
 
     def log_scale(self, log_snr: Tensor) -> Tensor:
@@ -38,17 +38,17 @@ class Epsilon:
         return log_snr
 
     def check(self, schedule: NoiseSchedule) -> None:
-        """Raise ValueError where a network that answers so cannot work with the schedule."""
+        """Raise ValueError if a network with this prediction cannot work with the schedule."""
         if schedule.ends_in_noise:
             raise ValueError(
-                "prediction=eps cannot work with a schedule that ends in pure noise (zero_terminal_snr): there the "
+                "prediction=eps cannot work with a schedule that ends in pure noise (zero_terminal_snr), where the "
                 "noise says nothing of the image; choose prediction=v or prediction=x0"
             )
 
 
 @dataclass(frozen=True)
 class X0:
-    """The network predicts the clean image x_0, where the process started (DDPM, section 3.2)."""
+    """The network predicts the clean image x_0 (DDPM, section 3.2)."""
 
     def input(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """As `Epsilon.input`."""
@@ -71,7 +71,7 @@ class X0:
         return torch.zeros_like(log_snr)
 
     def check(self, schedule: NoiseSchedule) -> None:
-        """As `Epsilon.check`: any schedule will do."""
+        """As `Epsilon.check`: any schedule works."""
 
 
 @dataclass(frozen=True)
@@ -99,19 +99,19 @@ class Velocity:
         return F.softplus(log_snr)
 
     def check(self, schedule: NoiseSchedule) -> None:
-        """As `Epsilon.check`: any schedule will do."""
+        """As `Epsilon.check`: any schedule works."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preconditioned:
-    """The network's input and target have unit variance at every t, for images of a known one: that of Karras et al.
-    2022 (EDM, eq. 7 and table 1), in the terms of alpha and sigma.
+    """The network's input and target have unit variance at every t, if the images have the variance sigma_data^2.
 
-    With their noise level s = sigma / alpha and d = `sigma_data`, x_0 = c_skip(s) x_t / alpha + c_out(s) F, where
-    F is asked for c_in(s) x_t / alpha. The network here answers -F, as with d = 1 it is v then.
+    This is the preconditioning of Karras et al. 2022 (EDM, eq. 7 and table 1) in terms of alpha and sigma. With their
+    noise level s = sigma / alpha and d = `sigma_data`, x_0 = c_skip(s) x_t / alpha + c_out(s) F, where F is the
+    network at c_in(s) x_t / alpha. The network here predicts -F, which is v for d = 1.
 
     Args:
-        sigma_data: standard deviation d of the images' pixels, in [-1, 1]; 0.5 in the paper.
+        sigma_data: standard deviation d of the pixels, which lie in [-1, 1]; 0.5 in the paper.
 
     Raises:
         ValueError: if `sigma_data` is not positive.
@@ -149,14 +149,14 @@ class Preconditioned:
         return log_edm_weight(log_snr, self.sigma_data)
 
     def check(self, schedule: NoiseSchedule) -> None:
-        """As `Epsilon.check`: any schedule will do."""
+        """As `Epsilon.check`: any schedule works."""
 
 
 Prediction = Epsilon | X0 | Velocity | Preconditioned
 
 
 def check_sigma_data(sigma_data: float) -> None:
-    """Raise ValueError unless it is a standard deviation that images can have."""
+    """Raise ValueError unless images can have this standard deviation."""
     if not 0 < sigma_data < math.inf:
         raise ValueError(f"sigma_data must be positive, got {sigma_data:g}")
 
@@ -168,5 +168,5 @@ def log_edm_weight(log_snr: Tensor, sigma_data: float) -> Tensor:
 
 
 def noise_of(x_0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The eps that goes with a clean image: what of x_t it leaves unexplained."""
+    """The eps that belongs to a clean image: the rest of x_t, over sigma."""
     return (x_t - alpha * x_0) / sigma

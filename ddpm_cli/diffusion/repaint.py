@@ -1,4 +1,4 @@
-"""RePaint: paints the masked part of an image anew with a model that was never trained to (Lugmayr et al. 2022)."""
+"""RePaint: inpaints the masked part of an image with a model that was not trained for it (Lugmayr et al. 2022)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from ddpm_cli.diffusion.variance import Variance
 
 @dataclass(frozen=True, kw_only=True)
 class RePaint:
-    """Ancestral sampling that puts q(x_s | image) into the known part after every step, and goes back up now and then.
+    """Ancestral sampling that sets the known part to q(x_s | image) after every step, with jumps back to more noise.
 
-    Going back up and down again lets the painted part and the known part agree (the paper's resampling, section 4.2).
+    Jumping back and sampling again makes the painted part agree with the known part (the paper's resampling, 4.2).
 
     Args:
         variance: of the steps down.
-        jump_length: how many visited timesteps it goes up in a jump (the paper's j).
-        resamplings: how often it comes down each stretch of `jump_length` timesteps (the paper's r); 1: no jumps.
+        jump_length: how many visited timesteps a jump goes back up (the paper's j).
+        resamplings: how often each stretch of `jump_length` timesteps is sampled (the paper's r); 1: no jumps.
 
     Raises:
         ValueError: if `resamplings` is less than 1.
@@ -39,10 +39,10 @@ class RePaint:
     def levels(self, steps: int) -> list[int]:
         """The levels passed, from 0, the noisiest of `steps` timesteps visited, to `steps`, clean data.
 
-        Jumps set out `jump_length` apart, counted from the last timestep visited, as in the authors' code.
+        Jumps start `jump_length` apart, counted from the last timestep visited, as in the authors' code.
 
         Raises:
-            ValueError: if there are too few steps to jump in.
+            ValueError: if there are too few steps for a jump.
         """
         jumps = self.resamplings - 1
         if jumps > 0 and not 1 <= self.jump_length < steps:
@@ -57,7 +57,7 @@ class RePaint:
         return [*walk, steps]
 
     def steps_down(self, steps: int) -> int:
-        """How many steps it takes down, with `steps` timesteps visited: so often the network is called."""
+        """How many steps lead down when `steps` timesteps are visited, which is the number of network calls."""
         return sum(there > here for here, there in pairwise(self.levels(steps)))
 
     def paint(
@@ -70,10 +70,10 @@ class RePaint:
         image: Tensor,
         mask: Tensor,
     ) -> Iterator[Tensor]:
-        """x after every step down, `[B, C, H, W]`; steps up are one draw each, of q(x_t | x_s).
+        """x after every step down, `[B, C, H, W]`; a step up is one draw from q(x_t | x_s).
 
         Args:
-            times: falling timesteps.
+            times: decreasing timesteps.
             noise: returns standard normal noise `[B, C, H, W]`: first x itself, then once per step, up or down.
             image: the image to keep, in [-1, 1]. The last x's known pixels equal it exactly.
             mask: bool `[B or 1, 1, H, W]`, True where to paint.
@@ -91,7 +91,7 @@ class RePaint:
                 x = (1 - beta).sqrt() * x + beta.sqrt() * noise()
                 continue
             alpha, sigma = schedule.alpha_sigma(s, x.shape)
-            # One draw is enough for both parts: they share no pixel.
+            # One draw serves both parts: they share no pixel.
             z = noise()
             painted = ddpm_step(schedule, x, t, s, denoise(x, visited[here]), z, variance=self.variance)
             x = torch.where(mask, painted, alpha * image + sigma * z)
@@ -100,7 +100,7 @@ class RePaint:
 
 def _check(x: Tensor, image: Tensor, mask: Tensor) -> None:
     if image.shape != x.shape:
-        raise ValueError(f"image must have the shape of what is drawn, {list(x.shape)}, got {list(image.shape)}")
+        raise ValueError(f"image must have the shape of the samples, {list(x.shape)}, got {list(image.shape)}")
     batch, _, height, width = x.shape
     if mask.shape not in ((batch, 1, height, width), (1, 1, height, width)):
         raise ValueError(f"mask must be [{batch} or 1, 1, {height}, {width}], got {list(mask.shape)}")

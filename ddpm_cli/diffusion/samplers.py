@@ -1,12 +1,12 @@
 """Samplers: whole reverse processes, as small frozen dataclasses that say which timesteps they visit.
 
 `sampler.times(schedule)` is the list of timesteps visited; `sampler.solve(denoise, schedule, times, x, noise)` yields x
-after every step along such a list, the last time the finished image. So a solver is given its times as data, and knows
-nothing else of a network than `denoise(x_t, t) -> Denoised`.
+after every step along such a list, and finally the finished image. So a solver gets its times as data, and all that it
+knows of the network is `denoise(x_t, t) -> Denoised`.
 
-A step leads from t to the next visited s < t. The last one goes to clean data (s = -1, alpha_bar = 1) exactly. In the
-solvers lambda = log(alpha / sigma) rises from step to step, by h; it is infinite for clean data, and minus infinity for
-pure noise, where a schedule ends in that.
+A step leads from t to the next visited s < t. The last step ends exactly at clean data (s = -1, alpha_bar = 1). In the
+solvers lambda = log(alpha / sigma) rises by h in each step; it is infinite for clean data, and minus infinity for pure
+noise, if the schedule ends in it.
 """
 
 import math
@@ -34,9 +34,9 @@ class Sampler(ABC):
     """Which timesteps are visited, and how to get from each to the next.
 
     Args:
-        steps: how many timesteps; or themselves, falling; None: all T of the schedule.
-        spacing: which, where there are fewer than T; see `spacing`. `optimized` are chosen for one model, by
-            `optimized_steps`, which makes the list of them that `steps` then is.
+        steps: how many timesteps; or a decreasing list of them; None: all T of the schedule.
+        spacing: which timesteps, if fewer than T; see `spacing`. With `optimized`, `optimized_steps` chooses them for
+            one model, and its list takes the place of `steps`.
     """
 
     steps: int | Sequence[int] | None = None
@@ -47,26 +47,26 @@ class Sampler(ABC):
             raise ValueError(f"steps must be at least 1, got {self.steps}")
 
     def times(self, schedule: NoiseSchedule, first: int | None = None) -> list[int]:
-        """The timesteps visited, from `first`, where x is (None: T-1), strictly falling.
+        """The timesteps visited, strictly decreasing from `first`, the t of x (None: T-1).
 
         Raises:
-            ValueError: if `steps` cannot be had of this schedule.
+            ValueError: if this schedule does not have these `steps`.
         """
         return visited(schedule, self.steps, self.spacing, first)
 
     @property
     def stochastic(self) -> bool:
-        """Whether steps add noise; a sampler that says no never asks for any."""
+        """Whether steps add noise; if not, the sampler never asks for any."""
         return False
 
     def without_noise(self) -> "Sampler":
-        """The solver of the probability flow that is left if its steps add no noise; itself if they add none anyway.
+        """The same solver without noise in its steps, which solves the probability flow; itself if it adds none.
 
         Raises:
-            ValueError: if it does not say which that is.
+            ValueError: if it adds noise and does not define this.
         """
         if self.stochastic:
-            raise ValueError(f"{type(self).__name__} adds noise, and does not say what it is without")
+            raise ValueError(f"{type(self).__name__} adds noise, and has no deterministic counterpart")
         return self
 
     @abstractmethod
@@ -76,8 +76,8 @@ class Sampler(ABC):
         """x after every step, `[B, C, H, W]`; one for each of `times`, the last one at clean data.
 
         Args:
-            times: falling timesteps.
-            x: x at times[0], standard normal where that is T-1. Its dtype is kept.
+            times: decreasing timesteps.
+            x: x at times[0], standard normal if that is T-1. Its dtype is kept.
             noise: returns fresh standard normal noise of x's shape, so that the result is a pure function of the
                 arguments; called at most once per step.
         """
@@ -95,7 +95,7 @@ class Ancestral(Sampler):
         return True
 
     def without_noise(self) -> Sampler:
-        """DDIM, which is what is left of it."""
+        """DDIM."""
         return DDIM()
 
     def solve(
@@ -118,7 +118,7 @@ def ddpm_step(
     *,
     variance: Variance,
 ) -> Tensor:
-    """x_s drawn from N(posterior mean, variance) (DDPM eq. 7 for the mean); no noise where s is clean data."""
+    """x_s drawn from N(posterior mean, variance) (DDPM eq. 7 for the mean); the mean itself if s is clean data."""
     posterior = schedule.posterior(t, s, x_t.shape)
     mean = posterior.x_0_factor * denoised.x_0 + posterior.x_t_factor * x_t
     noisy = append_dims(s >= 0, x_t.ndim)
@@ -165,7 +165,7 @@ class DDIM(Sampler):
 
 
 def ddim_mean(schedule: NoiseSchedule, s: Tensor, denoised: Denoised) -> Tensor:
-    """x_s by DDIM's eq. 12 without noise, whichever t the denoised x is at: up or down."""
+    """x_s by DDIM's eq. 12 without noise, above or below the t of the denoised x."""
     alpha_s, sigma_s = schedule.alpha_sigma(s, denoised.x_0.shape)
     return alpha_s * denoised.x_0 + sigma_s * denoised.eps
 
@@ -185,8 +185,8 @@ class Heun(Sampler):
     """Heun's method (Karras et al. 2022, algorithm 1), of second order, on d(x / alpha) = eps d(sigma / alpha).
 
     That is DDIM's differential equation (Song et al. 2021, eq. 14). The network is called twice in every step but the
-    last, 2 steps - 1 times in all. The last step, and one from pure noise, where sigma / alpha is infinite, are
-    Euler's, which is DDIM's.
+    last, 2 steps - 1 times in all. The last step is Euler's, which is DDIM's; so is a step from pure noise, where
+    sigma / alpha is infinite.
     """
 
     steps: int | Sequence[int] = 25
@@ -252,7 +252,7 @@ class DPMSolverPP2MSDE(Sampler):
         x_0_last, h_last = x, math.inf  # none yet, as in DPMSolverPP2M
         for i, (t, s) in enumerate(pairwise(schedule.points([*times, CLEAN]))):
             x_0, h = denoise(x, times[i]).x_0, s.half_log_snr - t.half_log_snr
-            fresh = -math.expm1(-2 * h)  # the part of x_s's variance that is drawn anew
+            fresh = -math.expm1(-2 * h)  # the part of x_s's variance that is fresh noise
             D = x_0 + _growth(h, h_last) / 2 * (x_0 - x_0_last)
             x = s.sigma / t.sigma * math.exp(-h) * x + s.alpha * fresh * D + s.sigma * math.sqrt(fresh) * noise()
             x_0_last, h_last = x_0, h
@@ -263,8 +263,8 @@ class DPMSolverPP2MSDE(Sampler):
 class UniPC(Sampler):
     """UniPC of order 2 on x_0 with B_2(h) = e^h - 1 (Zhao et al. 2023).
 
-    The predictor is DPM-Solver++(2M)'s step; the corrector repeats that step once the network has seen where it led. So
-    there is one call of the network per step, and x is what was predicted: it is corrected only in the next step.
+    The predictor is DPM-Solver++(2M)'s step; the corrector repeats that step with the network's prediction at its end.
+    So there is one call of the network per step, and x is the predictor's: it is corrected only in the next step.
     """
 
     steps: int | Sequence[int] = 20
@@ -289,21 +289,21 @@ class UniPC(Sampler):
 
 
 def data_step(x: Tensor, x_0: Tensor, t: Point, s: Point) -> Tensor:
-    """x_s if the network answered x_0 all the way from t to s: DPM-Solver++ of first order, which is DDIM."""
+    """x_s if the prediction were x_0 all the way from t to s: DPM-Solver++ of first order, which is DDIM."""
     return s.sigma / t.sigma * x - s.alpha * math.expm1(t.half_log_snr - s.half_log_snr) * x_0
 
 
 def _growth(h: float, h_last: float) -> float:
-    """What a change of x_0 in the last step is multiplied by to foretell its change in this one.
+    """The factor by which the change of x_0 in the last step predicts its change in this one.
 
-    0, which leaves a step of first order, if either is infinite: to clean data, from or just after pure noise, and in
-    the first step, which has h_last = infinity for want of one.
+    It is 0, which makes a step of first order, if h or h_last is infinite: in a step to clean data, from pure noise or
+    just after it, and in the first step, which has no h_last and takes it as infinite.
     """
     return h / h_last if math.isfinite(h) else 0.0
 
 
 def _unic_weights(h: float, h_last: float) -> tuple[float, float]:
-    """Weights of x_0's change in UniC-2, foretold and found: UniPC's two linear equations, solved by hand."""
+    """Weights of x_0's predicted and actual change in UniC-2: UniPC's two linear equations, solved by hand."""
     b = -1 / math.expm1(-h) - 1 / h  # where in the step the weight e^lambda has its mean: 1/2 + h/12 - ...
     backward = (2 * b - 1) / (h + h_last)
     return backward, b - backward

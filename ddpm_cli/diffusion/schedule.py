@@ -1,6 +1,6 @@
-"""Noise schedules by name: the betas of each, of which `NoiseSchedule` is made.
+"""Noise schedules by name: the betas of each, from which `NoiseSchedule` is made.
 
-Notation, and the direction of t, are those of `ddpm_cli.diffusion.noise_schedule`.
+Notation and the direction of t are those of `ddpm_cli.diffusion.noise_schedule`.
 """
 
 import math
@@ -77,7 +77,7 @@ def sigmoid(
     """alpha_bar falls along a piece of a sigmoid (Jabri et al. 2023, algorithm "sigmoid schedule" with these values).
 
     alpha_bar(u) = (g(1) - g(u)) / (g(1) - g(0)), g(u) = sigmoid((start + u (end - start)) / tau) with u from 0 to 1,
-    made of betas that are clamped to [beta_min, beta_max]: unclamped, alpha_bar would end at 0.
+    with betas clamped to [beta_min, beta_max]: unclamped, alpha_bar would end at 0.
 
     Raises:
         ValueError: if `timesteps` < 1, `tau` <= 0, `start` >= `end`, or not 0 <= beta_min < beta_max < 1.

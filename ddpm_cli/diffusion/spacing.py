@@ -1,6 +1,6 @@
-"""Spacings: which of the schedule's timesteps a reverse process visits when it takes fewer steps than there are.
+"""Spacings: which of the schedule's timesteps a reverse process visits if it takes fewer steps than T.
 
-All but `leading` visit the t that x is at first. Table 2 of Lin et al. 2023 compares the first three.
+All but `leading` start at the t of x. Table 2 of Lin et al. 2023 compares the first three.
 """
 
 import math
@@ -17,15 +17,15 @@ OPTIMIZED = "optimized"  # a spacing that is chosen for one model: see optimized
 def visited(
     schedule: NoiseSchedule, steps: int | Sequence[int] | None, spacing: str, first: int | None = None
 ) -> list[int]:
-    """The timesteps visited, strictly decreasing; after the last of them comes clean data (t = -1).
+    """The timesteps visited, strictly decreasing; after the last one comes clean data (t = -1).
 
     Args:
-        steps: how many; or themselves, and then `spacing` has no say; None: all of them.
+        steps: how many; or the timesteps themselves, for which `spacing` has no effect; None: all of them.
         spacing: a name in `SPACINGS`.
-        first: the t that x is at; None: T-1.
+        first: the t of x; None: T-1.
 
     Raises:
-        ValueError: if that cannot be: too many or too few steps, or a list that is not made of falling timesteps.
+        ValueError: for too many or too few steps, or a list that is not of decreasing timesteps.
     """
     if first is not None and not 0 <= first < schedule.timesteps:
         raise ValueError(f"first must be between 0 and {schedule.timesteps - 1}, got {first}")
@@ -59,10 +59,10 @@ def trailing(schedule: NoiseSchedule, first: int, steps: int) -> list[int]:
 
 
 def leading(schedule: NoiseSchedule, first: int, steps: int) -> list[int]:
-    """Multiples of T // steps, down to 0: older samplers' choice, kept to reproduce them.
+    """Multiples of T // steps, down to 0: what older samplers use, kept to reproduce them.
 
-    It starts below `first`, while x is at `first`: the network is told of less noise than there is, and pure noise at
-    T-1 is never visited. That is its known flaw (Lin et al. 2023, section 3.3).
+    It starts below `first`, while x is at `first`: the network is told that there is less noise than there is, and pure
+    noise at T-1 is never visited. This is its known flaw (Lin et al. 2023, section 3.3).
     """
     stride = (first + 1) // steps
     return [i * stride for i in reversed(range(steps))]
@@ -78,7 +78,7 @@ def log_snr(schedule: NoiseSchedule, first: int, steps: int) -> list[int]:
     times = [first]
     for i, wanted in enumerate(torch.linspace(table[lowest], table[0], steps, dtype=torch.float64)[1:], start=1):
         nearest = int((table - wanted).abs().argmin())
-        # Distinct, and with one t left for each of the steps - 1 - i that are to come.
+        # Distinct, and with one t left for each of the steps - 1 - i still to come.
         times.append(max(min(nearest, times[-1] - 1), steps - 1 - i))
     return times
 
@@ -95,7 +95,7 @@ def _checked(times: Sequence[int], first: int) -> list[int]:
             raise ValueError(f"steps must be timesteps between 0 and {first}, got {t}")
     for t, s in pairwise(times):
         if not t > s:
-            raise ValueError(f"steps must fall from one to the next, got {s} after {t}")
+            raise ValueError(f"steps must decrease from one to the next, got {s} after {t}")
     if times[0] != first:
-        raise ValueError(f"steps must begin at {first}, where the noise is, got {times[0]}")
+        raise ValueError(f"steps must start at {first}, where the noise is, got {times[0]}")
     return list(times)

@@ -1,4 +1,4 @@
-"""Keeping the x_0 that a denoiser sees among possible images, `[B, C, H, W]` in [-1, 1]."""
+"""Thresholds, which keep the predicted x_0 a possible image, `[B, C, H, W]` in [-1, 1]."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,14 +42,14 @@ class Dynamic:
 
 @dataclass(frozen=True)
 class Unbounded:
-    """As the network says."""
+    """x_0 as the network predicts it."""
 
     def __call__(self, x_0: Tensor) -> Tensor:
         return x_0
 
 
 def bounded(denoised: Denoised, x_t: Tensor, t: Tensor, schedule: NoiseSchedule, threshold: Threshold) -> Denoised:
-    """`denoised` with its x_0 put through `threshold`, and eps derived again from that x_0: they belong together.
+    """`denoised` with `threshold` applied to its x_0, and eps derived again from that x_0.
 
     Args:
         x_t: `[B, C, H, W]`, what was denoised.

@@ -10,9 +10,9 @@ from ddpm_cli.diffusion.noise_schedule import NoiseSchedule, append_dims
 
 
 class Variance(Protocol):
-    """What the reverse process asks of a variance."""
+    """The interface of a variance, as the reverse process uses it."""
 
-    learned: ClassVar[bool]  # whether the network has to have channels for it
+    learned: ClassVar[bool]  # whether the network needs output channels for it
 
     def log_variance(
         self, schedule: NoiseSchedule, t: Tensor, s: Tensor, shape: torch.Size, output: Tensor | None
@@ -22,7 +22,7 @@ class Variance(Protocol):
         Args:
             t, s: `[B]` int64 with s < t.
             shape: `[B, C, H, W]`, of the images.
-            output: what the network says of it, of that shape; None from a network that says nothing.
+            output: the network's output for the variance, of that shape; None from a network without one.
         """
         ...
 
@@ -66,9 +66,9 @@ class LearnedRange:
     def log_variance(
         self, schedule: NoiseSchedule, t: Tensor, s: Tensor, shape: torch.Size, output: Tensor | None
     ) -> Tensor:
-        """As `Variance.log_variance`; raises ValueError for a network that says nothing of it."""
+        """As `Variance.log_variance`; raises ValueError for a network without an output for it."""
         if output is None:
-            raise ValueError("learned_range needs a network that was trained with it (model.learn_variance)")
+            raise ValueError("learned_range needs a network trained with it (model.learn_variance)")
         smallest, largest = schedule.log_posterior_variance(t, s, shape), schedule.log_step_variance(t, s, shape)
         fraction = (output + 1) / 2
         return fraction * largest + (1 - fraction) * smallest

@@ -1,8 +1,8 @@
 """Weights of the per-image loss as functions of the signal-to-noise ratio.
 
-Each takes log SNR `[B]` and `log_scale` `[B]`, by which the prediction turns errors of x_0 into errors of its own
-output (`Epsilon.log_scale`), and returns the weight of the output's squared error, `[B]`. A paper's weight is meant for
-one prediction; through `log_scale` it means the same for every other.
+Each takes log SNR `[B]` and `log_scale` `[B]`, with which the prediction converts the error of x_0 to that of its own
+output (`Epsilon.log_scale`), and returns the weight of the output's squared error, `[B]`. A paper gives its weight for
+one prediction; through `log_scale` it means the same for all others.
 """
 
 import math
@@ -20,7 +20,7 @@ Weighting = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Uniform:
-    """Weight 1 at every noise level, whatever is predicted: L_simple (DDPM eq. 14)."""
+    """Weight 1 at every noise level, for every prediction: L_simple (DDPM eq. 14)."""
 
     def __call__(self, log_snr: Tensor, log_scale: Tensor) -> Tensor:
         return torch.ones_like(log_snr)

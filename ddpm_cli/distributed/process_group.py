@@ -1,4 +1,4 @@
-"""Several processes that work together, as torchrun starts them: which this is, what they tell each other.
+"""Several processes that work together, started by torchrun: their ranks, and how they exchange values.
 
 Rank 0 decides, logs and saves. Every rank holds the whole network, or a part of it (`ddpm_cli.distributed.fsdp`).
 """
@@ -22,34 +22,34 @@ from ddpm_cli.distributed import fsdp
 
 T = TypeVar("T")
 
-# How long a rank waits for the others where all do the same: longer than a save of rank 0 takes.
+# How long a rank waits for the others if all do the same work: longer than a save of rank 0 takes.
 TIMEOUT = timedelta(minutes=30)
-# At a barrier, up to which ranks work on their own. One that has died is noticed at once: its connections are closed.
+# At a barrier, before which ranks work independently. A dead rank is noticed at once: its connections are closed.
 BARRIER_TIMEOUT = timedelta(days=365)
 
 
 class LostRankError(RuntimeError):
-    """Another process of this run has gone, or does not answer."""
+    """Another process of this run has ended, or does not respond."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that work together; `World()` is a process on its own, `join` finds out which this is.
+    """This process among those that work together; `World()` is a process on its own, `join` connects several.
 
-    Every method but `main` and `answering` is to be called by all ranks, in the same order.
+    All ranks must call every method but `main` and `answering`, in the same order.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # among those on this machine: which of its GPUs is ours
-    barrier_group: dist.ProcessGroup | None = None  # of all ranks, with a time-out of its own; None: the default one
+    barrier_group: dist.ProcessGroup | None = None  # of all ranks, with another time-out; None: the default group
 
     @property
     def main(self) -> bool:
         return self.rank == 0
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's `value`, on every rank; anything that pickles."""
+        """Rank 0's `value`, on every rank; it must be picklable."""
         if self.size == 1:
             return value
         box = [value]
@@ -58,9 +58,9 @@ class World:
         return box[0]
 
     def on_main(self, call: Callable[[], T]) -> T:
-        """What `call` returns on rank 0, on every rank, however long it takes; anything that pickles.
+        """The result of `call` on rank 0, on every rank, however long it takes; it must be picklable.
 
-        An OSError or ValueError that it raises there is raised on all.
+        An OSError or ValueError that it raises there is raised on all ranks.
         """
         value, problem = None, None
         if self.main:
@@ -75,7 +75,7 @@ class World:
         return value
 
     def main_first(self, call: Callable[[], T]) -> T:
-        """What `call` returns, on every rank; the others call it once rank 0 has done so, however long it takes."""
+        """The result of `call` on each rank; the others call it after rank 0 has finished, however long that takes."""
         value = call() if self.main else None
         self.barrier()
         return cast(T, value) if self.main else call()
@@ -94,12 +94,12 @@ class World:
         return int(values)
 
     def finite(self, tensor: Tensor) -> bool:
-        """Whether a tensor, of which every rank holds all or a part, has only finite numbers."""
+        """Whether a tensor, which every rank holds in full or in part, has only finite numbers."""
         (part,) = fsdp.local_tensors([tensor])
         return not self.any(not torch.isfinite(part).all())
 
     def gather(self, part: Tensor) -> Tensor:
-        """The parts of all ranks, of equal shapes, one after another along the first dimension."""
+        """The parts of all ranks, of equal shapes, concatenated along the first dimension."""
         if self.size == 1:
             return part
         parts = [torch.empty_like(part) for _ in range(self.size)]
@@ -108,7 +108,7 @@ class World:
         return torch.cat(parts)
 
     def first(self, value: T | None) -> T | None:
-        """The value of the first rank that has one, on every rank; anything that pickles."""
+        """The value of the first rank that has one, on every rank; it must be picklable."""
         if self.size == 1:
             return value
         values: list[Any] = [None] * self.size
@@ -117,22 +117,22 @@ class World:
         return next((found for found in values if found is not None), None)
 
     def barrier(self) -> None:
-        """Return when every rank has called this, however late that is; signals are answered meanwhile."""
+        """Wait until every rank has called this, however long that takes; signals are handled meanwhile."""
         if self.size == 1:
             return
         with self.answering():
             work = dist.all_reduce(torch.zeros(1), group=self.barrier_group, async_op=True)
             assert work is not None
-            while not work.is_completed():  # Python answers signals here, and not in a `wait` of torch's
+            while not work.is_completed():  # Python handles signals here, but not inside torch's `wait`
                 time.sleep(0.01)
             work.wait()
 
     def answering(self) -> AbstractContextManager:
-        """Turns what a broken connection raises inside into `LostRankError`."""
+        """Inside, errors of broken connections become `LostRankError`."""
         return nullcontext() if self.size == 1 else _answering()
 
     def gather_full_tensors(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """On rank 0 all tensors, those that are sharded put together, on its CPU. On the others nothing."""
+        """All tensors in full, on rank 0's CPU; nothing on the other ranks."""
         kept = {}
         for name, tensor in tensors:
             with self.answering():
@@ -142,28 +142,28 @@ class World:
         return kept
 
     def data_parallel(self, model: nn.Module) -> nn.Module:
-        """`model` whose backward pass averages the gradients over all ranks; itself where nothing is to be added."""
+        """`model` with a backward pass that averages the gradients over all ranks; itself if it needs no wrapper."""
         if self.size == 1 or fsdp.is_sharded(model):
             return model
         device = next(model.parameters()).device
         ids = [device] if device.type == "cuda" else None
-        # Buffers are the same everywhere without being sent around; the option has another name from torch 2.14 on.
+        # Buffers are equal on all ranks without broadcasting; the option has another name from torch 2.14 on.
         names = inspect.signature(DistributedDataParallel).parameters
         buffers: Any = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
         return DistributedDataParallel(model, ids, gradient_as_bucket_view=True, **buffers)
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager:
-        """Inside, the backward pass of what `data_parallel` returned only adds up this rank's own gradients."""
+        """Inside, the backward pass of `data_parallel`'s result accumulates only this rank's own gradients."""
         if fsdp.is_sharded(model):
             return fsdp.no_sync(model)
         return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def join() -> World:
-    """Connect to the other processes that torchrun has started; a process that was started by itself stays so.
+    """Connect to the other processes that torchrun has started; without torchrun, return `World()`.
 
     Raises:
-        LostRankError: if one of them does not come.
+        LostRankError: if one of them does not connect.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -171,17 +171,17 @@ def join() -> World:
     with _answering():
         if not dist.is_initialized():
             _connect("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        # Made while all ranks are here: making it at the first barrier would not wait for one that is late.
+        # Created while all ranks are here: creating it at the first barrier would not wait for a late rank.
         group = dist.new_group(backend="gloo", timeout=BARRIER_TIMEOUT)
     assert isinstance(group, dist.ProcessGroup)
     return World(dist.get_rank(), size, int(os.environ["LOCAL_RANK"]), group)
 
 
 def _connect(backend: str) -> None:
-    """Make the default process group.
+    """Create the default process group.
 
-    torchrun keeps the store through which ranks find each other when it starts them again (`--max-restarts`), and torch
-    would look there for the ports of those that are gone.
+    When torchrun restarts the ranks (`--max-restarts`), it keeps the store through which they find each other, and
+    torch would look there for the ports of processes that have ended.
     """
     store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
     place = f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
@@ -196,4 +196,4 @@ def _answering() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise LostRankError(f"another process of this run has gone or does not answer: {error}") from error
+        raise LostRankError(f"another process of this run has ended or does not respond: {error}") from error

@@ -1,1 +1,1 @@
-"""Averages of a network's weights: kept while it is trained, and made afterwards."""
+"""Averages of a network's weights: kept during training, and reconstructed after it."""

@@ -1,4 +1,4 @@
-"""Moving averages of a network's parameters: what is sampled from."""
+"""Moving averages of a network's parameters, from which images are sampled."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -12,22 +12,23 @@ from ddpm_cli.ema.posthoc import check_lengths, ema_prefix, exponent, newest_wei
 
 
 class EMA:
-    """Averages that follow a network, ema <- d ema + (1 - d) parameter after every optimizer step.
+    """Averages that follow a network: ema <- d ema + (1 - d) parameter after every optimizer step.
 
-    Exponential ones have d = min(decay, (1 + n) / (10 + n)) for the n-th update, n from 0 on, so that the random start
-    is forgotten soon. Power-function ones have d = (1 - 1 / t)^(gamma + 1) for the t-th, t from 1 on: of their
-    snapshots, one of any length is made after the run (Karras et al. 2024; see `ddpm_cli.ema.posthoc`).
+    Exponential averages have d = min(decay, (1 + n) / (10 + n)) at the n-th update, n = 0, 1, ..., so that they soon
+    forget the random start. Power-function averages have d = (1 - 1 / t)^(gamma + 1) at the t-th update, t = 1, 2, ...:
+    an average of any length is reconstructed from their snapshots after the run (Karras et al. 2024; see
+    `ddpm_cli.ema.posthoc`).
 
     Args:
         model: the network to follow. `self.model` is a copy in eval mode that holds the average of the first decay;
             its buffers are copied, not averaged.
-        replica: that copy, where it has been made already; None: it is made here.
+        replica: that copy, if it has been made already; None: it is made here.
         decays: d of each exponential average, in [0, 1); 0 makes the average the network itself.
         posthoc: relative length of each power-function average, at most 8 of them, from 0.001 up to below
             1 / sqrt(12).
 
     Raises:
-        ValueError: if a value lies outside its range, one is there twice, there is no decay, or there are too many
+        ValueError: if a value lies outside its range or is given twice, there is no decay, or there are too many
             lengths.
     """
 
@@ -40,7 +41,7 @@ class EMA:
         posthoc: Sequence[float] = (),
     ):
         if len(decays) == 0:
-            raise ValueError("decays must hold at least one; decays=[0.0] makes the average the network itself")
+            raise ValueError("decays must have at least one; decays=[0.0] makes the average the network itself")
         for decay in decays:
             if not 0 <= decay < 1:
                 raise ValueError(f"decays must lie in [0, 1), got {decay:g}")
@@ -54,7 +55,7 @@ class EMA:
         self.posthoc = tuple(float(length) for length in posthoc)
         self.updates = 0
         self.model = (copy.deepcopy(model) if replica is None else replica).eval().requires_grad_(False)
-        # The parameters of the further averages, each list in the order and the memory format of the network's.
+        # The parameters of the other averages, each list in the order and the memory format of the network's.
         self._exponential = {decay: _copies(model) for decay in self.decays[1:]}
         self._power = {length: _copies(model) for length in self.posthoc}
         self._gamma = {length: exponent(length) for length in self.posthoc}
@@ -66,7 +67,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, *, unless: Tensor | None = None) -> None:
-        """Follow the network by one optimizer step, of which the parameters stay where they are if `unless` is 1."""
+        """Follow the network after one optimizer step; if `unless` is 1, no average changes."""
         follow = partial(_follow, list(model.parameters()), unless=unless)
         follow(list(self.model.parameters()), 1 - self.current_decay)
         for decay, averages in self._exponential.items():
@@ -78,7 +79,7 @@ class EMA:
         self.updates += 1
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights of all averages but the main one, which is `model`, each named as there, after its prefix."""
+        """The weights of all averages but the main one, `model`; each name is the parameter's with a prefix."""
         places = {id(parameter): i for i, parameter in enumerate(self.model.parameters())}
         main = self.model.state_dict(keep_vars=True)
         return {
@@ -89,7 +90,7 @@ class EMA:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go back to what `state_dict()` was; what `model` was, and with it the buffers, is to be loaded before.
+        """Restore what `state_dict()` returned; `model`, with its buffers, must be restored before.
 
         Raises:
             ValueError: if names or shapes are not those of this run.

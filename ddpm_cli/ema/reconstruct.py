@@ -1,4 +1,4 @@
-"""An average of any length, made of the snapshots of a few that a run has kept (Karras et al. 2024, algorithm 3)."""
+"""An average of any length, reconstructed from a run's snapshots (Karras et al. 2024, algorithm 3)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -13,22 +13,22 @@ class Term(NamedTuple):
     """A snapshot's part in an average."""
 
     snapshot: int  # its index
-    weights: tuple[float, ...]  # by how much each of its lengths counts
+    weights: tuple[float, ...]  # the coefficient of each of its lengths
 
 
 def terms(updates: Sequence[int], lengths: Sequence[float], length: float) -> list[Term]:
-    """What the average of `length` at the newest snapshot is made of: only snapshots that count.
+    """The terms of the average of `length` at the newest snapshot; snapshots with coefficient 0 are left out.
 
-    Of more than `MOST_TERMS` averages so many are taken evenly, the oldest and the newest among them.
+    From more than `MOST_TERMS` averages this many are taken, evenly spaced, with the oldest and the newest.
 
     Args:
-        updates: that the averages of each snapshot had followed, oldest first.
-        lengths: that each snapshot holds.
+        updates: the number of updates at each snapshot, oldest first.
+        lengths: the lengths in each snapshot.
 
     Raises:
         ValueError: as `ddpm_cli.ema.posthoc.coefficients`.
     """
-    # Of several after the same update (float16 overflows change nothing in between) the newest stands for all.
+    # Snapshots after the same update are equal (steps that overflow in float16 change nothing): the newest is used.
     distinct = list({count: index for index, count in enumerate(updates)}.values())
     chosen = _thinned(distinct, posthoc.MOST_TERMS // len(lengths))
     times = [updates[index] for index in chosen for _ in lengths]
@@ -43,11 +43,11 @@ def reconstruct(
     lengths: Sequence[float],
     parts: Iterable[tuple[Mapping[str, Tensor], Sequence[float]]],
 ) -> None:
-    """Give `parameters` the weighted sum of averages, added up in float64.
+    """Set `parameters` to the weighted sum of averages, added up in float64.
 
     Args:
-        lengths: of the averages that each snapshot holds.
-        parts: the tensors of each snapshot and the weights of its lengths; one snapshot is held in memory at a time.
+        lengths: of the averages in each snapshot.
+        parts: the tensors of each snapshot and the weights of its lengths; one snapshot is in memory at a time.
     """
     sums = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in parameters.items()}
     for tensors, weights in parts:
@@ -60,7 +60,7 @@ def reconstruct(
 
 
 def _thinned(indices: list[int], most: int) -> list[int]:
-    """At most `most` of them, evenly, the first and the last among them."""
+    """At most `most` of them, evenly spaced, with the first and the last."""
     if len(indices) <= most:
         return indices
     return [indices[i * (len(indices) - 1) // (most - 1)] for i in range(most)]

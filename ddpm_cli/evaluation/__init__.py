@@ -1,1 +1,1 @@
-"""How good images are: their features, distances between these, the bound, and the record of each figure."""
+"""How good images are: their features, distances between features, the bound, and the record of each figure."""

@@ -1,4 +1,4 @@
-"""What images are, whatever they are called: by that, what has been computed of them is found again."""
+"""The identity of images by their content, under which results computed from them are cached."""
 
 import hashlib
 import math

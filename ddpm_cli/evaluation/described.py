@@ -1,4 +1,4 @@
-"""The record of one evaluation, out of all that has been found."""
+"""The record of one evaluation, made from all its results."""
 
 import sys
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def describe(
     rate: float | None,
     files: tuple[str, ...],
 ) -> Record:
-    """Every figure with its name and fingerprint, and what they were made of, with, and by."""
+    """All figures with names and fingerprints, and everything that they depend on."""
     return Record(
         model=_model(setting, subject),
         samples=None if subject.samples is None else subject.samples.described(),
@@ -45,12 +45,12 @@ def describe(
 
 
 def details_of(measured: Sequence[Measured]) -> dict[str, Any]:
-    """By metric, what has been found beside the figure of all images; what is of one class alone is not kept."""
+    """The additional results of each metric, by its name; those of a single class are not kept."""
     return {found.metric: found.detail for found in measured if found.detail is not None and found.of_class is None}
 
 
 def _in_order(setting: Setting, measured: Sequence[Measured]) -> list[Measured]:
-    """As they were asked for, those of classes last."""
+    """In the order of the request, with those of classes last."""
     asked = {"precision": "precision_recall", "recall": "precision_recall"}
     place = {name: i for i, name in enumerate(setting.options.metrics)}
     return sorted(measured, key=lambda f: (f.of_class is not None, place[asked.get(f.metric, f.metric)]))

@@ -28,7 +28,7 @@ CHUNK_BYTES = 1 << 24
 
 
 class Layout:
-    """How many images, of what shape, and how many numbers are kept of each.
+    """The number and shape of the images, and how many numbers are kept of each.
 
     Args:
         shape: `[N, H, W, C]` of the images.
@@ -47,13 +47,13 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        """Of all files together."""
+        """The bytes of all files together."""
         return self.shape[0] * sum(self.of_store["records"].values())
 
 
 @contextmanager
 def begun(folder: Path, identity: dict, layout: Layout, *, copies: int) -> Iterator[None]:
-    """Hold a folder in which these features are being made, or are now.
+    """Lock a folder in which these features are made, now or in an earlier run.
 
     Args:
         copies: how many of all images there will be on the disk beside.
@@ -63,7 +63,7 @@ def begun(folder: Path, identity: dict, layout: Layout, *, copies: int) -> Itera
         ValueError: if files of another run, or broken ones, lie there.
         OSError: if there is no room.
     """
-    with batch_store.locked(folder, f"{folder.parent}: another process makes this very evaluation"):
+    with batch_store.locked(folder, f"{folder.parent}: another process is making this evaluation"):
         if not batch_store.resumes(folder, identity, what=f"{folder} holds unfinished features", **layout.of_store):
             batch_store.clear(folder)
             durable.check_space(folder, layout.nbytes + copies * int(np.prod(layout.shape)))
@@ -72,12 +72,12 @@ def begun(folder: Path, identity: dict, layout: Layout, *, copies: int) -> Itera
 
 
 def files(folder: Path, layout: Layout) -> list[Path]:
-    """What every process opens."""
+    """The store that every process opens."""
     return [folder / name for name in (*layout.of_store["records"], DONE_FILE)]
 
 
 class FeatureStore(BatchStore):
-    """What of the features is there, for a process to read and add to.
+    """The features in a folder, for a process to read and add to.
 
     Raises:
         OSError: if it cannot be read and written.
@@ -88,7 +88,7 @@ class FeatureStore(BatchStore):
         self.layout = layout
 
     def add(self, indices: range, images: Tensor, features: Tensor) -> None:
-        """Write down a batch; see `BatchStore.keep`.
+        """Write a batch; see `BatchStore.keep`.
 
         Args:
             images: uint8 `[B, C, H, W]` on the CPU.
@@ -100,19 +100,19 @@ class FeatureStore(BatchStore):
         if features.shape != (len(indices), self.layout.dimensions):
             raise RunError(f"features: expected [{len(indices)}, {self.layout.dimensions}], got {list(features.shape)}")
         if not torch.isfinite(features).all():
-            raise RunError("features: not finite numbers; choose other features, or precision=fp32", NON_FINITE)
+            raise RunError("features: are not finite; choose other features, or precision=fp32", NON_FINITE)
         content = {FEATURES_FILE: features.float().cpu().contiguous().numpy().data}
         if self.layout.keeps_pixels:
             content[PIXELS_FILE] = images.permute(0, 2, 3, 1).contiguous().numpy().data
         self.keep(indices, content)
 
     def features(self) -> np.ndarray:
-        """float32 `[N, D]`, read from the disk as it is asked for."""
+        """float32 `[N, D]`, read from the disk as needed."""
         shape = (self.n, self.layout.dimensions)
         return np.memmap(self.folder / FEATURES_FILE, np.float32, mode="r", shape=shape)
 
     def images(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """uint8 `[len(indices), C, H, W]`, of any images, where they are kept."""
+        """uint8 `[len(indices), C, H, W]`: any of the images, if they are kept."""
         assert self.layout.keeps_pixels
         pixels = np.empty((len(indices), *self.layout.shape[1:]), np.uint8)
         for place, index in enumerate(indices):
@@ -141,5 +141,5 @@ class FeatureStore(BatchStore):
         temporary.replace(path)
 
     def end(self) -> None:
-        """The record is written: what is left here is no longer a run to resume."""
+        """Call when the record is written: the files here are then no longer a run to resume."""
         (self.folder / IDENTITY_FILE).unlink()

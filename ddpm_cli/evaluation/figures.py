@@ -24,7 +24,7 @@ CHUNK = 1024  # features that are asked for their class probabilities at a time
 
 @dataclass
 class Clock:
-    """Seconds by what they were spent on."""
+    """The seconds spent, by what they were spent on."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -39,7 +39,7 @@ class Clock:
 def of_images(
     setting: Setting, samples: Samples, store: FeatureStore, clock: Clock
 ) -> tuple[list[Measured], list[str]]:
-    """The figures of the samples' features, and what to know of them."""
+    """The figures of the samples' features, and remarks on them."""
     options, extractor, reference = setting.options, setting.extractor, setting.reference
     assert extractor is not None
     assert reference is not None
@@ -65,7 +65,7 @@ def of_images(
             bar.update()
         remarks = list(metrics.remarks(comparison, found, extractor.name))
     if 4 in (samples.image_shape[0], *(reference.image_shape or ())[:1]):
-        remarks.append("features are those of the pictures laid over white; what else alpha is they do not see")
+        remarks.append("features are of the images over white; they do not see alpha otherwise")
     return found, remarks
 
 
@@ -78,7 +78,7 @@ def _probabilities(extractor: Extractor, features: np.ndarray) -> Iterator[np.nd
 
 
 def reference_side(setting: Setting) -> Side:
-    """Features or statistics of the reference, from the cache where they are there."""
+    """Features or statistics of the reference, from the cache if it has them."""
     assert setting.reference is not None
     assert setting.extractor is not None
     return setting.reference.side(setting.extractor, setting.options.batch_size)

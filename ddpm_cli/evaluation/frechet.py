@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of features, each taken for a Gaussian (Heusel et al. 2017, eq. 6)."""
+"""Frechet distance between two sets of features, each treated as a Gaussian (Heusel et al. 2017, eq. 6)."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def rank_remark(statistics: Statistics, what: str) -> str | None:
-    """A sentence on the covariance of too few images, such as "samples: ..."; None where there are enough."""
+    """A sentence on the covariance of too few images, such as "samples: ..."; None if there are enough."""
     if statistics.most_rank == statistics.dimensions:
         return None
     return (
@@ -76,12 +76,12 @@ def _check_same_dimensions(a: Statistics, b: Statistics) -> None:
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """Of the Frechet distance to infinitely many samples.
+    """The Frechet distance extrapolated to infinitely many samples.
 
     Attributes:
-        value: where the line is at 1/N = 0.
-        standard_error: of the value, from how far the points are off the line. It is that of the fit alone: another
-            draw of samples moves all points together, which no subset shows.
+        value: of the line at 1/N = 0.
+        standard_error: of the value, from the points' distances to the line. It is the error of the fit alone: another
+            draw of samples moves all points together, which subsets cannot show.
         sizes: N of each point.
         distances: the Frechet distance at each.
     """
@@ -99,12 +99,12 @@ def fd_inf(
 
     Args:
         features: `[N, D]` of the samples.
-        seed: decides which samples are in which subset.
-        points: subsets, at least 3. Their sizes go in equal steps from `smallest` to N.
-        smallest: N of the first; None: a tenth of all as in the paper, but 2 D, or half of all if that is fewer. The
-            distance is a line in 1/N only where the covariance has its full rank.
+        seed: determines which samples are in which subset.
+        points: the number of subsets, at least 3. Their sizes go in equal steps from `smallest` to N.
+        smallest: N of the first; None: a tenth of all as in the paper, but at least 2 D, or half of all if that is
+            fewer. The distance is a line in 1/N only if the covariance has full rank.
 
-    Raises ValueError for features that are too few for that many sizes.
+    Raises ValueError for too few features for this many sizes.
     """
     total, dimensions = features.shape
     first = max(total // 10, min(2 * dimensions, total // 2), 2) if smallest is None else smallest
@@ -130,7 +130,7 @@ def _subset_statistics(features: np.ndarray, chosen: np.ndarray) -> Statistics:
 
 
 def _intercept(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Of the line through the points by least squares, and its standard error."""
+    """The intercept of the least-squares line through the points, and its standard error."""
     centred = x - x.mean()
     slope = centred @ y / (centred @ centred)
     value = y.mean() - slope * x.mean()

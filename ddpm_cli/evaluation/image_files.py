@@ -1,4 +1,4 @@
-"""Images of anybody's: a folder, or an .npz file; read as they are asked for, after all has been checked."""
+"""Images of any program, in a folder or an .npz file; read as needed, after all have been checked."""
 
 import os
 import threading
@@ -27,7 +27,7 @@ _SHOWN = 5  # bad files
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Images `uint8 [N, C, H, W]`, with labels where the file has some."""
+    """Images `uint8 [N, C, H, W]`, with labels if the file has any."""
 
     images: ImageSet
 
@@ -55,7 +55,7 @@ class ImageFiles:
 
 
 def open_images(path: Path) -> ImageFiles:
-    """The images of a folder and those below it, of a directory that ddpm-sample has filled, or of an .npz file.
+    """The images in a folder and below it, in an output directory of ddpm-sample, or in an .npz file.
 
     Those of a folder come in the order of their names, what is transparent in them over white. An .npz file has uint8
     `[N, H, W, C]` (grey also `[N, H, W]`) as arr_0, and perhaps labels as arr_1.
@@ -74,13 +74,13 @@ def open_images(path: Path) -> ImageFiles:
 
 
 def _samples_in(directory: Path) -> Path:
-    """Where in its output directory ddpm-sample has put single images."""
+    """The place of single images in an output directory of ddpm-sample."""
     if (directory / UNFINISHED_FOLDER).exists():
-        raise ValueError(f"{printable(str(directory))}: the images there are still being drawn")
+        raise ValueError(f"{printable(str(directory))}: sampling there has not finished")
     for name in (IMAGES_DIRECTORY, NPZ_FILE):
         if (directory / name).exists():
             return directory / name
-    raise ValueError(f"{printable(str(directory))} has one picture of all images alone; save=npz keeps each")
+    raise ValueError(f"{printable(str(directory))} has only a grid of all images; save=npz keeps each image")
 
 
 # Folders -------------------------------------------------------------------------------------------------------------

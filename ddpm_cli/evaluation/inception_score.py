@@ -1,4 +1,4 @@
-"""The Inception score (Salimans et al. 2016), summed while class probabilities stream by."""
+"""The Inception score (Salimans et al. 2016), computed from a stream of class probabilities."""
 
 from collections.abc import Iterable
 

@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """The distance, and what it stands on.
+    """The distance, and how it was computed.
 
     Attributes:
         value: mean of the subsets' squared maximum mean discrepancies; may be below 0.

@@ -1,4 +1,4 @@
-"""How well a model foretells images: the variational bound in bits per dimension, and the denoising loss.
+"""How well a model predicts images: the variational bound in bits per dimension, and the denoising loss.
 
 Noise and timesteps are functions of (seed, place of the image in its set): figures of two checkpoints differ by their
 weights alone, and none depends on the size of batches. Each function is a generator that yields after every call of the
@@ -53,7 +53,7 @@ class Bpd:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutLoss:
-    """The loss that a model is trained for, on other images: over uniform t, without dropout and flips.
+    """The training loss on held-out images: over uniform t, without dropout and flips.
 
     Args:
         loss: mean over images.
@@ -136,7 +136,7 @@ def held_out_loss(
 
 
 def _batch(ddpm: DDPM, images: ImageSet, places: range, compute: Compute) -> tuple[Tensor, Tensor | None]:
-    """x_0 of the images at these places, the last one's where there is none, and what the network is told of them."""
+    """x_0 of the images at these indices, filled up with the last image, and their labels."""
     indices = np.minimum(np.array(places, np.int64), len(images) - 1)
     x_0 = from_uint8(torch.from_numpy(np.asarray(images.pixels[indices])).to(compute.device))
     if images.labels is None or ddpm.num_classes is None:

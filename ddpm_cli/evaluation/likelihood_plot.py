@@ -1,4 +1,4 @@
-"""A picture of the variational bound: how many bits each timestep takes, on a logarithmic scale."""
+"""A plot of the variational bound: the bits of each timestep, on a logarithmic scale."""
 
 import math
 from pathlib import Path
@@ -40,7 +40,7 @@ def bound_plot(figures: Bpd) -> Tensor:
 
 
 def _decades(terms: tuple[float, ...]) -> tuple[int, int]:
-    """Powers of ten between which the scale goes."""
+    """The powers of ten at the ends of the scale."""
     positive = [term for term in terms if term > 0 and math.isfinite(term)]
     high = math.ceil(math.log10(max(positive, default=1.0)))
     low = math.floor(math.log10(min(positive, default=0.1)))
@@ -87,7 +87,7 @@ def _x(t: int, timesteps: int) -> float:
 
 
 def _y(term: float, low: int, high: int) -> float:
-    """Where a term lies: at the bottom if it is none, or too small to be shown."""
+    """The place of a term: at the bottom if it is not positive, or too small to be shown."""
     exponent = math.log10(term) if term > 0 and math.isfinite(term) else low
     share = min(1.0, max(0.0, (exponent - low) / (high - low)))
     return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)

@@ -1,4 +1,4 @@
-"""Samples that are copies of training images, told by how near they are to one."""
+"""Samples that are copies of training images, recognised by their distance to the nearest one."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ RATIO = 1 / 3
 
 @dataclass(frozen=True, eq=False)
 class Memorization:
-    """How near the samples are to training images.
+    """The distances of samples to their nearest training images.
 
     Attributes:
         share: of the samples that are copies.
@@ -56,7 +56,7 @@ def memorization(samples: np.ndarray, training: np.ndarray) -> Memorization:
     """
     kept = _first_of_equals(training)
     if len(kept) < 2:
-        raise ValueError(f"memorization: {len(training)} training images, of which {len(kept)} differ: 2 are needed")
+        raise ValueError(f"memorization: needs 2 different training images; of {len(training)}, {len(kept)} differ")
     different = training if len(kept) == len(training) else training[kept]
     distance, index = nearest(samples, different)
     distance, index = distance[:, 0], index[:, 0]
@@ -68,7 +68,7 @@ def memorization(samples: np.ndarray, training: np.ndarray) -> Memorization:
 
 
 def _spacing(features: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Float64: how far those of the features `[M, D]` that are asked for are from the nearest other one."""
+    """Float64: the distances of the given features among `[M, D]` to the nearest other one."""
     parts = (features[asked[start : start + ROWS]] for start in range(0, len(asked), ROWS))
     # The nearest is the image itself, as no two are equal.
     return np.concatenate([nearest(part, features, 2)[0][:, 1] for part in parts])

@@ -1,4 +1,4 @@
-"""Figures out of the features of samples and of a reference: what `metrics=[...]` of features means."""
+"""Figures computed from the features of samples and of a reference, for the `metrics=[...]` of features."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +27,7 @@ FEWEST_EXTRAPOLATED = 30  # samples of a class that fd_inf takes subsets of
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A number that is still without its name and fingerprint.
+    """A number, before it gets its name and fingerprint.
 
     Args:
         settings: of the metric, that decide what it may be compared with.
@@ -63,13 +63,13 @@ class Side:
 
     @cached_property
     def _halves(self) -> tuple[FeatureSums, FeatureSums]:
-        """Of every other image: labels come in an order."""
+        """The sums of every other image each, as labels may be sorted."""
         assert self.features is not None
         return FeatureSums.of(self.features[0::2]), FeatureSums.of(self.features[1::2])
 
     @cached_property
     def statistics(self) -> Statistics:
-        """Of all images."""
+        """The statistics of all images."""
         if self.known is not None:
             return self.known
         assert self.features is not None
@@ -82,13 +82,13 @@ class Side:
         return whole.statistics()
 
     def halves(self) -> list[Statistics]:
-        """Of both halves; none of too few images."""
+        """The statistics of both halves; none if there are too few images."""
         if self.features is None or len(self.features) < 2 * FEWEST:
             return []
         return [half.statistics() for half in self._halves]
 
     def of_class(self, number: int) -> "Side":
-        """The part that is of one class."""
+        """The part of one class."""
         assert self.features is not None
         assert self.labels is not None
         return Side(features=np.asarray(self.features[np.flatnonzero(self.labels == number)]))
@@ -96,7 +96,7 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Samples and a reference, and what is needed to measure one by the other.
+    """Samples and a reference, and what is needed to compare them.
 
     Args:
         seed: of the subsets that some metrics draw.
@@ -115,10 +115,10 @@ class Comparison:
 def check(metrics: Sequence[str], *, has_probabilities: bool, statistics_alone: bool) -> None:
     """Raise ConfigError for a metric that these features, or this reference, cannot give."""
     if "inception_score" in metrics and not has_probabilities:
-        raise ConfigError("metrics: inception_score is of the classes that features=inception tells apart")
+        raise ConfigError("metrics: inception_score needs features=inception, whose classes it measures")
     for name in metrics:
         if statistics_alone and name in ("kd", "precision_recall", "memorization"):
-            raise ConfigError(f"metrics: {name} takes the images of a reference; this one has mu and sigma alone")
+            raise ConfigError(f"metrics: {name} needs the images of a reference; this one has only mu and sigma")
 
 
 def measure(comparison: Comparison, metrics: Sequence[str], *, per_class: bool) -> Iterator[Measured]:
@@ -131,7 +131,7 @@ def measure(comparison: Comparison, metrics: Sequence[str], *, per_class: bool) 
 
 
 def remarks(comparison: Comparison, figures: Sequence[Measured], features: str) -> Iterator[str]:
-    """What to know of the figures before they are quoted."""
+    """Remarks that a reader needs before quoting the figures."""
     found = {figure.metric: figure for figure in figures if figure.of_class is None}
     if "fd" not in found:
         return
@@ -142,7 +142,7 @@ def remarks(comparison: Comparison, figures: Sequence[Measured], features: str) 
             yield remark
     name = figure_name("fd", features=features, n=fd.n)
     if fd.n < WHOLE:
-        yield f"{name} is of {fd.n:,} images: compare it only with figures of as many, never with published ones"
+        yield f"{name} is of {fd.n:,} images: compare it only with figures of as many images, never with published ones"
         bias = _bias(comparison, fd.value, found)
         if bias is not None:
             yield f"so few make it too large by about {bias:.2g} ({_HOW_BIAS[('fd_inf' in found)]})"
@@ -152,7 +152,7 @@ _HOW_BIAS = {True: "its distance from fd_inf", False: "two halves of the samples
 
 
 def _bias(comparison: Comparison, value: float, found: dict[str, Measured]) -> float | None:
-    """How much larger a Frechet distance is than that of infinitely many samples, which is of order 1/N; or None."""
+    """The bias of a Frechet distance against that of infinitely many samples, of order 1/N; None if unknown."""
     statistics = comparison.samples.statistics
     if statistics.most_rank < statistics.dimensions:
         return None  # it is not of that order yet

@@ -1,4 +1,4 @@
-"""Nearest neighbours among features, and precision and recall, which stand on them.
+"""Nearest neighbours among features, and precision and recall, which are based on them.
 
 Squared distances come from one matrix product for many pairs, |a|^2 + |b|^2 - 2 a.b, whose rounding is bounded. Where
 the bound leaves in doubt which pair is nearer, the squares of the differences are summed: results are exact, also among
@@ -57,7 +57,7 @@ def nearest(x: np.ndarray, y: np.ndarray, k: int = 1, *, same: bool = False) -> 
 
 
 def _squared_radii(features: np.ndarray, k: int) -> np.ndarray:
-    """Float64 `[N]`: how far the k-th nearest other one is."""
+    """Float64 `[N]`: the distance to the k-th nearest other feature."""
     return _nearest(features, features, k, same=True)[0][:, -1]
 
 

@@ -30,7 +30,7 @@ def of_model(setting: Setting, pretrained: Pretrained, world: World) -> list[Mea
     common = {"compute": setting.compute, "seed": setting.options.seed, "batch_size": batch, "world": world}
     if ddpm.needs_labels and images.labels is None and {"bpd", "heldout"} & {*wanted}:
         raise ConfigError(
-            "metrics: for bpd and heldout the network needs the label of each image (model.null_label=false), and "
+            "metrics: bpd and heldout need a label for each image (model.null_label=false), and "
             f"{printable(images.name)} has none"
         )
     found = []

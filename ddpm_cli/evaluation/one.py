@@ -54,7 +54,7 @@ def evaluate(task: Task, setting: Setting, selection: Selection | None, director
     subject = agreed(world, lambda: subject_of(setting, looked, directory))
     differing = world.first("; ".join(all_differences(world.broadcast(subject.decisive), subject.decisive)) or None)
     if differing is not None:
-        raise ConfigError(f"not every process would evaluate what the first does: {differing}")
+        raise ConfigError(f"not every process would evaluate the same as the first: {differing}")
     with naming("out"):
         before = world.on_main(lambda: record.read(subject.path))
     if before is not None:
@@ -226,7 +226,8 @@ def _ending_well(
             if task.options.checkpoints is None:
                 return "Nothing had been drawn yet"
             return (
-                f"Nothing of this checkpoint had been drawn yet. To go on: {same_command('eval', task.world, out=None)}"
+                "Nothing of this checkpoint had been drawn yet. "
+                f"To continue: {same_command('eval', task.world, out=None)}"
             )
         if task.invocation.sweep_directory is not None:
             return f"{_there(store)}, in {subject.path.parent}"
@@ -240,5 +241,5 @@ def _ending(
     task: Task, setting: Setting, shape: tuple[int, int, int] | None, keep: Callable[[], str]
 ) -> AbstractContextManager[None]:
     of_shape = "" if shape is None else f" of {size_text(shape)}"
-    working_on, cure = f"{setting.options.batch_size} images{of_shape} at a time", "a smaller batch_size takes less"
+    working_on, cure = f"{setting.options.batch_size} images{of_shape} at a time", "use a smaller batch_size"
     return ending_well("eval", task.world, task.stop, keep=keep, working_on=working_on, cure=cure)

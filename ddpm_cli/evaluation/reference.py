@@ -119,7 +119,7 @@ class Reference:
             have = self.known.statistics.dimensions
             what = f"have {have} dimensions, features={extractor.name} {extractor.dimensions}"
         else:
-            what = f"do not say of which features they are: such are taken for Inception's, not for {extractor.name}"
+            what = f"do not name their features: they are taken for Inception's, not {extractor.name}'s"
         raise ConfigError(f"reference.path: the statistics in {self.name} {what}")
 
     def side(self, extractor: Extractor, batch_size: int) -> Side:
@@ -196,7 +196,7 @@ class Data:
             of_run = run_images()
             images = of_run.trained_on if self.split == "train" else of_run.held_out
         if images is None:
-            raise ConfigError("reference.split=holdout: the run kept no images from training, as data.holdout=N does")
+            raise ConfigError("reference.split=holdout: the run held out no images (data.holdout=N)")
         unflipped = replace(images, flip="none")
         most = int(self.cache_gb * GIB)
         return Reference(name=images.name, split=self.split, pixels_of=unflipped, save=save, cache_bytes=most)
@@ -229,7 +229,7 @@ class Images:
                     # from the images beside them, which are fewer.
                     images = images_in(file).images if known is None or PIXELS in file.names else None
         if save is not None and known is not None:
-            raise ConfigError("reference.save: has no effect, as the reference is a file of mu and sigma itself")
+            raise ConfigError("reference.save: has no effect, as the reference is already a file of mu and sigma")
         most = int(self.cache_gb * GIB)
         return Reference(name=printable(path.name), pixels_of=images, known=known, save=save, cache_bytes=most)
 
@@ -248,7 +248,7 @@ def _place(save: str | None) -> Path | None:
         if path.suffix != ".npz":
             raise ValueError(f"must end in .npz, got {printable(save)}")
         if path.is_dir() or not path.parent.is_dir():
-            cause = "is a directory" if path.is_dir() else "is to lie in a directory that is not there"
+            cause = "is a directory" if path.is_dir() else "is in a directory that does not exist"
             raise ValueError(f"{printable(str(path))} {cause}")
         with TemporaryFile(dir=path.parent):  # better known before than after sampling
             return path

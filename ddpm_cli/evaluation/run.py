@@ -91,7 +91,7 @@ def _directory(task: Task, setting: "Setting", held: ExitStack) -> Path:
     """Where records are written; made if it is not there, and taken back if nothing comes of it."""
     out, in_hydra = task.options.out, task.invocation.run_directory
     if out is not None and in_hydra is not None:
-        raise ConfigError("hydra.run.dir: out= says already where to; give one of them")
+        raise ConfigError("hydra.run.dir: out= names the directory already; leave out either")
     with naming("out" if in_hydra is None else "hydra.run.dir"):
         directory = Path(out) if out is not None else in_hydra
         if directory is None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ddpm_cli.data.image_set import ImageSet
 
 _WELL_KNOWN, _THEIR_CLASSES = "ddpm_cli.data.datasets.", 10
-_OTHERS = "reference=images reference.path=DIR compares with other images"
+_OTHERS = "to compare with other images, set reference=images reference.path=DIR"
 
 
 def data_node(metadata: Metadata, run: "Path | None", place: DataPlace, *, trust: Iterable[str]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def data_node(metadata: Metadata, run: "Path | None", place: DataPlace, *, trust
         ConfigError: if the checkpoint has none, asks for what it may not, or has no option that `place` sets.
     """
     if metadata.imported:
-        raise ConfigError(f"ckpt: the model was imported, and what it was trained on is not known. {_OTHERS}")
+        raise ConfigError(f"ckpt: the model was imported, and its training data is not known. {_OTHERS}")
     with naming("ckpt"):
         node = metadata.config.get("data")
         check_node("data", node, trust=trust)
@@ -75,7 +75,7 @@ def run_images(metadata: Metadata, node: dict[str, Any]) -> RunImages:
     try:
         images = _labelled(node).numbered_as(metadata.classes)
     except (ConfigError, OSError) as error:
-        raise ConfigError(f"{error}. If they lie elsewhere now: data.path=, data.root=; {_OTHERS}") from error
+        raise ConfigError(f"{error}. If the images have been moved, set data.path= or data.root=; {_OTHERS}") from error
     differs = difference(
         images if metadata.classes else replace(images, labels=None, class_names=()),
         count=metadata.images,
@@ -89,7 +89,7 @@ def run_images(metadata: Metadata, node: dict[str, Any]) -> RunImages:
         return RunImages(images, None)
     seed = metadata.config.get("seed")
     if not isinstance(seed, int):
-        raise ConfigError("ckpt: the checkpoint does not say its seed, which decides what was held out")
+        raise ConfigError("ckpt: the checkpoint has no seed, which determines the held-out images")
     with naming("data.holdout"):
         held_out = hold_out(images, common.holdout, seed)
     return RunImages(selected(images, others(images, held_out)), selected(images, held_out))
@@ -106,8 +106,8 @@ def test_images(metadata: Metadata, node: dict[str, Any]) -> "ImageSet":
     target = str(node["_target_"])
     if "split" not in options_of(target):
         raise ConfigError(
-            f"reference.split=test: data={target.rpartition('.')[2]} has no test split; there is train, and holdout "
-            f"of a run that was trained with data.holdout=N. {_OTHERS}"
+            f"reference.split=test: data={target.rpartition('.')[2]} has no test split; choose train, or holdout "
+            f"for a run trained with data.holdout=N. {_OTHERS}"
         )
     return _labelled(node | {"split": "test"}).numbered_as(metadata.classes)
 

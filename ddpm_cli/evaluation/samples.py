@@ -160,7 +160,7 @@ def drawn(setting: Setting, pretrained: Pretrained, classes: Sequence[str]) -> D
     if labels is None and by_another is None and guidance.scale != 1:
         raise ConfigError("guidance.scale: has no effect, the network was trained without labels (data.num_classes)")
     if labels is None and options.per_class:
-        raise ConfigError("per_class: takes a network trained on labels (data.num_classes), or samples with some")
+        raise ConfigError("per_class: needs a network trained on labels (data.num_classes), or samples with labels")
     loop = build_new_images(
         pretrained, setting.compute, options, n=setting.n, labels=None if labels is None else labels.tolist()
     )

@@ -1,6 +1,6 @@
 """From the options of `ddpm-eval` to what is evaluated, and what with: checked before anything is drawn or written.
 
-Heavy modules are imported inside the functions: a mistyped key is answered without torch.
+Heavy modules are imported inside the functions, so that a mistyped key is reported without importing torch.
 """
 
 import functools
@@ -102,8 +102,8 @@ def _check_held_out(setting: Setting) -> bool:
     """Raise ConfigError where a metric has no images to ask the model about."""
     if setting.data().held_out is None and "heldout" in setting.options.metrics:
         raise ConfigError(
-            "metrics: heldout is of images that the run kept from training, and it kept none "
-            "(ddpm-train data.holdout=N); bpd takes those it was trained on"
+            "metrics: heldout is measured on held-out images, and the run held out none "
+            "(ddpm-train data.holdout=N); bpd is measured on its training images"
         )
     return True
 
@@ -130,7 +130,7 @@ def _with_images(setting: Setting, world: "World", moved: Sequence[str]) -> Sett
     check(options.metrics, has_probabilities=extractor.name == INCEPTION, statistics_alone=alone)
     if given is not None and reference.image_shape is not None and _seen(given.shape) != _seen(reference.image_shape):
         theirs, others = size_text(given.shape), size_text(reference.image_shape)
-        raise ConfigError(f"samples: its images are {theirs}, those of the reference {others}; resize either")
+        raise ConfigError(f"samples: the samples are {theirs}, the reference's images {others}; resize either")
     _check_classes(options, given, reference)
 
     def prepare_features() -> bool:
@@ -139,7 +139,7 @@ def _with_images(setting: Setting, world: "World", moved: Sequence[str]) -> Sett
             extractor.prepare(data, setting.compute.device)
         reference.check(extractor)
         if moved and not setting.has_read_data() and reference.split is None:
-            raise ConfigError(f"{moved[0]}: has no effect; these features and reference look at no image of the run")
+            raise ConfigError(f"{moved[0]}: has no effect; these features and reference use no image of the run")
         return True
 
     ready = functools.cache(lambda: first_on_main(world, prepare_features))
@@ -189,7 +189,7 @@ def _count(options: EvalOptions, given: "ImageFiles | None", reference: "Referen
     if given is None:
         return options.n if options.n is not None else max(2, min(reference.n or WHOLE, WHOLE))
     if options.n is not None and options.n > len(given):
-        raise ConfigError(f"n: there are only {len(given):,} images in {printable(str(options.samples))}")
+        raise ConfigError(f"n: {printable(str(options.samples))} has only {len(given):,} images")
     return len(given) if options.n is None else options.n
 
 
@@ -212,7 +212,7 @@ def _paths(options: EvalOptions, run: Path | None) -> list[str]:
 
     ckpt = Path(options.ckpt)
     if run is None or ckpt not in (run, run / run_dir.CHECKPOINTS):
-        raise ConfigError(f"checkpoints: are those of a run; ckpt={printable(options.ckpt)} is none")
+        raise ConfigError(f"checkpoints: needs a run directory; ckpt={printable(options.ckpt)} is not one")
     with naming("ckpt"):
         found = [str(path) for path in all_of(run / run_dir.CHECKPOINTS).values()]
     if not found:
@@ -236,7 +236,7 @@ def _data_node(
     from ddpm_cli.evaluation.run_data import data_node
 
     if not checkpoints:
-        raise ConfigError("reference: data are those of a run, which ckpt=RUN names; or choose reference=images")
+        raise ConfigError("reference: data needs a run, ckpt=RUN; or choose reference=images")
     metadata = checkpoints[-1].checkpoint.metadata
     place = instantiate(options.data, "data")
     with naming("data"):

@@ -104,7 +104,7 @@ class StatisticsCache:
                     return _mapped(file, shape)
         except FileNotFoundError:
             return None
-        log.warning(f"cache    {printable(str(path))} is damaged: the features are made again")
+        log.warning(f"cache    {printable(str(path))} is damaged: computing the features again")
         return None
 
     def _written(self, path: Path, shape: tuple[int, int], parts: Iterable[np.ndarray]) -> np.ndarray:
@@ -127,7 +127,7 @@ class StatisticsCache:
                 with self._writing():
                     file.write(content)
             if rows != shape[0]:
-                raise ValueError(f"features of {rows} images, {shape[0]} were expected")
+                raise ValueError(f"features of {rows} images, expected {shape[0]}")
             with self._writing():
                 file.write(digest.digest())
                 cache_files.put_in_place(file, path)
@@ -140,7 +140,7 @@ class StatisticsCache:
             with NpzFile(path) as file:
                 known = statistics_file.load(file)
         except (OSError, ValueError) as error:
-            log.warning(f"cache    {printable(str(error))}: the statistics are made again")
+            log.warning(f"cache    {printable(str(error))}: computing the statistics again")
             return None
         return known.statistics if known is not None and known.features == {"key": key} else None
 

@@ -65,7 +65,7 @@ def load(file: NpzFile) -> KnownStatistics | None:
     variances = np.diagonal(covariance)
     asymmetry = np.abs(covariance - covariance.T).max()
     if variances.min() < 0 or asymmetry > _ASYMMETRY * variances.max():
-        raise ValueError(f"{where}: sigma is no covariance: it must be symmetric, with no variance below 0")
+        raise ValueError(f"{where}: sigma is not a covariance: it must be symmetric, with no variance below 0")
     statistics = Statistics(_count(file), mean, (covariance + covariance.T) / 2)
     return KnownStatistics(statistics, _features(file))
 

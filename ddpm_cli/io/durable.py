@@ -1,4 +1,4 @@
-"""Files that survive a power cut: what has been written is on the disk before the next step relies on it.
+"""Files that survive a power cut: what was written is on the disk before the next operation relies on it.
 
 Every call that changes the file system is one of `os`, in the order it is written here: a rename promises nothing about
 what the renamed file holds, and neither a new file nor a rename is safe before its directory has been flushed.
@@ -33,7 +33,7 @@ _said: set[str] = set()
 
 
 def check_space(directory: Path, needed: int) -> None:
-    """Raise OSError unless `needed` bytes are free: better known before writing than in the middle of it."""
+    """Raise OSError unless `needed` bytes are free, before writing rather than in the middle of it."""
     free = shutil.disk_usage(directory).free
     if free < needed:
         message = f"{needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
@@ -41,7 +41,7 @@ def check_space(directory: Path, needed: int) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory, and those it lies in where they are missing, durably. Raises FileExistsError if it is there."""
+    """Create a directory and its missing parents, durably. Raises FileExistsError if it exists."""
     if not path.parent.is_dir():
         with suppress(FileExistsError):  # another process has just made it
             make_directory(path.parent)
@@ -50,7 +50,7 @@ def make_directory(path: Path) -> None:
 
 
 def write_new(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, str]:
-    """Write a file that was not there, and flush it; its entry in the directory is not yet durable.
+    """Write a new file, and flush it; its entry in the directory is not yet durable.
 
     Returns:
         Its size in bytes and its SHA-256, of what was handed over for writing.
@@ -67,7 +67,7 @@ def write_new(path: Path, chunks: Iterable[bytes | memoryview]) -> tuple[int, st
 
 
 def replace(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Give a file new content, durably: a reader, or a process killed half-way, sees the old or the new one.
+    """Replace the content of a file, durably: readers, also after a kill, see the old or the new content.
 
     Args:
         content: all of it, or its pieces, which may be read from the old one.
@@ -80,7 +80,7 @@ def replace(path: Path, content: bytes | Iterable[bytes]) -> None:
 
 
 def unshare(path: Path) -> None:
-    """Before a file is written to in place: make it this name's own, if others share it (hard links, `cp -al`)."""
+    """Call before writing to a file in place: if other names share it (hard links, `cp -al`), make it a copy."""
     try:
         shared = os.lstat(path).st_nlink > 1
     except FileNotFoundError:
@@ -108,19 +108,19 @@ def remove_tree(path: Path) -> None:
 
 
 def absent(path: Path) -> list[Path]:
-    """Of a directory and those it lies in, the ones that are not there, innermost first: for `remove_empty`."""
+    """The directories among this one and its parents that do not exist, innermost first, for `remove_empty`."""
     return [directory for directory in (path, *path.parents) if not directory.exists()]
 
 
 def remove_empty(directories: Iterable[Path]) -> None:
-    """Take back directories that were made, as far as nothing has come to lie in them; innermost first."""
+    """Remove created directories that are still empty, innermost first."""
     with suppress(OSError):
         for directory in directories:
             os.rmdir(directory)
 
 
 def wait_for(*paths: Path) -> None:
-    """Return when files that a process on another machine has made are seen on this one.
+    """Wait until files that a process on another machine has created are visible on this one.
 
     After SHOWS_SECONDS too: whoever opens them then says which is missing.
     """
@@ -136,18 +136,18 @@ def wait_for(*paths: Path) -> None:
 
 
 def flush(descriptor: int, path: Path) -> None:
-    """Flush what a file holds to the disk."""
+    """Flush the content of a file to the disk."""
     try:
         with errors_naming(path):
             os.fsync(descriptor)
     except OSError as error:
         if error.errno not in _CANNOT_FLUSH:
             raise
-        say_weaker(path, "does not flush files", error, "a power cut may damage what was saved last")
+        say_weaker(path, "does not flush files", error, "a power cut may damage the newest files")
 
 
 def sync(path: Path) -> None:
-    """Flush a directory, that is the names in it, to the disk."""
+    """Flush a directory, which is the names in it, to the disk."""
     if os.name == "nt":  # Windows flushes names by itself and does not open directories
         return
     try:
@@ -156,11 +156,11 @@ def sync(path: Path) -> None:
     except OSError as error:
         if error.errno not in _CANNOT_FLUSH_NAMES:
             raise
-        say_weaker(path, "does not flush directories", error, "a power cut may take back what was saved last")
+        say_weaker(path, "does not flush directories", error, "a power cut may undo the newest saves")
 
 
 def say_weaker(path: Path, lacks: str, error: OSError, consequence: str) -> None:
-    """Say, once in a process, what a file system lacks and what that means; of several processes the first speaks."""
+    """Log, once in a process, what a file system lacks and what that means; only rank 0 does so."""
     if lacks not in _said and int(os.environ.get("RANK", "0")) == 0:
         log.warning(f"disk     {printable(str(path))}: this file system {lacks} ({error.strerror}): {consequence}")
     _said.add(lacks)
@@ -168,7 +168,7 @@ def say_weaker(path: Path, lacks: str, error: OSError, consequence: str) -> None
 
 @contextmanager
 def _opened(path: Path, flags: int) -> Iterator[int]:
-    """A descriptor of the file; errors name the file, also one of closing it."""
+    """A descriptor of the file; all errors name the file, also that of closing it."""
     with errors_naming(path):
         descriptor = os.open(path, flags, 0o666)
         try:
@@ -179,7 +179,7 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
 
 @contextmanager
 def errors_naming(path: Path) -> Iterator[None]:
-    """Add the name of a file to an OSError that does not know it, as of one that was raised for its descriptor."""
+    """Add the name of a file to an OSError without it, such as one that was raised for its descriptor."""
     try:
         yield
     except OSError as error:

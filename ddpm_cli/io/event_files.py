@@ -1,4 +1,4 @@
-"""What a run puts on record, metrics.jsonl and TensorBoard, appended step by step."""
+"""The records of a run, metrics.jsonl and TensorBoard's files, appended step by step."""
 
 import io
 import os
@@ -19,7 +19,7 @@ _proto: Any = event_pb2  # protoc makes its names while it is imported: a type c
 
 
 class Appended:
-    """A file that grows at its end and holds at once what has been written to it. Raises OSErrors that name it."""
+    """A file for appending, without buffering. Raises OSErrors that name it."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -32,7 +32,7 @@ class Appended:
                 content = content[self._file.write(content) :]
 
     def flush(self) -> None:
-        """Have it on the disk."""
+        """Flush it to the disk."""
         durable.flush(self._file.fileno(), self.path)
 
     def close(self) -> None:
@@ -40,7 +40,7 @@ class Appended:
 
 
 class Events:
-    """A file of TensorBoard's in `directory`, which is made if missing.
+    """A file of TensorBoard's in `directory`, which is created if missing.
 
     Not its own `SummaryWriter`: that writes from a thread, which dies of a full disk with a traceback and tells the
     program nothing.
@@ -54,12 +54,12 @@ class Events:
         self._records.write(_event(file_version=_VERSION))
 
     def add(self, summary: Any, step: int) -> None:
-        """Record what one of torch.utils.tensorboard.summary's functions has made."""
+        """Record the result of one of the functions in torch.utils.tensorboard.summary."""
         self._records.write(_event(step=step, summary=summary))
 
 
 def file_of(summaries: Iterable[Any]) -> bytes:
-    """What is in a file of TensorBoard's that holds these summaries, each of step 0, and no more."""
+    """The content of a TensorBoard file with exactly these summaries, each of step 0."""
     file = io.BytesIO()
     records = RecordWriter(file)
     records.write(_event(file_version=_VERSION))

@@ -1,4 +1,4 @@
-"""A lock that one process holds at a time, by a file; who is refused learns who holds it.
+"""A lock file that one process holds at a time; a process that is refused is told who holds it.
 
 Where the system has locks (flock), it takes one back however the process ends; the file only says whose it is. Where a
 file system has none, the lock is that a file exists (`SoftFileLock`): what a dead process has left of it is taken over
@@ -30,7 +30,7 @@ _MOST_RECORD = 4096  # bytes
 
 
 def acquire(path: Path) -> Callable[[], None]:
-    """Take the lock of a file, and keep it until what is returned is called, or this process ends.
+    """Take the lock of a file; returns a function that releases it. The end of the process releases it too.
 
     The file stays, unless there is nothing else in its directory.
 
@@ -53,7 +53,7 @@ def acquire(path: Path) -> Callable[[], None]:
             path.parent,
             "has no locks",
             error,
-            f"{marker.name} keeps other processes out, and on another machine outlives a killed one",
+            f"{marker.name} keeps other processes out instead; remove it after a process killed on another machine",
         )
     return _acquired(SoftFileLock(marker))
 
@@ -109,7 +109,7 @@ def _locked(descriptor: int, path: Path) -> bool:
 
 
 def _held_elsewhere(path: Path) -> bool:
-    """Whether the holder of a file with several names says that it is at work in another directory."""
+    """Whether the holder of a file with several names works in another directory, by its record."""
     with suppress(OSError, IndexError):
         return not os.path.samefile(_record(path)[2], path.parent)
     return False
@@ -129,10 +129,10 @@ def _refusal(path: Path) -> BlockingIOError:
         holder = f"process {int(pid)} on {printable(host[:200].partition('?')[0])}"
     except (OSError, ValueError):  # none, or on Windows one that cannot be read while it is locked
         holder = "another process"
-    return BlockingIOError(f"{path} is held by {holder}; if that no longer runs, remove the file")
+    return BlockingIOError(f"{path} is held by {holder}; if it no longer runs, remove the file")
 
 
 def _record(path: Path) -> list[str]:
-    """What a lock file says: the holder's process id, its machine, and perhaps more."""
+    """The content of a lock file: the holder's process id, its machine, and possibly more."""
     with open(path, "rb") as file:
         return os.fsdecode(file.read(_MOST_RECORD)).splitlines()

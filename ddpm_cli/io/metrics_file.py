@@ -1,4 +1,4 @@
-"""metrics.jsonl, a JSON object per line, which may be anybody's: read up to the first line that is none of ours."""
+"""Reads metrics.jsonl, a JSON object per line, which may be anybody's: up to the first line that is not ours."""
 
 import json
 import math
@@ -13,7 +13,7 @@ LOSS = "loss/mean"
 
 
 def lines_of(metrics: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics.jsonl, which may be anybody's, up to the first that is none of ours.
+    """The lines of a metrics.jsonl, which may be anybody's, up to the first that is not ours.
 
     Each has a whole number `step`.
     """
@@ -26,7 +26,7 @@ def lines_of(metrics: Path) -> Iterator[dict[str, Any]]:
 
 
 def recorded_to(metrics: Path) -> int:
-    """The step of the last whole line of a metrics.jsonl, 0 if there is none: all records have it."""
+    """The step of the last complete line of a metrics.jsonl, 0 if there is none: all records have it."""
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         return int(_last_line(metrics)["step"])
     return 0

@@ -1,8 +1,8 @@
-"""Openers for `open`: files that somebody else has put there, opened without waiting for anybody."""
+"""Openers for `open`, which open files from anybody without blocking."""
 
 import os
 
 
 def nonblocking(path: str, flags: int) -> int:
-    """A descriptor as `open` has it made; not even that of a FIFO to which nobody writes keeps it waiting."""
+    """A descriptor for `open`; it does not block, not even for a FIFO to which nobody writes."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

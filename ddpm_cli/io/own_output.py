@@ -1,4 +1,4 @@
-"""What our commands leave on a disk, told by what lies in a directory: nobody means to train on it.
+"""Recognises output of our own commands by the files in its directory: nobody means to train on it.
 
     a run      run.json (of earlier versions: config.yaml and checkpoints/), and beside it previews/, samples/, eval/
     samples    samples.json, or .unfinished/ while they are drawn, and beside it samples.png, images/
@@ -31,7 +31,7 @@ _OF_A_RUN = (
 
 
 def own_output(directory: str, names: Collection[str]) -> frozenset[str]:
-    """Which of the entries `names` of a directory are pictures that we have put there, or folders of such."""
+    """Which of the entries `names` of a directory are images that our commands wrote, or folders of them."""
     found = set()
     if run_dir.RUN_FILE in names or {run_dir.CONFIG_FILE, run_dir.CHECKPOINTS} <= set(names):
         found.update(_OF_A_RUN)

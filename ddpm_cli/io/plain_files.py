@@ -1,4 +1,4 @@
-"""Small files that somebody else may have put there: read only if they are plain files, and of a sensible size."""
+"""Small files that may come from anybody: read only if they are plain files of a sensible size."""
 
 import os
 import stat
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def size(path: Path) -> int:
-    """Bytes of a plain file, which neither keeps its reader waiting nor has no end.
+    """Bytes of a plain file; anything else might block its reader, or never end.
 
     Raises:
         ValueError: naming it, if it is anything else.
@@ -14,12 +14,12 @@ def size(path: Path) -> int:
     """
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{path} is no plain file")
+        raise ValueError(f"{path} is not a plain file")
     return found.st_size
 
 
 def read(path: Path, most: int) -> bytes:
-    """All of a plain file.
+    """The content of a plain file.
 
     Raises:
         ValueError: naming it, if it is none, or has more than `most` bytes.

@@ -1,4 +1,4 @@
-"""The directory of a run: its name, what lies where in it. One per run, never reused by accident."""
+"""The directory of a run: its name and its layout. One per run, never reused by accident."""
 
 import itertools
 import json
@@ -33,7 +33,7 @@ MOST_BEST = 2**12  # bytes of best.json; ours has a hundred
 
 
 def step_name(step: int) -> str:
-    """What a step's checkpoint, snapshot of averages or preview is called, but for a suffix."""
+    """The name of a step's checkpoint, snapshot of averages or preview, without a suffix."""
     return f"step_{step:08d}"
 
 
@@ -47,7 +47,7 @@ def step_of(path: Path, suffix: str = "") -> int | None:
 
 
 def by_step(directory: Path, suffix: str = "") -> dict[int, Path]:
-    """The entries of a directory that `step_of` knows, by their step and in its order."""
+    """The entries of a directory that `step_of` recognises, by step and sorted by it."""
     paths = directory.glob(f"step_*{suffix}")
     return dict(sorted((step, path) for path in paths if (step := step_of(path, suffix)) is not None))
 
@@ -55,18 +55,18 @@ def by_step(directory: Path, suffix: str = "") -> dict[int, Path]:
 def check_name(name: str) -> None:
     """Raise ValueError unless `name` is a plain part of a path; `=` and `,` would break `ckpt=...` on the shell."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise ValueError(f"may hold letters, digits, '_', '-' and '.', got {name!r}")
+        raise ValueError(f"may contain only letters, digits, '_', '-' and '.', got {name!r}")
     if len(name) > 200:
         raise ValueError(f"may be at most 200 characters long, got {len(name)}")
 
 
 def plain_name(text: str) -> str:
-    """A name that `check_name` accepts, out of any text."""
+    """A name that `check_name` accepts, made from any text."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).lstrip(".-") or "run"
 
 
 def create(output_dir: str | Path, name: str) -> Path:
-    """Make and return a new directory `output_dir/name/<date>_<time>`, with `-2`, `-3`... added if that one exists.
+    """Create and return a new directory `output_dir/name/<date>_<time>`, with `-2`, `-3`... appended if it exists.
 
     Raises:
         OSError: if it cannot be made.
@@ -86,7 +86,7 @@ def create(output_dir: str | Path, name: str) -> Path:
 
 
 def best_checkpoint(file: Path) -> Path:
-    """The checkpoint that a run's best.json names, which may be anybody's: it lies in that run.
+    """The checkpoint that a run's best.json names; the file may be anybody's, and the checkpoint is in that run.
 
     Raises:
         ValueError: if it names none, or one that is not there.
@@ -100,12 +100,12 @@ def best_checkpoint(file: Path) -> Path:
         raise ValueError(f"{file} names no checkpoint") from error
     checkpoint = file.parent / CHECKPOINTS / step_name(step)
     if not checkpoint.is_dir():
-        raise ValueError(f"{file} names step {step:,}, of which there is no checkpoint")
+        raise ValueError(f"{file} names step {step:,}, which has no checkpoint")
     return checkpoint
 
 
 def run_and_checkpoint(named: str) -> tuple[Path, Path | None]:
-    """The run directory in what `resume=` or `fork=` names, and the checkpoint in it if one is named.
+    """The run directory that `resume=` or `fork=` names, and the checkpoint in it if one is named.
 
     Raises:
         ValueError: if it names neither.
@@ -114,7 +114,7 @@ def run_and_checkpoint(named: str) -> tuple[Path, Path | None]:
     if path.name == BEST_FILE and os.path.isfile(path):
         path = best_checkpoint(path)
     if not named or not os.path.isdir(path):  # False too for what can be no path, as a name of 300 letters
-        raise ValueError(f"there is no run directory {named!r}")
+        raise ValueError(f"no such run directory: {named!r}")
     if path.name == CHECKPOINTS:
         return path.parent, None
     if step_of(path) is not None and path.absolute().parent.name == CHECKPOINTS:
@@ -125,7 +125,7 @@ def run_and_checkpoint(named: str) -> tuple[Path, Path | None]:
 
 
 def keep_hydra(directory: Path, files: dict[str, str]) -> None:
-    """Write `.hydra/`, in place of the one that may be there: each of the files is whole, or not there."""
+    """Write `.hydra/`, replacing an earlier one: each of the files is complete, or absent."""
     folder = directory / HYDRA
     if not folder.is_dir():
         durable.make_directory(folder)
@@ -168,16 +168,16 @@ _FILES += tuple(f".{name}.tmp" for name in _FILES)  # as they are while they are
 
 
 def _check_entries(directory: Path) -> None:
-    """Raise ValueError for an entry through which a trainer would reach elsewhere (a link) or wait (a pipe)."""
+    """Raise ValueError for an entry that would lead a trainer elsewhere (a link) or make it wait (a pipe)."""
     inner = (path for name in _FOLDERS for path in (directory / name).glob("*"))
     for path in itertools.chain(directory.iterdir(), inner):
         if path.is_symlink():
-            raise ValueError(f"{path} is a link; everything of a run lies in its directory")
+            raise ValueError(f"{path} is a link; all of a run's files must be in its own directory")
         if path.name in _FOLDERS and not path.is_dir():
-            raise ValueError(f"{path} is no folder")
+            raise ValueError(f"{path} is not a directory")
         if (
             path.name in _FILES or path.parent.name in (TENSORBOARD, PREVIEWS, AVERAGES, PROFILE, HYDRA)
         ) and not path.is_file():
-            raise ValueError(f"{path} is no plain file")
+            raise ValueError(f"{path} is not a plain file")
         if path.parent.name == LOGGERS and not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{path} is no plain file, and no folder")
+            raise ValueError(f"{path} is neither a plain file nor a directory")

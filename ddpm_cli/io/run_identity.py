@@ -1,4 +1,4 @@
-"""Which run is which: every run has an identity of its own, and a name knows which of its runs was begun last.
+"""The identity of runs: every run has its own, and a name records which of its runs was started last.
 
     RUN/run.json              the run's id, its name, when it was begun, and what it was forked from
     OUTPUT_DIR/NAME/.newest.json    the id and the directory of the run of that name that was begun last
@@ -27,7 +27,7 @@ MOST_TEXT = 2**16  # bytes of such a file; ours have a few hundred
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Who a run is, whatever its directory is called and wherever it lies.
+    """The identity of a run, independent of the name and place of its directory.
 
     Args:
         name: under which it was begun; None: it had none, and is not found by one.
@@ -57,14 +57,14 @@ class Identity:
 
 
 class Found(NamedTuple):
-    """What a name leads to."""
+    """The runs that a name leads to."""
 
     directory: Path | None  # of the run that is meant; None: there is none yet
     others: list[str]  # runs that were seen beside it, as messages name them
 
 
 def identity_of(directory: Path) -> Identity | None:
-    """Who the run in a directory is; None where nothing says so: it is of a version that gave none, or no run.
+    """The identity of the run in a directory; None if it has none: it is from an early version, or not a run.
 
     Raises:
         ValueError: if what should say so is not ours.
@@ -76,17 +76,17 @@ def identity_of(directory: Path) -> Identity | None:
     try:
         identity = Identity(**{**found, "differs": tuple(found.get("differs", ()))})
     except TypeError:
-        raise ValueError(f"{file} is not ours; removed, the run gets another identity") from None
+        raise ValueError(f"{file} was not written by ddpm-cli; remove it, and the run gets a new identity") from None
     texts = (identity.id, identity.begun, *identity.differs)
     optional = [identity.name, identity.begun_in, identity.forked_from, identity.fork_of]
     optional += [identity.init_from, identity.init_weights, identity.init_of]
     if not all(isinstance(text, str) for text in (*texts, *(text for text in optional if text is not None))):
-        raise ValueError(f"{file} is not ours; removed, the run gets another identity")
+        raise ValueError(f"{file} was not written by ddpm-cli; remove it, and the run gets a new identity")
     return identity
 
 
 class Place:
-    """Where the directory of a run is, also after somebody has moved it."""
+    """The path of a run's directory, also after somebody has moved it."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -99,11 +99,11 @@ class Place:
             os.close(self._descriptor)
 
     def left(self) -> bool:
-        """Whether the run is no longer in its directory."""
+        """Whether the directory has been moved or removed."""
         return not _is(self.directory, self.id)
 
     def moved_to(self) -> Path | None:
-        """Where it is instead; None: it has been removed, or this system cannot tell."""
+        """Where it is now; None: it has been removed, or this system cannot tell."""
         try:
             now = Path(os.readlink(f"/proc/self/fd/{self._descriptor}"))
         except OSError:
@@ -121,7 +121,7 @@ def _is(directory: Path, run: str | None) -> bool:
 
 @contextmanager
 def choosing(output_dir: str | Path, name: str) -> Iterator[None]:
-    """Inside, no other process begins a run of this name. Raises BlockingIOError if one is doing that."""
+    """Inside, no other process starts a run of this name. Raises BlockingIOError if one is doing so."""
     place = Path(output_dir, name)
     if not place.is_dir():
         with suppress(FileExistsError):
@@ -129,7 +129,7 @@ def choosing(output_dir: str | Path, name: str) -> Iterator[None]:
     try:
         release = lock.acquire(place / LOCK_FILE)
     except BlockingIOError as error:
-        raise BlockingIOError(f"{place}: another process is beginning a run there: {error}") from error
+        raise BlockingIOError(f"{place}: another process is starting a run there: {error}") from error
     try:
         yield
     finally:
@@ -137,13 +137,13 @@ def choosing(output_dir: str | Path, name: str) -> Iterator[None]:
 
 
 def remember(output_dir: str | Path, name: str, directory: Path, identity: Identity) -> None:
-    """Let `name` mean this run from now on."""
+    """Record this run as the one that `name` means."""
     content = json.dumps({"id": identity.id, "directory": directory.name})
     durable.replace(Path(output_dir, name, NEWEST_FILE), f"{content}\n".encode())
 
 
 def find(output_dir: str | Path, name: str) -> Found:
-    """The run that was begun last under `name`, and the others that lie there.
+    """The run of this `name` that was started last, and the others.
 
     Raises:
         ValueError: if that cannot be known; the message says what there is, and what to do.
@@ -156,7 +156,7 @@ def find(output_dir: str | Path, name: str) -> Found:
         meant = [path for path, identity in runs.items() if identity is None or identity.name is not None]
         if len(meant) > 1:
             listed = _listed(meant)
-            raise ValueError(f"{len(meant)} runs are in {place}, and nothing says which was begun last: {listed}")
+            raise ValueError(f"{len(meant)} runs are in {place}, and no record says which was started last: {listed}")
     else:
         meant = _same(place, runs, newest)
     directory = meant[0] if meant else None
@@ -170,7 +170,7 @@ def find(output_dir: str | Path, name: str) -> Found:
 
 
 def runs_below(directory: Path) -> list[Path]:
-    """The runs in a directory, or in the directories in it, that have saved something; the one begun last first."""
+    """The runs in a directory, or in the directories in it, that have saved something, the last started first."""
     found = []
     for pattern in (f"*/{CHECKPOINTS}", f"*/*/{CHECKPOINTS}"):
         for run in (checkpoints.parent for checkpoints in directory.glob(pattern) if checkpoints.is_dir()):
@@ -186,16 +186,16 @@ def _runs_in(place: Path) -> dict[Path, Identity | None]:
 
 
 def _same(place: Path, runs: dict[Path, Identity | None], newest: dict) -> list[Path]:
-    """The directory of the run that is recorded: by its name if it is that run still, else the only one of its id."""
+    """The directory of the recorded run: by its name if that is still the same run, else the only one with its id."""
     of_this_id = [path for path, identity in runs.items() if identity is not None and identity.id == newest.get("id")]
     recorded = place / str(newest.get("directory"))
     if recorded in of_this_id:
         return [recorded]
     if not of_this_id:
         beside = f"; there are {_listed(runs)}" if runs else ""
-        raise ValueError(f"{recorded}, begun last of this name, is not there any more{beside}")
+        raise ValueError(f"{recorded}, the run of this name that was started last, no longer exists{beside}")
     if len(of_this_id) > 1:
-        raise ValueError(f"{recorded}, begun last of this name, is there under other names: {_listed(of_this_id)}")
+        raise ValueError(f"{recorded}, the run of this name that was started last, is now {_listed(of_this_id)}")
     return of_this_id
 
 
@@ -209,7 +209,7 @@ def _read(file: Path) -> dict[str, Any] | None:
     """The object in a small JSON file, None if there is no such file. Raises ValueError if it is not ours."""
     if not file.is_file():
         if os.path.lexists(file):
-            raise ValueError(f"{file} is no plain file")
+            raise ValueError(f"{file} is not a plain file")
         return None
     with file.open("rb") as opened:
         content = opened.read(MOST_TEXT + 1)

@@ -2,7 +2,7 @@
 
 
 def printable(text: str) -> str:
-    r"""`text` with what a terminal or a UTF-8 file cannot show escaped: \n, \x1b; \xff for a byte that is no UTF-8."""
+    r"""`text` with everything escaped that a terminal or UTF-8 cannot show: \n, \x1b; \xff for an invalid byte."""
     return "".join(map(_printable, text))
 
 
@@ -13,6 +13,6 @@ def _printable(character: str) -> str:
 
 
 def size_text(shape: tuple[int, int, int]) -> str:
-    """The size of an image of `shape` (C, H, W), as people write it: height x width x channels."""
+    """The size of an image of `shape` (C, H, W) for people: height x width x channels."""
     channels, height, width = shape
     return f"{height} x {width} x {channels}"

@@ -1,4 +1,4 @@
-"""A directory that is there with all that belongs in it, or not at all."""
+"""A directory that appears complete, or not at all."""
 
 import errno
 import os
@@ -35,7 +35,7 @@ def made_whole(final: Path) -> Iterator[Path]:
         with suppress(FileExistsError):
             os.mkdir(temporary)
         if temporary.is_symlink() or not temporary.is_dir():
-            raise FileExistsError(errno.EEXIST, "is no directory that was being written", str(temporary))
+            raise FileExistsError(errno.EEXIST, "is not a directory that was being written", str(temporary))
         release = lock.acquire(temporary / LOCK_FILE)
         try:
             yield from _written(temporary, final)
@@ -69,7 +69,7 @@ def _written(temporary: Path, final: Path) -> Iterator[Path]:
 
 def _check_absent(path: Path) -> None:
     if os.path.lexists(path):
-        raise FileExistsError(errno.EEXIST, "is there already; choose another name", str(path))
+        raise FileExistsError(errno.EEXIST, "exists already; choose another name", str(path))
 
 
 def _remove(path: Path) -> None:

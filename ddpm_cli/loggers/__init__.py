@@ -1,1 +1,1 @@
-"""Where a run can be watched: TensorBoard, and services outside this process, behind one protocol; no torch."""
+"""Loggers of a run's progress: TensorBoard, and services outside this process, behind one protocol; no torch."""

@@ -1,4 +1,4 @@
-"""A logger at work in a process of its own, for which training never waits: its library may hang, raise or crash."""
+"""Runs a logger in its own process, for which training never waits: its library may hang, raise or crash."""
 
 import base64
 import json
@@ -26,7 +26,7 @@ MOST_WAITING = 2**26  # bytes that the process has not taken yet
 
 @dataclass
 class Aside:
-    """One logger's process, which gets what it is to log and tells what there is to say. The first failure is the last.
+    """One logger's process, which gets what to log and sends messages back. After its first failure it is not used.
 
     Nothing here raises on its account. It is not reached by the signals that ask this process to stop, and logs what it
     has got also when this process is gone.
@@ -82,11 +82,11 @@ class Aside:
         self._send({"image": [step, name, base64.b64encode(png).decode()]})
 
     def end(self, ending: Ending) -> None:
-        """Let it know; `wait` waits for it."""
+        """Tell it that the run is ending; `wait` waits for it."""
         self._send({"end": asdict(ending)})
 
     def wait(self, seconds: float, *, hurried: Callable[[], bool]) -> None:
-        """Return once it has logged everything, has failed, or the time is up; then it is ended.
+        """Wait until it has logged everything, has failed, or the time is up; then end it.
 
         Args:
             hurried: whether this process has been asked to end meanwhile: HURRIED_SECONDS are all that is left then.
@@ -98,11 +98,11 @@ class Aside:
             if asked is None and hurried():
                 asked, until = now, min(until, now + HURRIED_SECONDS)
             if now > until:
-                self._fail(f"has not sent all of it within {now - begun:.0f} s")
+                self._fail(f"has not sent everything within {now - begun:.0f} s")
                 return
             if not spoken and now - begun > QUIET_SECONDS:
                 spoken = True
-                log.info(f"{self.name:8} sending what is left, for up to {until - begun:.0f} s")
+                log.info(f"{self.name:8} sending the rest, for up to {until - begun:.0f} s")
             self._write()
             if self._process is not None and not self._waiting and self._process.stdin is not None:
                 self._process.stdin.close()
@@ -118,7 +118,7 @@ class Aside:
             self._fail("does not keep up")
 
     def _write(self) -> None:
-        """Hand over as much as the process takes at once."""
+        """Send as much as the process takes without waiting."""
         try:
             while self._process is not None and self._waiting:
                 del self._waiting[: os.write(_of(self._process.stdin), self._waiting[: 2**16])]
@@ -128,7 +128,7 @@ class Aside:
             self._waiting.clear()
 
     def _hear(self, seconds: float, *, ending: bool = False) -> None:
-        """Take up what it tells, within some seconds; `ending`: it may end now."""
+        """Receive its messages, within some seconds; `ending`: it may end now."""
         until = time.monotonic() + seconds
         while self._process is not None:
             try:
@@ -166,9 +166,9 @@ class Aside:
             self._fail(f"has ended with status {status}" if status >= 0 else f"was killed by signal {-status}")
 
     def _fail(self, why: str) -> None:
-        """Say so, and have nothing more to do with it."""
+        """Log its failure, and stop using it."""
         more = f"it catches up if the run is resumed; see {self._log_file}"
-        log.warning(f"{self.name:8} {why}. The run goes on without it; {more}")
+        log.warning(f"{self.name:8} {why}. The run continues without it; {more}")
         self._close()
 
     def _close(self) -> None:
@@ -185,7 +185,7 @@ class Aside:
 
 
 def _path() -> list[str]:
-    """Where the process is to import from: what this one has, and would, import."""
+    """The import path of the process: that of this one."""
     path, ours = [os.path.abspath(entry) for entry in sys.path], str(Path(__file__).parents[2])
     return path if ours in path else [ours, *path]
 

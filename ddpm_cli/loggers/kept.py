@@ -1,4 +1,4 @@
-"""What is kept in a run's directory of where it is logged: the id it has there, and the newest step of every figure.
+"""The state of loggers in a run's directory: the run's id with each logger, and the newest step of every figure.
 
     RUN/loggers/NAME.json    for each logger that works in a process of its own
 
@@ -18,7 +18,7 @@ MOST_TEXT = 2**20  # bytes; ours has a few thousand
 
 
 class Kept:
-    """Of one logger of a run. Nothing, if it logged elsewhere before, or what is there is not ours.
+    """The state of one logger of a run; empty if it logged elsewhere before, or the file is not ours.
 
     Args:
         place: where it logs, as `Logger.place` says.
@@ -42,12 +42,12 @@ class Kept:
                 self._logged = logged
 
     def is_new(self, name: str, step: int) -> bool:
-        """Whether a step of a figure is still to be logged."""
+        """Whether a step of a figure has not been logged yet."""
         return step > self._logged.get(name, -1)
 
     @contextmanager
     def logging(self, names: Iterable[str], step: int) -> Iterator[None]:
-        """Inside, a step of some figures is logged; what fails was not."""
+        """Inside, a step of some figures is logged; if it fails, it counts as not logged."""
         before = self._logged
         self._logged = before | dict.fromkeys(names, step)
         self.write()
@@ -59,7 +59,7 @@ class Kept:
             raise
 
     def write(self) -> None:
-        """Not flushed to the disk: a power cut may have a step logged twice, and training does not wait for it."""
+        """Not flushed to the disk, for which training would wait: after a power cut a step may be logged twice."""
         content = {"place": self._place, "id": self.id, "group": self.group, "logged": self._logged}
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         temporary.write_text(json.dumps(content), encoding="utf-8")

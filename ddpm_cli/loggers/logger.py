@@ -1,4 +1,4 @@
-"""What a logger is: where a run's curves, pictures and configuration are shown while it goes."""
+"""The interface of a logger, which shows a run's curves, images and configuration while it trains."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ State = Literal["finished", "stopped", "failed"]  # stopped: it was asked to, an
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """What a logger is told of a run.
+    """What a logger is told about a run.
 
     Args:
         id: the run's own, also where it has been moved or resumed.
@@ -32,7 +32,7 @@ class RunInfo:
 
 
 class Begun(NamedTuple):
-    """Where a logger logs a run."""
+    """The place where a logger logs a run."""
 
     id: str  # by which it will find the run again
     where: str  # for people: an address, or what to do to see it
@@ -40,7 +40,7 @@ class Begun(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How a run has come to its end.
+    """How a run ended.
 
     Args:
         step: its last.
@@ -64,11 +64,11 @@ class Logger(Protocol):
 
     @property
     def place(self) -> str:
-        """Where it shows runs: elsewhere, by other options, a run that is resumed is shown anew."""
+        """Where it shows runs: with another place, by other options, a resumed run is logged as a new one there."""
         ...
 
     def begin(self, run: RunInfo) -> Begun:
-        """Show this run from now on, the same one if it was shown there `earlier`."""
+        """Show this run from now on, as the same one if it was shown there `earlier`."""
         ...
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -76,9 +76,9 @@ class Logger(Protocol):
         ...
 
     def image(self, step: int, name: str, png: bytes) -> None:
-        """Show a picture of a step."""
+        """Show an image of a step."""
         ...
 
     def end(self, ending: Ending) -> None:
-        """Nothing more will come, unless the run is resumed. Returns once all is where it belongs."""
+        """The run has ended, unless it is resumed. Returns once everything has been sent."""
         ...

@@ -45,8 +45,8 @@ class MLflow:
         self.tags = dict(_tag(tag) for tag in tags)
         if tracking_uri is not None and urlsplit(tracking_uri).password is not None:
             raise ValueError(
-                "tracking_uri holds a password, which the run's records would keep; set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD, or the whole address as MLFLOW_TRACKING_URI"
+                "tracking_uri contains a password, which the run's records would keep; set MLFLOW_TRACKING_USERNAME "
+                "and MLFLOW_TRACKING_PASSWORD instead, or the whole address as MLFLOW_TRACKING_URI"
             )
         _check_driver(self.uri)
         self._client: Any = None
@@ -116,7 +116,7 @@ class MLflow:
 def _tag(text: str) -> tuple[str, str]:
     key, colon, value = text.partition(":")
     if not (key and colon):
-        raise ValueError(f"tags are written KEY:VALUE, got {text!r}")
+        raise ValueError(f"tags must be KEY:VALUE, got {text!r}")
     return key.strip(), value.strip()
 
 
@@ -124,8 +124,8 @@ def _check_driver(uri: str | None) -> None:
     """Raise ValueError where the library alone does not bring what it takes: mlflow-skinny knows no databases."""
     is_database = uri is None or uri.partition(":")[0].partition("+")[0] in _DATABASES
     if is_database and importlib.util.find_spec("sqlalchemy") is None:
-        what = "nothing says where to: tracking_uri=http://HOST:PORT, tracking_uri=DIR or MLFLOW_TRACKING_URI do"
-        database = "a database takes the whole of MLflow: pip install mlflow"
+        what = "no address to log to: set tracking_uri=http://HOST:PORT, tracking_uri=DIR or MLFLOW_TRACKING_URI"
+        database = "a database needs the full MLflow: pip install mlflow"
         raise ValueError(f"{what}; {database}" if uri is None else f"{uri.partition(':')[0]}: {database}")
 
 

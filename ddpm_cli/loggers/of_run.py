@@ -103,8 +103,8 @@ def left_out(directory: Path, nodes: Mapping[str, Any]) -> str | None:
         return None
     chosen = ",".join([*nodes, *missing])
     return (
-        f"{LOGGER:8} this run has been logged with {' and '.join(missing)} too: what may leave the machine takes the "
-        f"command line's word each time; {LOGGER}=[{chosen}] goes on there"
+        f"{LOGGER:8} this run has also been logged with {' and '.join(missing)}. Only the command line decides what "
+        f"leaves the machine: {LOGGER}=[{chosen}] continues there"
     )
 
 

@@ -1,6 +1,6 @@
-"""What a U-Net is built of: residual blocks with time embedding, self-attention, and layers that change the resolution.
+"""The parts of a U-Net: residual blocks with time embedding, self-attention, and layers that change the resolution.
 
-The time embedding `[B, time_channels]` that these are given has gone through its last non-linearity already.
+The time embedding `[B, time_channels]` that they take has already passed its last non-linearity.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Padding = Literal["same", "symmetric"]
 
 @dataclass(frozen=True, kw_only=True)
 class BlockOptions:
-    """What all blocks of a network have in common; `UNet` says what each option means."""
+    """The options that all blocks of a network share; `UNet` says what each means."""
 
     time_channels: int
     dropout: float
@@ -28,11 +28,11 @@ class BlockOptions:
     scale_shift_norm: bool
 
     def norm(self, channels: int) -> GroupNorm:
-        """A group normalisation of so many channels."""
+        """A group normalisation over this many channels."""
         return GroupNorm(self.norm_groups, channels, eps=self.norm_eps)
 
     def heads(self, channels: int) -> int:
-        """How many heads the self-attention over so many channels has."""
+        """How many heads the self-attention over this many channels has."""
         return self.num_heads if self.head_channels is None else channels // self.head_channels
 
 
@@ -40,7 +40,7 @@ class Block(nn.Module):
     """Residual block with time embedding, followed by self-attention if asked for.
 
     Args:
-        resize: `halve` or `double`, of what goes through the block and of what goes past it; None: neither.
+        resize: `halve` or `double`, applied in the block and in its skip connection; None: neither.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Attention(nn.Module):
 
 
 class Pointwise(nn.Conv2d):
-    """A convolution of one pixel, computed as what it is with channels last: one matrix product."""
+    """A 1 x 1 convolution, computed with channels last as a single matrix product."""
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__(channels_in, channels_out, 1)
@@ -108,10 +108,10 @@ class Pointwise(nn.Conv2d):
 
 
 class Downsample(nn.Module):
-    """Half the resolution by a strided convolution.
+    """Halve the resolution with a strided convolution.
 
     Args:
-        padding: "same": TensorFlow's, right and below, as DDPM was trained; "symmetric": on all sides.
+        padding: "same": TensorFlow's, on the right and below, as DDPM was trained; "symmetric": on all sides.
     """
 
     def __init__(self, channels: int, padding: Padding):
@@ -124,7 +124,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the resolution by nearest neighbours and a convolution."""
+    """Double the resolution with nearest neighbours and a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -135,10 +135,10 @@ class Upsample(nn.Module):
 
 
 def halve(x: Tensor) -> Tensor:
-    """Half the resolution, by averages of 2 x 2 pixels."""
+    """Halve the resolution, with averages of 2 x 2 pixels."""
     return F.avg_pool2d(x, 2)
 
 
 def double(x: Tensor) -> Tensor:
-    """Twice the resolution, by nearest neighbours."""
+    """Double the resolution, with nearest neighbours."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")

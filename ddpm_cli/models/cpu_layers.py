@@ -1,7 +1,7 @@
-"""Layers of torch's, computed another way where its kernels for channels last are slow on a CPU.
+"""torch's layers, computed another way where torch's kernels for channels last are slow on a CPU.
 
-Names, shapes and initialisation of the parameters are torch's; results differ by rounding alone. On other devices,
-compiled, or in half precision they are torch's layers.
+Names, shapes and initialisation of the parameters are torch's; results differ only by rounding. On other devices,
+compiled, or in half precision they are exactly torch's layers.
 """
 
 from typing import Any
@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
-LEAST_CHANNELS = 128  # in and out: from here on the matrix product is faster
-BLOCK = 2**20  # numbers copied at a time, 4 MiB: still in the cache when they are multiplied
+LEAST_CHANNELS = 128  # in and out: with this many or more the matrix product is faster
+BLOCK = 2**20  # numbers copied at a time, 4 MiB: they are still in the cache when they are multiplied
 
 
 class Conv3x3(nn.Conv2d):
-    """A convolution of 3 x 3 pixels. oneDNN with AVX2 takes twice a forward pass's time for its weight's gradient."""
+    """A 3 x 3 convolution. For its weight's gradient, oneDNN with AVX2 takes twice as long as for the forward pass."""
 
     def __init__(self, channels_in: int, channels_out: int, *, stride: int = 1, padding: int = 1):
         super().__init__(channels_in, channels_out, 3, stride=stride, padding=padding)
@@ -30,7 +30,7 @@ class Conv3x3(nn.Conv2d):
 
 
 class GroupNorm(nn.GroupNorm):
-    """A group normalisation. Of channels last, torch's reads a group pixel by pixel: slow if these fill no vector."""
+    """A group normalisation. With channels last, torch reads a group pixel by pixel, which is slow for small groups."""
 
     def forward(self, input: Tensor) -> Tensor:
         _, channels, height, width = input.shape
@@ -74,20 +74,20 @@ class _Convolution(torch.autograd.Function):
 
 
 def weight_gradient(x: Tensor, gradient: Tensor, *, stride: int, padding: int) -> Tensor:
-    """Of the weight of a 3 x 3 convolution, `[O, C, 3, 3]`: what every output pixel saw, times its gradient, summed.
+    """The gradient of a 3 x 3 convolution's weight, `[O, C, 3, 3]`: inputs times output gradients, summed over pixels.
 
     A matrix product over copies of the 3 x 3 windows ("im2col", Chellapilla et al. 2006), a block of rows at a time.
 
     Args:
-        x: what was convolved, `[B, C, H, W]`.
-        gradient: of what came out, `[B, O, H', W']`.
+        x: the input, `[B, C, H, W]`.
+        gradient: of the output, `[B, O, H', W']`.
     """
     padded = F.pad(x, 4 * (padding,)).permute(0, 2, 3, 1)
     windows = padded.unfold(1, 3, stride).unfold(2, 3, stride).permute(0, 1, 2, 4, 5, 3)  # [B, H', W', 3, 3, C]
     gradient = gradient.permute(0, 2, 3, 1)
     batch, height, width, channels_out = gradient.shape
     size = 9 * x.shape[1]
-    rows = max(1, BLOCK // (width * size))  # of a block; all those of several images if they fit
+    rows = max(1, BLOCK // (width * size))  # of a block, which may hold several images
     images, rows = max(1, rows // height), min(rows, height)
     columns = x.new_empty(min(images, batch) * rows * width, size)
     total = x.new_zeros(channels_out, size)

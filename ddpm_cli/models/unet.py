@@ -1,6 +1,6 @@
 """The U-Net of DDPM (Ho et al. 2020, appendix B): residual blocks with time embedding, self-attention at some sizes.
 
-Options make of it that of Improved DDPM (Nichol & Dhariwal 2021) and ADM (Dhariwal & Nichol 2021).
+With other options it is the network of Improved DDPM (Nichol & Dhariwal 2021) and of ADM (Dhariwal & Nichol 2021).
 """
 
 import math
@@ -30,10 +30,10 @@ class UNet(nn.Module):
     on the way up, each followed by self-attention if the level's resolution is in `attention_resolutions`. The last
     convolution of every block and of the network starts at zero, so that the network starts as the zero function.
 
-    The weights of convolutions lie in memory with channels last: convolutions are faster so, on CPUs and on GPUs.
+    The weights of convolutions are stored with channels last, which makes convolutions faster on CPUs and on GPUs.
 
-    Set the attribute `activation_checkpointing` to keep only what goes in and out of each layer for the backward pass,
-    which computes the rest again (Chen et al. 2016): less memory, the same result.
+    Set the attribute `activation_checkpointing` to keep only the inputs and outputs of the layers for the backward
+    pass, which computes the rest again (Chen et al. 2016): less memory, the same result.
 
     Args:
         image_size: H = W, or (H, W), in pixels; divisible by 2 ** (levels - 1).
@@ -44,25 +44,26 @@ class UNet(nn.Module):
         attention_resolutions: levels with self-attention, named by their shorter side in pixels.
         dropout: probability of zeroing an activation before a block's second convolution.
         num_heads: of the self-attention; DDPM has one.
-        head_channels: channels of each head, in the place of `num_heads`: wider levels have more heads.
+        head_channels: channels of each head, instead of `num_heads`: wider levels have more heads.
         norm_groups: of every group normalisation; must divide every level's channels.
-        norm_eps: of every group normalisation, added to the variance; others than DDPM have 1e-5.
+        norm_eps: of every group normalisation, added to the variance; other networks than DDPM's have 1e-5.
         time_cos_first: the sinusoidal time embedding is cos || sin, not sin || cos.
-        time_freq_shift: 1, or 0 as Improved DDPM has it: with half = base_channels / 2, the frequencies are
+        time_freq_shift: 1, or 0 as in Improved DDPM: with half = base_channels / 2, the frequencies are
             10000^(-i / (half - shift)) for i = 0 .. half - 1.
-        time_scale: what t is multiplied by before it is embedded; Improved DDPM has 1000 / T.
-        downsample_padding: of the convolutions that halve the image; "same": right and below, "symmetric": all around.
-        scale_shift_norm: the time embedding scales and shifts what the second normalisation of a block gives, instead
-            of being added to what it gets (Nichol & Dhariwal 2021, appendix A).
+        time_scale: t is multiplied by this before it is embedded; Improved DDPM has 1000 / T.
+        downsample_padding: of the convolutions that halve the image; "same": on the right and below, "symmetric": on
+            all sides.
+        scale_shift_norm: the time embedding scales and shifts the output of a block's second normalisation, instead of
+            being added to its input (Nichol & Dhariwal 2021, appendix A).
         resblock_updown: residual blocks halve and double the image, not convolutions (Dhariwal & Nichol 2021, section
             3).
         num_classes: labels that the network takes, 0 .. num_classes - 1; None: it takes none. A label adds a learned
-            vector to the time embedding (Nichol & Dhariwal 2021, section 5), no label adds nothing.
-        null_label: whether images may go without a label, as guidance needs it; False: the network is always given one.
-        learn_variance: answer with twice the channels; the second half is for `variance=learned_range`.
+            vector to the time embedding (Nichol & Dhariwal 2021, section 5); no label adds nothing.
+        null_label: whether images may have no label, which guidance needs; False: every image must have one.
+        learn_variance: have twice the output channels; the second half is for `variance=learned_range`.
 
     Raises:
-        ValueError: if the sizes do not fit each other; the message names what would.
+        ValueError: if the sizes do not fit each other; the message names sizes that do.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class UNet(nn.Module):
         )
         self.label_embedding = None
         if num_classes is not None:
-            # From zeros, as nn.Embedding's own initialisation would draw random numbers before those of the others.
+            # From zeros: nn.Embedding's own initialisation would draw random numbers before those of the other layers.
             zeros = torch.zeros(num_classes, options.time_channels)
             self.label_embedding = nn.Embedding.from_pretrained(zeros, freeze=False)
 
@@ -169,13 +170,13 @@ class UNet(nn.Module):
         """x is `[B, C, H, W]`, t is `[B]`, labels are `[B]` int64, -1 for none; returns `[B, C or 2 C, H, W]`.
 
         Raises:
-            ValueError: for labels where the network takes none, or none where it has to be given one.
+            ValueError: for labels if the network takes none, or no labels if it needs them.
         """
         time = self.time_mlp(self._embed(t))
         if labels is not None or not self.null_label:
             time = time + self._embed_labels(labels)
-        time = F.silu(time)  # every block begins by this on the embedding: once is enough
-        # Every layer keeps the layout it gets, but the first one cannot tell that of an image with one channel.
+        time = F.silu(time)  # every block would start with this: once is enough
+        # Every layer keeps the layout of its input, but the first one cannot tell the layout of a one-channel image.
         h = self.conv_in(x).contiguous(memory_format=torch.channels_last)
         skips = [h]
         for layer in self.down:
@@ -205,7 +206,7 @@ class UNet(nn.Module):
         if self.label_embedding is None:
             raise ValueError("this network takes no labels; it was built with num_classes=None")
         if labels is None:
-            raise ValueError("this network has to be given a label for each image; it was built with null_label=False")
+            raise ValueError("this network needs a label for each image; it was built with null_label=False")
         if not self.null_label:
             return self.label_embedding(labels)
         return self.label_embedding(labels.clamp(min=0)) * (labels >= 0)[:, None]
@@ -225,7 +226,7 @@ class UNet(nn.Module):
             if isinstance(module, Block):
                 nn.init.zeros_(module.conv2.weight)
         nn.init.zeros_(self.conv_out.weight)
-        if self.label_embedding is not None:  # last, so that all else starts as it would without labels
+        if self.label_embedding is not None:  # last, so that all other layers start as they would without labels
             nn.init.normal_(self.label_embedding.weight, std=0.02)
 
 
@@ -236,11 +237,11 @@ def _down(
     levels: Sequence[tuple[int, bool]],
     num_res_blocks: int,
 ) -> tuple[nn.ModuleList, list[int]]:
-    """The layers from the image's resolution down, and the channels of every output that the way up is given again.
+    """The layers from the image's resolution down, and the channels of each of their outputs, which the way up reuses.
 
     Args:
-        channels: of the first of these outputs, which the first layer is given.
-        levels: of each the channels, and whether it has self-attention.
+        channels: of the first layer's input, which is the first of these outputs.
+        levels: the channels of each level, and whether it has self-attention.
     """
     layers, skips = nn.ModuleList(), [channels]
     for level, (width, attention) in enumerate(levels, start=1):
@@ -260,7 +261,7 @@ def _up(
     levels: Sequence[tuple[int, bool]],
     num_res_blocks: int,
 ) -> nn.ModuleList:
-    """The layers back to the image's resolution; each block is given one of `skips`, the last first, beside its own."""
+    """The layers back up to the image's resolution; each block also takes one of `skips`, the last one first."""
     layers, channels = nn.ModuleList(), skips[-1]
     for level, (width, attention) in reversed(list(enumerate(levels))):
         for _ in range(num_res_blocks + 1):
@@ -273,8 +274,8 @@ def _up(
 
 
 def _frequencies(channels: int, *, shift: int, scale: float) -> Tensor:
-    """Of the sines and cosines that embed t, `[channels / 2]` in radians per timestep."""
+    """Frequencies of the sines and cosines that embed t, `[channels / 2]` in radians per timestep."""
     half = channels // 2
-    # Not torch.exp(torch.arange()): on "meta" tensors these would import a second's worth of compilers.
+    # Not torch.exp(torch.arange()): on "meta" tensors these import torch's compiler, which takes a second.
     rates = [scale * math.exp(-math.log(10_000) * i / max(half - shift, 1)) for i in range(half)]
     return torch.tensor(rates, dtype=torch.float64).float()

@@ -1,4 +1,4 @@
-"""Which sizes of a U-Net fit each other: all of it is checked before a layer is made."""
+"""Checks that the sizes of a U-Net fit each other, before any layer is made."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ def level_sizes(image_size: int | Sequence[int], levels: int) -> list[int]:
     """Shorter side of each level in pixels, from the image's down.
 
     Raises:
-        ValueError: if the image cannot be halved so often; names the sizes that would do.
+        ValueError: if the image cannot be halved this often; the message names sizes that can.
     """
     if levels < 1:
         raise ValueError("channel_mults needs at least one level")
@@ -23,7 +23,7 @@ def level_sizes(image_size: int | Sequence[int], levels: int) -> list[int]:
             below, above = side // factor * factor, (side // factor + 1) * factor
             would_do = f"{below} or {above}" if below > 0 else f"{above}"
             raise ValueError(
-                f"image_size {side} cannot be halved {levels - 1} times, as {levels} channel_mults ask; "
+                f"image_size {side} cannot be halved {levels - 1} times, as {levels} channel_mults need; "
                 f"{would_do} would do"
             )
     return [min(height, width) // 2**level for level in range(levels)]
@@ -37,7 +37,7 @@ def check_counts(**counts: int) -> None:
 
 
 def check_base_channels(base_channels: int) -> None:
-    """Raise ValueError for a number of channels that no time embedding has."""
+    """Raise ValueError for a number of channels that the time embedding cannot have."""
     if base_channels > MOST_BASE_CHANNELS:  # before a table of its size is made
         raise ValueError(f"base_channels must be at most {MOST_BASE_CHANNELS}, got {base_channels}")
     if base_channels % 2 != 0:
@@ -49,11 +49,11 @@ def check_base_channels(base_channels: int) -> None:
 def check_levels(
     widths: Sequence[int], resolutions: Sequence[int], attention_resolutions: Sequence[int], *, norm_groups: int
 ) -> None:
-    """Raise ValueError for attention at a resolution that no level has, or channels that no groups can be made of."""
+    """Raise ValueError for attention at a resolution that no level has, or channels that the groups do not divide."""
     for resolution in attention_resolutions:
         if resolution not in resolutions:
             raise ValueError(
-                f"attention_resolutions has {resolution}, but this network's are {list(resolutions)}: choose of these, "
+                f"attention_resolutions has {resolution}, but this network has {list(resolutions)}: choose from these, "
                 "or another image_size or channel_mults"
             )
     for width in widths:
@@ -69,18 +69,16 @@ def check_heads(
     num_heads: int,
     head_channels: int | None,
 ) -> None:
-    """Raise ValueError for heads of the self-attention that the channels of a level cannot be divided among."""
+    """Raise ValueError for attention heads that do not divide the channels of a level."""
     if head_channels is None:
         for width in widths:
             if width % num_heads != 0:
                 raise ValueError(f"num_heads {num_heads} does not divide the {width} channels of a level")
         return
     if num_heads != 1:
-        raise ValueError(
-            f"num_heads {num_heads} and head_channels {head_channels} say the same twice: leave one of them out"
-        )
+        raise ValueError(f"num_heads {num_heads} and head_channels {head_channels} set the same: leave out either")
     check_counts(head_channels=head_channels)
-    # The coarsest level has self-attention in any case, between the way down and the way up.
+    # The coarsest level always has self-attention, between the way down and the way up.
     levels = list(zip(widths, resolutions, strict=True))
     attended = [level for level in levels if level[1] in attention_resolutions or level == levels[-1]]
     misfit = next(((width, side) for width, side in attended if width % head_channels != 0), None)
@@ -102,7 +100,7 @@ def check_details(
     downsample_padding: str,
     resblock_updown: bool,
 ) -> None:
-    """Raise ValueError for an option out of its range, or one that another one leaves without effect."""
+    """Raise ValueError for an option out of its range, or one that has no effect because of another."""
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout:g}")
     for name, value in (("norm_eps", norm_eps), ("time_scale", time_scale)):

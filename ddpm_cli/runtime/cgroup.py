@@ -1,4 +1,4 @@
-"""What of the machine this process may use: a container, or a job of a cluster, often has less (Linux's cgroups).
+"""The share of the machine that this process may use: containers and cluster jobs have less (Linux's cgroups).
 
 A limit of a group holds for the groups in it: of this process's own and all above it the lowest counts. Both versions
 of cgroups are read, where they are mounted. `root` is where the system's files lie, for tests.
@@ -14,17 +14,17 @@ ROOT = Path("/")
 
 
 def processors() -> int:
-    """CPUs on which this process may run; where the system does not tell (macOS), all of them."""
+    """The number of CPUs on which this process may run; all of them if the system does not tell (macOS)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpus(root: Path = ROOT) -> int:
-    """CPUs of which this process may have all the time, at least one; part of one counts as one."""
+    """The number of CPUs whose full time this process may use, at least one; part of a CPU counts as one."""
     return max(1, math.ceil(min(processors(), _lowest(root, "cpu", _cpus_v2, _cpus_v1))))
 
 
 def memory(root: Path = ROOT) -> float:
-    """Bytes that are left under the limits of this process's groups, beside what they hold; infinite without limits."""
+    """Bytes that the limits of this process's groups still allow; infinite without limits."""
     return max(0.0, _lowest(root, "memory", _memory_v2, _memory_v1))
 
 
@@ -50,7 +50,7 @@ def _memory_v1(group: Path) -> float:  # without a limit it is one of 2**63 byte
 
 
 def _file_cache(group: Path, name: str) -> int:
-    """Bytes that count as used, but are given up when they are needed."""
+    """Bytes that count as used, but are freed when needed."""
     lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
     return next((int(value) for key, value in lines if key == name), 0)
 
@@ -87,7 +87,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _mounted(mounts: list[str], controller: str) -> Iterator[tuple[str, str]]:
-    """Where a hierarchy is mounted, and which of its groups is the top there (proc(5), mountinfo)."""
+    """The mount point of a hierarchy, and its top group there (proc(5), mountinfo)."""
     for line in mounts:
         fields, _, rest = line.partition(" - ")
         kind, _, options = rest.split(" ", 2)
@@ -97,7 +97,7 @@ def _mounted(mounts: list[str], controller: str) -> Iterator[tuple[str, str]]:
 
 
 def _prefixes(path: str) -> Iterator[list[str]]:
-    """A path's parts, and those of all that it lies in, the longest first; none of one that leads out."""
+    """A path and all its parents, the longest first; empty for a path that leads out."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." not in parts:
         yield from (parts[:length] for length in range(len(parts), 0, -1))

@@ -1,4 +1,4 @@
-"""Standard output and standard error as what they are for a run: said there, a thing may be lost, and nothing else.
+"""Standard output and standard error for a run: if one fails, its messages are lost, and nothing else.
 
 A terminal is closed, a `tee` is killed, the disk behind `> file` is full, a launcher has closed both. Whatever a write
 raises then ends here: from there on the stream leads to /dev/null, which is told once.
@@ -42,7 +42,7 @@ class _Console(io.FileIO):
 
     def loss(self) -> str:
         assert self.error is not None
-        return f"{self.label} is gone ({self.error.strerror}): what is said there is lost, the run goes on"
+        return f"{self.label} cannot be written ({self.error.strerror}): its messages are lost, the run continues"
 
 
 _standard: list[_Console] = []  # output and error, where they have been taken over
@@ -67,14 +67,14 @@ def install() -> None:
 
 
 def output_error() -> OSError | None:
-    """Why something that was written to standard output is lost, None if nothing is."""
+    """Why output to standard output was lost; None if none was."""
     sys.stdout.flush()
     return next((stream.error for stream in _standard if stream.fileno() == 1), None)
 
 
 @contextmanager
 def telling(tell: Callable[[str], None]) -> Iterator[None]:
-    """Inside, `tell` is called with a line about each stream that is lost, also before. It may be called anywhere."""
+    """Inside, `tell` gets a line about each stream that is lost, or was before. It may be called at any point."""
     global _tell
     before, _tell = _tell, tell
     try:
@@ -87,7 +87,7 @@ def telling(tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def opened(path: Path) -> TextIO:
-    """A file to append to in the place of a console: writing to it raises nothing."""
+    """A file to append to instead of a console: writing to it raises nothing."""
     return _text(_Console(path, str(path)), encoding="utf-8")
 
 
@@ -113,7 +113,7 @@ def _taken_over(number: int, stream: TextIO | None, label: str, closed: OSError 
 
 
 def _text(console: _Console, *, encoding: str, line_buffering: bool = True, write_through: bool = False) -> TextIO:
-    """Text for a console; what it cannot show is escaped."""
+    """Text for a console, with characters that it cannot show escaped."""
     return io.TextIOWrapper(
         io.BufferedWriter(console),
         encoding=encoding,

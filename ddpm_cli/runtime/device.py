@@ -1,4 +1,4 @@
-"""Where and in which precision a run computes."""
+"""The device and precision of a run."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +16,7 @@ class Compute:
     precision: str
 
     def place(self, module: nn.Module) -> None:
-        """Move a network here; each parameter keeps its layout in memory, which is the network's own affair."""
+        """Move a network to the device; each parameter keeps the memory layout that the network chose."""
         module.to(self.device)
 
     def compile(self, module: nn.Module, *, graphs: bool = False) -> None:
@@ -35,7 +35,7 @@ class Compute:
         return self.device.type == "cuda" and 8 * size <= torch.cuda.mem_get_info(self.device)[0]
 
     def make_deterministic(self) -> None:
-        """Let torch use only algorithms that give the same bits every time; those that have no such form raise."""
+        """Let torch use only algorithms that give the same bits every time; operations without one raise."""
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
@@ -73,12 +73,12 @@ def choose_compute(device: str = "auto", precision: str = "auto", *, local_rank:
     if precision not in ("fp32", "bf16", "fp16"):
         raise ValueError(f"precision must be auto, fp32, bf16 or fp16, got {precision!r}")
     if precision == "bf16" and chosen.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ValueError(f"precision bf16 is beyond this {torch.cuda.get_device_name(chosen)}; use fp16 or fp32")
+        raise ValueError(f"precision bf16 is not supported by {torch.cuda.get_device_name(chosen)}; use fp16 or fp32")
     return Compute(chosen, precision)
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is how torch or Python says that there is no more memory, on a GPU or in the machine."""
+    """Whether `error` is an out-of-memory error of torch or Python, on a GPU or on the machine."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     said = str(error)

@@ -1,4 +1,4 @@
-"""How a command ends: the statuses that the shell sees, and the exceptions that bring them about."""
+"""How a command ends: its exit statuses, and the exceptions that lead to them."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ RESUME_LATER = 75  # EX_TEMPFAIL of sysexits.h: saved; the same command resumes.
 
 
 def leave(status: int) -> None:
-    """End this process now if it is one of several that are connected with each other; any other returns.
+    """End this process now if it is connected to others; otherwise return.
 
     Their connections have threads of their own, and C++ aborts a process that is taken down around them, whatever its
     exit status was to be.
@@ -23,7 +23,7 @@ def leave(status: int) -> None:
 
 
 class RunError(Exception):
-    """A run that had begun came to an end it could not help; says why, and with which exit status."""
+    """A run that had started cannot continue; has the reason and the exit status."""
 
     def __init__(self, message: str, status: int = FAILED):
         super().__init__(message)
@@ -31,4 +31,4 @@ class RunError(Exception):
 
 
 class Stopped(BaseException):
-    """A run was asked to stop and did. Not an Exception: nothing that deals with errors may swallow it."""
+    """A run was asked to stop and did. Not an Exception: no error handling may swallow it."""

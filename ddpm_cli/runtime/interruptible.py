@@ -1,4 +1,4 @@
-"""Work that may be left between its parts: a generator that yields there, and returns what comes of it."""
+"""Work that can be abandoned between its parts: a generator that yields there, and returns its result."""
 
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -10,10 +10,10 @@ T = TypeVar("T")
 def carried_out(
     work: Generator[None, None, T], *, unless: Callable[[], bool], advance: Callable[[], object] = lambda: None
 ) -> T | None:
-    """What `work` returns; None if `unless` says after one of its parts that it is to be left.
+    """The result of `work`; None if `unless` asks after one of its parts to abandon it.
 
     Args:
-        advance: is called after each part.
+        advance: called after each part.
     """
     with closing(work):
         while True:
@@ -27,5 +27,5 @@ def carried_out(
 
 
 def finished(work: Generator[None, None, T], advance: Callable[[], object] = lambda: None) -> T:
-    """What `work` returns, carried out to its end."""
+    """The result of `work`, done to its end."""
     return cast(T, carried_out(work, unless=lambda: False, advance=advance))

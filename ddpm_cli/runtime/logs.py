@@ -1,4 +1,4 @@
-"""What a run says: on the terminal, above the progress bar, and with times in its log file."""
+"""The log of a run: on the terminal, above the progress bar, and with times in its log file."""
 
 import logging
 import os
@@ -41,7 +41,7 @@ class _File(logging.FileHandler):
 
 
 class _Early(logging.Handler):
-    """As long as there is no log file: says warnings on stderr, and keeps them for the file."""
+    """While there is no log file yet: prints warnings to stderr, and keeps them for the file."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -61,7 +61,7 @@ log.addHandler(_early)
 
 @contextmanager
 def logging_to(file: Path) -> Iterator[None]:
-    """Send `log` to the terminal and append it to `file` while inside; that the terminal is lost is said there too.
+    """Send `log` to the terminal and append it to `file` while inside; the file also says if the terminal is lost.
 
     Raises:
         OSError: if the file cannot be written, also from `log.info` while inside.
@@ -89,7 +89,7 @@ def logging_to(file: Path) -> Iterator[None]:
 
 @contextmanager
 def said_on_terminal() -> Iterator[None]:
-    """Print what `log` says while inside, where there is no log file; warnings go to stderr, as they do outside."""
+    """Print `log` while inside, for commands without a log file; warnings go to stderr, as they do outside."""
     terminal, level = _Terminal(), log.level
     terminal.addFilter(lambda record: record.levelno < logging.WARNING)
     log.setLevel(logging.INFO)
@@ -102,7 +102,7 @@ def said_on_terminal() -> Iterator[None]:
 
 
 def append(file: Path, message: str) -> None:
-    """Add a line to a log file by one system call: in a signal's handler, or while something is being logged.
+    """Add a line to a log file with one system call, in a signal handler or while something is being logged.
 
     What cannot be added is lost.
     """

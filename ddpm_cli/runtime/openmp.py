@@ -1,4 +1,4 @@
-"""How torch's threads on the CPU, which are OpenMP's, share it with others. Read when torch is loaded, and never after.
+"""How torch's CPU threads, which are OpenMP's, share the CPU. Settings are read once, when torch is loaded.
 
 Threads of OpenMP wait for each other in busy loops. Where another process has taken the core of one of them, the others
 burn theirs until it comes back: a run is many times slower than its share of the machine would make it.
@@ -16,7 +16,7 @@ _OF_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 def prepare(*, wait_passively: bool = False) -> None:
-    """Set what OpenMP reads from the environment, unless the user has; to be called before torch is imported.
+    """Set OpenMP's environment variables, unless the user has; call this before torch is imported.
 
     Args:
         wait_passively: not in loops at all: for jobs that are started to share the same cores.

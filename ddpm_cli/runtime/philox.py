@@ -1,4 +1,4 @@
-"""Random numbers as functions of a counter, out of torch's elementary operations: the same on every device.
+"""Random numbers as functions of a counter, from elementary operations of torch: the same on every device.
 
 Integers are int64: of the product of two words of 32 bits it keeps all 64. Floats are float32, and only added,
 subtracted, multiplied and divided, an operation at a time. What each of these rounds to is said by IEEE 754; what a
@@ -79,7 +79,7 @@ def _root(x: Tensor) -> Tensor:
 
 
 def _polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
-    """By Horner's rule."""
+    """The polynomial at x, by Horner's rule."""
     value = x * coefficients[0]
     for coefficient in coefficients[1:-1]:
         value.add_(coefficient).mul_(x)

@@ -1,4 +1,4 @@
-"""Where every random number comes from: a seed per purpose, step, epoch or image, so that nothing random is stored."""
+"""The source of all random numbers: a seed per purpose, step, epoch or image, so that no random state is stored."""
 
 import hashlib
 import math

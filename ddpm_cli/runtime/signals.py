@@ -1,4 +1,4 @@
-"""The signals that ask a process to stop, and what becomes of it then."""
+"""The signals that ask a process to stop, and how it stops."""
 
 import atexit
 import functools
@@ -60,7 +60,7 @@ class Stop:
         return self.signal is not None
 
     def listen(self, *more: str) -> None:
-        """From now on answer the signals, and `more` of them. Only a process's main thread may call this.
+        """From now on handle the signals, and `more` of them. Only a process's main thread may call this.
 
         One that the process was started to ignore, as SIGHUP under nohup, is still ignored.
         """
@@ -72,13 +72,13 @@ class Stop:
                 self._answered.append(number)
 
     def begin(self) -> None:
-        """There is nothing to lose: some work, perhaps after other work, begins. Raises `Stopped` if it is not to."""
+        """Some work starts, with nothing to lose yet. Raises `Stopped` if it must not."""
         self._deferred = self._finished = self.keep = self.lost = None
         self._raise_if_nothing_to_lose()
 
     @contextmanager
     def installed_for_job(self, *more: str) -> Iterator[None]:
-        """Inside, as after `listen`; afterwards only take note: for a process that is given one job after another.
+        """Inside, as after `listen`; afterwards only record signals: for a process that gets one job after another.
 
         Raises `Stopped` at once for a job that is given after a signal.
         """
@@ -93,7 +93,7 @@ class Stop:
                 self._last_resort.cancel()
 
     def defer(self, until: str) -> None:
-        """There is something to lose now: only take note of a signal. Raises `Stopped` if there was one already.
+        """There is something to lose now: only record a signal. Raises `Stopped` if there was one already.
 
         Args:
             until: what will be done first, to be said when a signal comes.
@@ -102,12 +102,12 @@ class Stop:
         self._deferred = until
 
     def finish(self, status: int = 0) -> None:
-        """The work is done, or has failed for good: a signal changes nothing now, nor the exit status to be."""
+        """The work is done, or has failed for good: a signal no longer changes anything, nor the exit status."""
         self._finished = status
 
     @contextmanager
     def unmistaken(self) -> Iterator[None]:
-        """Inside, `Stopped` stays `Stopped`: raised in the middle of an import, say, it may come out as an error."""
+        """Inside, `Stopped` stays `Stopped`: raised during an import, say, it might turn into another error."""
         try:
             yield
         except Exception:
@@ -140,7 +140,7 @@ class Stop:
             self._last_resort.daemon = True
             self._last_resort.start()
         self._raise_if_nothing_to_lose()
-        again = " (once more: ends at once)" if name in _MEANT_AGAIN and not self._launched else ""
+        again = " (again: ends at once)" if name in _MEANT_AGAIN and not self._launched else ""
         self._say(f"{name}: {self._deferred}{again}")
 
     @property
@@ -148,7 +148,7 @@ class Stop:
         return self._in_worker or any(name in os.environ for name in _LAUNCHERS)
 
     def _ends_at_once(self, name: str) -> bool:
-        """Whether this was the last time that a signal was only asking."""
+        """Whether this signal, after an earlier one, ends the process at once."""
         if self._launched:
             return name == "SIGINT" and self._times[name] > 2  # one Ctrl-C may be two: the terminal's, the launcher's
         return name in _MEANT_AGAIN and self._times[name] > 1
@@ -169,7 +169,7 @@ class Stop:
             self.keep(message)
 
     def _ignore(self) -> None:
-        """The interpreter is about to take our answers away: a signal would then change how the process ends."""
+        """Ignore signals: the interpreter is about to remove our handlers, and one would change the exit status."""
         for number in self._answered:
             signal.signal(number, signal.SIG_IGN)
 

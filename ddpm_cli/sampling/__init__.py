@@ -1,1 +1,1 @@
-"""From a checkpoint to images: what is drawn, the loop that draws it, the images on the disk, the pictures of them."""
+"""From a checkpoint to images: the plan, the sampling loop, the images on the disk, and the grids of them."""

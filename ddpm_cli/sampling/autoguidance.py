@@ -1,4 +1,4 @@
-"""Autoguidance (Karras et al. 2024): away from what a worse model of the same images sees."""
+"""Autoguidance (Karras et al. 2024): guidance away from the prediction of a worse model of the same images."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Autoguidance:
-    """The guide, and how strongly the difference from it counts.
+    """The guide, and how strongly to guide away from it.
 
     Args:
-        guide: what `ckpt=` takes: an earlier checkpoint of the run, or a run of a smaller network on the same images.
-        weights: of the guide, as `weights=` of the command.
-        scale, interval, rescale: as of `Guidance`, with the guide in the place of the network without labels.
+        guide: given like `ckpt=`: an earlier checkpoint of the run, or a run of a smaller network on the same images.
+        weights: of the guide, like `weights=` of the command.
+        scale, interval, rescale: as of `Guidance`, with the guide instead of the network without labels.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -33,27 +33,27 @@ class Autoguidance:
 
     def __post_init__(self) -> None:
         if self.scale == 1:
-            raise ValueError("scale 1 leaves the guide without effect; more than 1 is away from it")
+            raise ValueError("scale 1 leaves the guide without effect; use a scale above 1")
         assert self.guidance  # which checks the rest
 
     @property
     def guidance(self) -> Guidance:
-        """What is done with the difference."""
+        """How the difference from the guide is used."""
         return Guidance(scale=self.scale, interval=self.interval, rescale=self.rescale)
 
 
 class Guide(NamedTuple):
-    """A guide that has been read."""
+    """A guide that has been loaded."""
 
     ddpm: "DDPM"
     said: str  # which checkpoint it is of
 
 
 def read_guide(options: Autoguidance, pretrained: "Pretrained", compute: "Compute", *, trust: list[str]) -> Guide:
-    """The guide on the device, verified; every process reads it for itself.
+    """Load the verified guide onto the device; every process loads it itself.
 
     Raises:
-        ConfigError: if there is none, or it cannot guide this model; says what differs.
+        ConfigError: if there is none, or it cannot guide this model; the message says what differs.
     """
     from ddpm_cli.checkpoint.pretrained import rebuild, select
 
@@ -62,7 +62,7 @@ def read_guide(options: Autoguidance, pretrained: "Pretrained", compute: "Comput
         guide = rebuild(selection, trust=trust)
         if guide.image_shape != pretrained.image_shape:
             ours, theirs = (list(model.image_shape) for model in (pretrained, guide))
-            raise ValueError(f"its images are {theirs}, those of ckpt {ours}")
+            raise ValueError(f"its images are {theirs}, ckpt's are {ours}")
         pretrained.ddpm.check_guide(guide.ddpm)
     compute.place(guide.ddpm)
     return Guide(guide.ddpm, f"step {guide.step:,} of {selection.checkpoint.path}")

@@ -1,13 +1,13 @@
-"""Batches of equal records that are being made: on the disk as soon as they are, so that a long run can be resumed.
+"""Batches of records of equal size, written to the disk as they are made, so that a long run can be resumed.
 
 A hidden folder holds
 
-    identity.json   what decides the records: only a run of the same identity resumes here
-    ONE FILE EACH   of the kinds of records: record i of all N at its own place
+    identity.json   everything that the records depend on: only a run with the same identity resumes here
+    ONE FILE EACH   for each kind of record: record i of all N at its place
     done            a byte for each batch, 1 once its records are on the disk
-    lock            held by the process that began the run or resumes it
+    lock            held by the process that started or resumed the run
 
-Several processes write to the same files, each its own batches. What is not marked as done is made again.
+Several processes write to the same files, each its own batches. Batches that are not marked as done are made again.
 """
 
 import io
@@ -31,28 +31,28 @@ LOCK_FILE = "lock"
 
 MOST_IDENTITY = 2**20  # bytes of JSON; ours has 3 kB
 MOST_BATCHES = 2**26
-FLUSH_SECONDS = 1.0  # what a killed process may have to make again; more often, flushing would take time from making
+FLUSH_SECONDS = 1.0  # the most that a killed process loses; flushing more often would slow down the sampling
 
 
 @contextmanager
 def locked(folder: Path, busy: str) -> Iterator[None]:
-    """Hold a folder while inside. Afterwards nothing is left of a run that has finished, or made nothing.
+    """Lock a folder while inside. Afterwards nothing remains of a run that has finished, or made nothing.
 
     Args:
-        busy: begins the message about another process that holds it.
+        busy: the beginning of the message if another process holds it.
 
     Raises:
-        BlockingIOError: if another process holds it; says which.
-        ValueError: if something in it is a link, or no plain file.
+        BlockingIOError: if another process holds it; the message says which.
+        ValueError: if something in it is a link, or not a plain file.
     """
     with suppress(FileExistsError):
         os.mkdir(folder)
     try:
         for path in (folder, *folder.iterdir()):
             if path.is_symlink():
-                raise ValueError(f"{path} is a link; what is being drawn lies in its own directory")
+                raise ValueError(f"{path} is a link; unfinished samples must be in their own directory")
             if not path.is_dir() and plain_files.size(path) > MOST_BATCHES and path.name == DONE_FILE:
-                raise ValueError(f"{path} is not whole; remove {folder} to begin anew")
+                raise ValueError(f"{path} is incomplete; remove {folder} to start over")
         try:
             release = lock.acquire(folder / LOCK_FILE)
         except BlockingIOError as error:
@@ -62,7 +62,7 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
         finally:
             try:
                 if not (folder / IDENTITY_FILE).exists() or not any(_done(folder)):
-                    with suppress(OSError):  # what is left is cleared by the next
+                    with suppress(OSError):  # the next run clears what remains
                         clear(folder)
             finally:
                 release()
@@ -72,36 +72,36 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
 
 
 def resumes(folder: Path, identity: dict, *, what: str, n: int, batch_size: int, records: Mapping[str, int]) -> bool:
-    """Whether a run of this identity can be resumed in a folder that is held; False: nothing is there to resume.
+    """Whether a run of this identity can be resumed in a locked folder; False: there is nothing to resume.
 
     Args:
-        what: the folder is said to hold, in messages.
+        what: what the folder holds, in messages.
         n, batch_size, records: as of `BatchStore`.
 
     Raises:
-        ValueError: if what was begun there is of another identity, or its files are not whole.
+        ValueError: if the run there has another identity, or its files are incomplete.
     """
     kept = identity_in(folder / IDENTITY_FILE)
     if kept is None or not any(_done(folder)):
         return False
-    check_same(what, kept, identity, f"choose another directory, or remove {folder} to begin anew")
+    check_same(what, kept, identity, f"choose another directory, or remove {folder} to start over")
     for name, size in _sizes(n, batch_size, records).items():
         if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-            raise ValueError(f"{folder / name} is not whole; remove {folder} to begin anew")
+            raise ValueError(f"{folder / name} is incomplete; remove {folder} to start over")
         durable.unshare(folder / name)
     return True
 
 
 def create(folder: Path, identity: dict, *, n: int, batch_size: int, records: Mapping[str, int]) -> None:
-    """Make room for a new run in a folder that is held and holds nothing of another.
+    """Create the files of a new run in a locked folder that holds no other run.
 
     Raises:
-        ValueError: for more batches than can be.
-        OSError: if the files cannot be made.
+        ValueError: for too many batches.
+        OSError: if the files cannot be created.
     """
     sizes = _sizes(n, batch_size, records)
     if sizes[DONE_FILE] > MOST_BATCHES:
-        raise ValueError(f"at most {MOST_BATCHES:,} batches are drawn there; a larger batch_size makes fewer")
+        raise ValueError(f"at most {MOST_BATCHES:,} batches; use a larger batch_size")
     for name, size in sizes.items():
         with durable.errors_naming(folder / name), open(folder / name, "xb") as file:
             file.truncate(size)
@@ -115,13 +115,13 @@ def _sizes(n: int, batch_size: int, records: Mapping[str, int]) -> dict[str, int
 
 
 class BatchStore:
-    """What of the records in a folder is there, for a process to read and add to.
+    """The records in a folder, for a process to read and add to.
 
     Args:
-        folder: where a run has been begun.
+        folder: of a run that has been started.
         n: how many records of each kind there will be.
-        batch_size: records of every batch but the last.
-        records: by the name of its file, the bytes of one record of each kind.
+        batch_size: records in every batch but the last.
+        records: for each kind, by the name of its file, the bytes of one record.
 
     Raises:
         OSError: if it cannot be read and written.
@@ -132,7 +132,7 @@ class BatchStore:
         self.n = n
         self.batch_size = batch_size
         self.records = dict(records)
-        self._unmarked: list[int] = []  # batches that have been written, but may not be on the disk
+        self._unmarked: list[int] = []  # batches that have been written, but may not be on the disk yet
         self._flushed = time.monotonic()
         self._files = {name: open(folder / name, "r+b", buffering=0) for name in (*records, DONE_FILE)}  # noqa: SIM115
 
@@ -164,11 +164,11 @@ class BatchStore:
         return range(first, min(first + self.batch_size, self.n))
 
     def keep(self, indices: range, content: Mapping[str, memoryview]) -> None:
-        """Write down a batch. It counts as done once flushed, at the latest when this is closed.
+        """Write a batch. It counts as done once flushed, at the latest when the store is closed.
 
         Args:
             indices: of its records.
-            content: of each kind all of them, one after another.
+            content: for each kind all its records, one after another.
         """
         for name, data in content.items():
             with durable.errors_naming(self.folder / name):
@@ -178,7 +178,7 @@ class BatchStore:
             self.flush()
 
     def flush(self) -> None:
-        """Mark what has been written as done, once it is on the disk."""
+        """Flush the written batches to the disk, and mark them as done."""
         if not self._unmarked:
             return
         for name in self.records:
@@ -192,7 +192,7 @@ class BatchStore:
         self._flushed = time.monotonic()
 
     def read_into(self, name: str, indices: range, buffer: memoryview) -> None:
-        """Fill a buffer with the records of one kind, of a range without gaps."""
+        """Fill a buffer with the records of one kind in a contiguous range."""
         file, buffer = self._files[name], buffer.cast("B")
         with durable.errors_naming(self.folder / name):
             file.seek(indices.start * self.records[name])
@@ -207,16 +207,16 @@ def _write(file: io.FileIO, offset: int, content: memoryview) -> None:
 
 
 def identity_in(file: Path) -> dict | None:
-    """What a file holds that a run has left; None if there is none. Raises ValueError if it is not ours."""
+    """The identity in a file that a run wrote; None if there is none. Raises ValueError if the file is not ours."""
     try:
         found = json.loads(plain_files.read(file, MOST_IDENTITY))
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:
         reason = shown(str(error))
-        raise ValueError(f"{file} is not ours ({reason}); remove {file.parent} to begin anew") from error
+        raise ValueError(f"{file} is not of ddpm-cli ({reason}); remove {file.parent} to start over") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{file} is not ours; remove {file.parent} to begin anew")
+        raise ValueError(f"{file} is not of ddpm-cli; remove {file.parent} to start over")
     return found
 
 
@@ -229,7 +229,7 @@ def check_same(what: str, kept: dict, identity: dict, advice: str) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what a run that made nothing, or has finished, left in its folder."""
+    """Remove the files of a run that has finished, or made nothing, from its folder."""
     for path in folder.iterdir():
         if path.name in (LOCK_FILE, LOCK_FILE + lock.EXISTS):
             continue

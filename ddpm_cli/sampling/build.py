@@ -1,6 +1,6 @@
-"""From the options of a command and a model to the loop that draws; every choice is tried before anything is drawn.
+"""Builds the sampling loop from a command's options and a model; every choice is checked before anything is sampled.
 
-Heavy modules are imported inside the functions: a mistyped key is answered without torch.
+Heavy modules are imported inside the functions, so that a mistyped key is reported without importing torch.
 """
 
 import hashlib
@@ -29,27 +29,28 @@ if TYPE_CHECKING:
     from ddpm_cli.sampling.loop import SamplingLoop
     from ddpm_cli.sampling.modes import Plan, SampleContext
 
-# Options that decide where images go and how they are shown, or are looked at only to find what does decide them.
+# Options that only say where images go and how they are shown, or are used to find the ones that images depend on.
 _NOT_IN_THE_IMAGES = ("out", "save", "trust", "weights", "ema_length", "ckpt_sha256")
-# Calls of the network from which on compile=auto has it compiled, on CUDA: that takes about as long as it saves in
-# so many. By count, as what is compiled may round another way: images must not depend on how fast a machine is.
+# With this many calls of the network or more, compile=auto compiles it on CUDA: compiling takes about as long as it
+# saves in so many. It is a count, not a time, as a compiled network may round differently: images must not depend on
+# the speed of a machine.
 COMPILE_FROM_CALLS = 2000
 
 
 def build_loop(
     pretrained: "Pretrained", compute: "Compute", options: SampleOptions, changes: Iterable[str]
 ) -> "SamplingLoop":
-    """What `options`, with classes in numbers, ask of a model that has been placed on its device.
+    """The sampling loop for `options`, with classes as numbers, and a model on its device.
 
     Args:
         changes: the options that the command line sets.
 
     Raises:
-        ConfigError: if that cannot be drawn; names the key.
+        ConfigError: if this cannot be sampled; names the key.
     """
     plan = _plan(pretrained, compute, options)
     if "seed" in changes and not plan.by_seed:
-        raise ConfigError(f"seed: has no effect with mode={option_called(options.mode)}, which draws nothing at random")
+        raise ConfigError(f"seed: has no effect with mode={option_called(options.mode)}, which is not random")
     plan = plan._replace(labels=_labels(pretrained, plan, options))
     return _loop(pretrained, plan, compute, options)
 
@@ -57,10 +58,10 @@ def build_loop(
 def build_new_images(
     pretrained: "Pretrained", compute: "Compute", options: DrawingOptions, *, n: int, labels: Sequence[int] | None
 ) -> "SamplingLoop":
-    """The loop that draws `n` new images from noise, each of its own label `[n]` where there are labels.
+    """The loop that samples `n` new images from noise, with labels `[n]` if there are any.
 
     Raises:
-        ConfigError: if that cannot be drawn; names the key.
+        ConfigError: if this cannot be sampled; names the key.
     """
     from ddpm_cli.sampling.modes import Generate
 
@@ -70,7 +71,7 @@ def build_new_images(
 
 
 def _plan(pretrained: "Pretrained", compute: "Compute", options: SampleOptions) -> "Plan":
-    """What is to be drawn, of which the sampler and the mode have been tried."""
+    """The plan of what to sample; its sampler and mode have been checked."""
     context = _context(pretrained, compute, options, n=options.n, classes=len(_classes(pretrained, options)))
     mode = instantiate(options.mode, "mode")
     with naming(f"mode={option_called(options.mode)}"):
@@ -80,7 +81,7 @@ def _plan(pretrained: "Pretrained", compute: "Compute", options: SampleOptions) 
 def _context(
     pretrained: "Pretrained", compute: "Compute", options: DrawingOptions, *, n: int, classes: int
 ) -> "SampleContext":
-    """What a mode works with; the sampler has been tried."""
+    """What a mode works with; the sampler has been checked."""
     from ddpm_cli.sampling.modes import SampleContext
 
     schedule = pretrained.ddpm.schedule
@@ -101,14 +102,14 @@ def _context(
 
 
 def _classes(pretrained: "Pretrained", options: SampleOptions) -> list[int]:
-    """The classes that were asked for; none for images without labels."""
+    """The requested classes; empty for images without labels."""
     known = pretrained.ddpm.num_classes
     if options.classes is None:
         if known is not None and pretrained.label_dropout == 0 and not pretrained.ddpm.needs_labels:
             raise ConfigError("classes: the network was trained with every label (label_dropout=0); choose classes=all")
         return []
     if options.classes == []:
-        raise ConfigError("classes: names none; leave it out, or choose classes=all")
+        raise ConfigError("classes: is empty; leave it out, or choose classes=all")
     if known is None:
         raise ConfigError("classes: has no effect, the network was trained without labels (data.num_classes)")
     if pretrained.label_dropout == 1:
@@ -124,31 +125,31 @@ def _classes(pretrained: "Pretrained", options: SampleOptions) -> list[int]:
 
 
 def _labels(pretrained: "Pretrained", plan: "Plan", options: SampleOptions) -> list[int] | None:
-    """The label of each image: the rows take turns with the classes."""
+    """The label of each image: the classes are given to the rows in turn."""
     classes = _classes(pretrained, options)
     if not classes:
         return _drawn_labels(pretrained, plan, options) if pretrained.ddpm.needs_labels else None
     if len(classes) > plan.rows:
-        raise ConfigError(f"classes: {len(classes)} are more than the {plan.rows} rows that take turns with them")
+        raise ConfigError(f"classes: {len(classes)} classes, but only {plan.rows} rows to give them to in turn")
     return [classes[image // plan.per_row % len(classes)] for image in range(plan.images)]
 
 
 def _drawn_labels(pretrained: "Pretrained", plan: "Plan", options: SampleOptions) -> list[int]:
-    """A label for each image of a network that needs one: all are as likely, and image i has the same in every run."""
+    """A label for each image, if the network needs one: all equally likely, and the same for image i in every run."""
     from ddpm_cli.runtime.seeds import derive_seed
 
     known = pretrained.ddpm.num_classes
     assert known is not None
     if not plan.by_seed:
         raise ConfigError(
-            f"classes: the network takes a label with each image (model.null_label=false), and "
-            f"mode={option_called(options.mode)} draws none at random; say which"
+            f"classes: the network needs a label for each image (model.null_label=false), and "
+            f"mode={option_called(options.mode)} chooses none at random; name them"
         )
     return [derive_seed(options.seed, "label", image) % known for image in range(plan.images)]
 
 
 def _loop(pretrained: "Pretrained", plan: "Plan", compute: "Compute", options: DrawingOptions) -> "SamplingLoop":
-    """The loop that draws a plan, with guidance and threshold as asked for."""
+    """The loop that samples a plan, with the requested guidance and threshold."""
     from ddpm_cli.sampling.autoguidance import read_guide
     from ddpm_cli.sampling.loop import SamplingLoop
 
@@ -156,7 +157,7 @@ def _loop(pretrained: "Pretrained", plan: "Plan", compute: "Compute", options: D
     guide = None
     timesteps = pretrained.ddpm.schedule.timesteps
     if guidance.interval is not None and guidance.interval[1] >= timesteps:
-        raise ConfigError(f"guidance.interval: t is below the schedule's {timesteps}, got {list(guidance.interval)}")
+        raise ConfigError(f"guidance.interval: must be below the schedule's {timesteps}, got {list(guidance.interval)}")
     if by_another is not None:
         guide = read_guide(by_another, pretrained, compute, trust=options.trust)
     else:
@@ -169,7 +170,7 @@ def _loop(pretrained: "Pretrained", plan: "Plan", compute: "Compute", options: D
 
 
 def guidance_of(options: DrawingOptions) -> "tuple[Guidance, Autoguidance | None]":
-    """How strongly to guide, and the guide if it is another model than the network without labels."""
+    """How strongly to guide, and the guide if it is another model and not the network without labels."""
     from ddpm_cli.sampling.autoguidance import Autoguidance
 
     chosen = instantiate(options.guidance, "guidance")
@@ -177,18 +178,18 @@ def guidance_of(options: DrawingOptions) -> "tuple[Guidance, Autoguidance | None
 
 
 def _check_labels_guide(pretrained: "Pretrained", guidance: "Guidance", *, labelled: bool) -> None:
-    """Raise ConfigError where guidance has to be by labels, and cannot be."""
+    """Raise ConfigError if guidance needs labels, and cannot use them."""
     if guidance.scale == 1:
         return
     if not labelled:
-        raise ConfigError("guidance.scale: has no effect without classes=..., of a network trained on labels")
+        raise ConfigError("guidance.scale: has no effect without classes=..., and needs a network trained on labels")
     if pretrained.label_dropout == 0:
         why = "model.null_label=false" if pretrained.ddpm.needs_labels else "label_dropout=0"
-        raise ConfigError(f"guidance.scale: the network was trained with every label ({why}), so it cannot do without")
+        raise ConfigError(f"guidance.scale: the network was trained with every label ({why}) and needs one")
 
 
 def sampler_node(options: DrawingOptions, pretrained: "Pretrained") -> dict:
-    """The sampler's configuration; where it takes a variance, that of the checkpoint unless another was chosen."""
+    """The sampler's configuration; if it takes a variance, that of the checkpoint unless another was chosen."""
     if "variance" not in options.sampler:
         if options.variance is not None:
             raise ConfigError(
@@ -196,16 +197,16 @@ def sampler_node(options: DrawingOptions, pretrained: "Pretrained") -> dict:
             )
         return options.sampler
     if options.sampler["variance"] != options.variance:
-        raise ConfigError("sampler.variance: is chosen by variance=fixed_small or another option of that group")
+        raise ConfigError("sampler.variance: choose it with variance=fixed_small, or another option of that group")
     if options.variance is None:
         return options.sampler | {"variance": pretrained.config["variance"]}
     if instantiate(options.variance, "variance").learned and not pretrained.ddpm.learns_variance:
-        raise ConfigError("variance: the network was not trained to say it; choose fixed_small or fixed_large")
+        raise ConfigError("variance: the network does not predict a variance; choose fixed_small or fixed_large")
     return options.sampler | {"variance": options.variance}
 
 
 def _compiled_batch(plan: "Plan", compute: "Compute", options: DrawingOptions) -> int | None:
-    """For batches of how many images the network is to be compiled; None: for none."""
+    """The batch size for which to compile the network; None: do not compile."""
     return min(options.batch_size, plan.images) if _compiled(plan, compute, options) else None
 
 
@@ -218,7 +219,7 @@ def _compiled(plan: "Plan", compute: "Compute", options: DrawingOptions) -> bool
 
 
 def identity(pretrained: "Pretrained", loop: "SamplingLoop", options: SampleOptions) -> dict[str, object]:
-    """Everything that decides the images, as JSON: of files not where they lie but what is in them."""
+    """Everything that the images depend on, as JSON: the content of files, not their paths."""
     from ddpm_cli.runtime.seeds import IMAGE_NOISE
 
     decisive = {key: value for key, value in asdict(options).items() if key not in _NOT_IN_THE_IMAGES}
@@ -239,14 +240,14 @@ def identity(pretrained: "Pretrained", loop: "SamplingLoop", options: SampleOpti
 
 
 def guidance_identity(options: DrawingOptions, loop: "SamplingLoop") -> dict:
-    """What decides how the images are guided: of a guide not where it lies but what is in it."""
+    """What the guidance of the images depends on: the content of a guide, not its path."""
     if loop.guide is None:
         return dict(options.guidance)
     return options.guidance | {"guide": _digest(loop.guide.ddpm.model.state_dict().values())}
 
 
 def digest_of_model(pretrained: "Pretrained") -> str:
-    """Of the weights that are drawn with, whichever file or average they come from, and of their diffusion."""
+    """A digest of the weights that are used, whichever file or average they come from, and of their diffusion."""
     described = json.dumps({group: pretrained.config[group] for group in DDPM_GROUPS}, sort_keys=True, default=str)
     return _digest(pretrained.ddpm.model.state_dict().values(), described.encode())
 

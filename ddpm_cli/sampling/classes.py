@@ -1,4 +1,4 @@
-"""Which classes are meant: those that a user names, by number or by name, as numbers."""
+"""The classes that a user gives by number or name, as numbers."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ SHOWN = 20  # by name
 def class_numbers(
     chosen: list[int | str] | int | str | None, names: Sequence[str]
 ) -> list[int | str] | int | str | None:
-    """What `classes=` says, in numbers: a list of them, "all", or None.
+    """The value of `classes=` as numbers: a list of them, "all", or None.
 
     Args:
-        chosen: a class or a list of classes, each by its number or its name; a number is never taken for a name.
-        names: of class 0, 1, ...; none if they are not known.
+        chosen: a class or a list of classes, each by number or name; a number is never taken for a name.
+        names: of class 0, 1, ...; empty if they are not known.
 
     Raises:
-        ConfigError: for a name that no class or more than one has, and a number that can only be meant as a name.
+        ConfigError: for a name that no class or more than one class has, and a number that can only be meant as a name.
     """
     if chosen is None or chosen == "all":
         return chosen
@@ -27,7 +27,7 @@ def class_numbers(
 
 
 def classes_text(numbers: Sequence[int], names: Sequence[str]) -> str:
-    """ "0: cat, 3: dog", or the numbers alone where the names are not known."""
+    """ "0: cat, 3: dog", or the numbers alone if the names are not known."""
     more = ["..."] if len(numbers) > SHOWN else []
     known = [f"{number}: {printable(names[number])}" if number < len(names) else f"{number}" for number in numbers]
     return ", ".join([*known[:SHOWN], *more])
@@ -37,15 +37,15 @@ def _number(one: int | str, names: Sequence[str]) -> int:
     if isinstance(one, int):
         if one >= len(names) and str(one) in names:
             raise ConfigError(
-                f"classes: there is no class number {one}, of {classes_text(range(len(names)), names)}; a name that is "
-                f"a number is put in quotes, as 'classes=[\"{one}\"]'"
+                f"classes: no class number {one}; the classes are {classes_text(range(len(names)), names)}; a name "
+                f"that is a number needs quotes: 'classes=[\"{one}\"]'"
             )
         return one
     if names.count(one) == 1:
         return names.index(one)
     if not names:
         raise ConfigError(f"classes: the checkpoint does not know the names of its classes, got {shown(one)!r}")
-    there_are = f"there are {classes_text(range(len(names)), names)}"
+    there_are = f"the classes are {classes_text(range(len(names)), names)}"
     if names.count(one) > 1:
-        raise ConfigError(f"classes: more than one class is called {shown(one)!r}, say its number; {there_are}")
+        raise ConfigError(f"classes: more than one class is called {shown(one)!r}, give its number; {there_are}")
     raise ConfigError(f"classes: no class is called {shown(one)!r}{nearest(one, names)}; {there_are}")

@@ -1,7 +1,6 @@
-"""The sampling loop: whatever is drawn, by `ddpm-sample` or as a preview, is drawn here, batch by batch.
+"""The sampling loop, which samples all images batch by batch, for `ddpm-sample` and for previews.
 
-On a GPU nothing in a batch waits for it before the batch is done: the loop runs ahead and only queues what is to be
-computed.
+On a GPU nothing waits before a batch is done: the host runs ahead and only queues the computation.
 """
 
 import os
@@ -23,7 +22,7 @@ from ddpm_cli.sampling.modes import Plan
 
 TRAJECTORY_IMAGES = 8
 TRAJECTORY_FRAMES = 16
-NOT_FINITE = "the images are not finite numbers; try precision=fp32, more sampler.steps or a smaller guidance.scale"
+NOT_FINITE = "the images are not finite; try precision=fp32, more sampler.steps or a smaller guidance.scale"
 
 
 class Keep(Protocol):
@@ -33,13 +32,13 @@ class Keep(Protocol):
 
 
 class SamplingLoop:
-    """A network, what is to be drawn with it, and how.
+    """A network, what to sample with it, and how.
 
     Args:
-        denoiser: makes one of a batch's labels `[B]`, or of None; None: the network's own, see `DDPM.denoiser`.
-        guide: what the denoiser guides away from, if that is another model.
-        compiled: draw batches of this many images with the network as it is compiled, others (0: all) as it was
-            written; None: it is not compiled.
+        denoiser: makes a denoiser from a batch's labels `[B]`, or from None; None: `DDPM.denoiser` of the network.
+        guide: the model that the denoiser guides away from, if it is another one.
+        compiled: use the compiled network for batches of this many images, and the original for others (0: for all);
+            None: it is not compiled.
     """
 
     def __init__(
@@ -60,20 +59,20 @@ class SamplingLoop:
         self.compiled = compiled
 
     def states(self, indices: range) -> Iterator[Tensor]:
-        """x of the images of these indices after every step of `plan.steps`, `[B, C, H, W]` on the device."""
+        """x of the images at these indices after every step of `plan.steps`, `[B, C, H, W]` on the device."""
         with self.compute.autocast(), self._compiled_for(len(indices)):
             yield from self.ddpm.reverse_process(self.plan.walk(self._denoise(indices), indices))
 
     def draw(self, batches: Sequence[range], keep: Keep, *, followed: int = 0, show_progress: bool = True) -> None:
-        """Draw the images of these indices, and hand over each batch as soon as it is done.
+        """Sample the images at these indices, and pass each batch to `keep` as soon as it is done.
 
         Args:
-            followed: of how many of the plan's first images to keep the trajectory, the way there from noise.
+            followed: how many of the plan's first images to keep the trajectory of, from noise to image.
 
         Raises:
             RunError: if an image is not finite.
         """
-        hidden = None if show_progress else True  # None: where stderr is no terminal
+        hidden = None if show_progress else True  # None: hidden if stderr is not a terminal
         total = self.plan.steps * len(batches)
         with tqdm(total=total, desc="sampling", unit="step", disable=hidden, dynamic_ncols=True) as bar:
             for indices in batches:
@@ -92,9 +91,9 @@ class SamplingLoop:
 
     @torch.no_grad()
     def compile(self, image_shape: tuple[int, int, int]) -> None:
-        """Have the network compiled now, by a first call of it, rather than in the middle of drawing."""
+        """Compile the network now, by a first call, rather than in the middle of sampling."""
         assert self.compiled is not None
-        # Kernels that compute the same on every run, not those that a timing found faster; read when it is imported.
+        # Kernels that compute the same in every run, not those that were timed as fastest; read at import.
         os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
         self.compute.compile(self.ddpm.model)
         x = torch.zeros(self.compiled, *image_shape, device=self.compute.device)
@@ -103,7 +102,7 @@ class SamplingLoop:
 
     @contextmanager
     def _compiled_for(self, size: int) -> Iterator[None]:
-        """Inside, a compiled network is called as it is compiled if it is so for batches of this size."""
+        """Inside, the compiled network is used if it was compiled for batches of this size."""
         with ExitStack() as as_written:
             if self.compiled is not None and size != self.compiled:
                 as_written.enter_context(torch.compiler.set_stance("force_eager"))
@@ -118,7 +117,7 @@ class SamplingLoop:
             return denoise
 
         def same_layout(x_t: Tensor, t: int) -> Denoised:
-            return denoise(x_t.contiguous(), t)  # what is compiled holds for one order of x_t's numbers in memory
+            return denoise(x_t.contiguous(), t)  # the network is compiled for one memory layout of x_t
 
         return same_layout
 

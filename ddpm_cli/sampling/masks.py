@@ -1,4 +1,4 @@
-"""Where pictures are to be painted anew, as a user draws it: white, in labels of 0 and 1, or by transparency."""
+"""Inpainting masks, as users draw them: where it is white, where labels are 1, or by transparency."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +11,8 @@ from torch import Tensor
 from ddpm_cli.data.decode import cropped, upright_picture, upright_size
 from ddpm_cli.io.text import printable
 
-_WHITE = 128  # of 255: from here on it is white, and opaque
-_NEARLY = 16  # of 255: what is that far from black or white is a tone of its own
+_WHITE = 128  # of 255: this and more is white, and opaque
+_NEARLY = 16  # of 255: what differs by this much from black and white is another tone
 
 
 class _Size(NamedTuple):
@@ -24,10 +24,10 @@ class _Size(NamedTuple):
 
 
 def read_mask(path: str, size: tuple[int, int], pictures: list[Path]) -> Tensor:
-    """bool `[1, H, W]` of `size` (H, W), True where the mask at `path` says that `pictures` are to be painted.
+    """bool `[1, H, W]` of `size` (H, W), True where the mask at `path` says to paint in `pictures`.
 
-    The mask has the size of every picture, or its aspect ratio, and is scaled and cropped as that is; or it is of
-    `size` itself, drawn on what is left of the picture. See `whiteness` for what says where to paint.
+    The mask has the size or the aspect ratio of every picture, and is scaled and cropped like it; or it is of `size`
+    itself, drawn on the cropped picture. See `whiteness` for what says where to paint.
 
     Raises:
         ValueError: naming the file, if it cannot be decoded, does not fit a picture, or is white everywhere or nowhere.
@@ -50,9 +50,9 @@ def read_mask(path: str, size: tuple[int, int], pictures: list[Path]) -> Tensor:
 def whiteness(mask: Image.Image) -> Image.Image:
     """Mode L of the same size, 255 where to paint and 0 where to keep.
 
-    A mask of one layer is its brightness; one that holds no other numbers than 0 and 1 is a label, 1 where to paint.
-    With transparency, it depends on what is opaque: white strokes are where to paint, black ones what to keep; black
-    and white are what they are; and of a picture that has been cut out it is the hole.
+    In a mask of one layer, brightness says where to paint; a mask with only the values 0 and 1 is a label, 1 where to
+    paint. With transparency, it depends on the opaque pixels: white strokes say where to paint, black strokes what to
+    keep; an opaque mask in black and white is taken as it is; in a picture with a part cut out, the hole is painted.
     """
     if mask.has_transparency_data:
         layers = mask.convert("RGBA")
@@ -82,7 +82,7 @@ def _by_alpha(layers: Image.Image, alpha: Image.Image, opaque: np.ndarray) -> Im
 
 
 def _labels(mask: Image.Image) -> np.ndarray | None:
-    """uint8 `[H, W]`, 0 and 1, of a picture that holds no other numbers; None of others."""
+    """uint8 `[H, W]` of 0 and 1, for an image without other values; None for others."""
     if mask.mode not in ("L", "P", "I", "F", "RGB") and not mask.mode.startswith("I;16"):
         return None
     numbers = np.asarray(mask)
@@ -90,7 +90,7 @@ def _labels(mask: Image.Image) -> np.ndarray | None:
         numbers = numbers.max(axis=2)
     if not np.isin(numbers, (0, 1)).all() or not numbers.any():
         return None
-    if mask.mode == "P":  # the numbers of a palette's colours: where these are black and white, they are what counts
+    if mask.mode == "P":  # indices into a palette: if its colours are black and white, the colours count
         tones = np.asarray(mask.convert("L"))
         if tones.min() < _NEARLY and tones.max() >= 255 - _NEARLY:
             return (tones >= _WHITE).astype(np.uint8)
@@ -98,21 +98,21 @@ def _labels(mask: Image.Image) -> np.ndarray | None:
 
 
 def _check_fits(mask: _Size, picture: _Size, file: Path, size: _Size) -> None:
-    """Raise ValueError unless one side of the mask is what the picture's is when it is scaled to the other."""
+    """Raise ValueError unless the mask has the picture's aspect ratio, to the pixel on one side."""
     as_high = round(picture.height * mask.width / picture.width) == mask.height
     as_wide = round(picture.width * mask.height / picture.height) == mask.width
     if not (as_high or as_wide):
         raise ValueError(
-            f"the mask is {mask}, {printable(str(file))} is {picture} (height x width): a mask has the size of its "
-            f"picture, or its aspect ratio, or is {size} as the network's images are"
+            f"the mask is {mask}, {printable(str(file))} is {picture} (height x width): a mask must have its "
+            f"picture's size or aspect ratio, or the network's size, {size}"
         )
 
 
 def _without_two_sides(whole: np.ndarray, white: np.ndarray, size: tuple[int, int]) -> str:
-    meaning = "white is where to paint, black what to keep"
+    meaning = "white is painted, black is kept"
     if white.any():
-        inside = " within what is left of the picture" if not whole.all() else ""
+        inside = " within the cropped picture" if not whole.all() else ""
         return f"is white everywhere{inside}: {meaning}"
     if not whole.any():
-        return f"is white nowhere: {meaning}"
-    return f"loses all its white when it is cropped and scaled as its picture is, to {_Size(*size)}: {meaning}"
+        return f"has no white: {meaning}"
+    return f"loses all its white when it is cropped and scaled like its picture, to {_Size(*size)}: {meaning}"

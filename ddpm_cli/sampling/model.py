@@ -1,6 +1,6 @@
-"""The model that a command draws with, on every process: the device, the weights, the network; what one refuses all do.
+"""The model of a command on every process: device, weights, network. If one process refuses, all do.
 
-Heavy modules are imported inside the functions: `--help` and a mistyped key are answered without torch.
+Heavy modules are imported inside the functions: `--help` and mistyped keys are handled without importing torch.
 """
 
 import sys
@@ -23,7 +23,7 @@ Options = TypeVar("Options", bound=DrawingOptions)
 
 
 def agreed(world: "World", call: Callable[[], T]) -> T:
-    """What `call` returns on this rank; what one rank refuses all do, so that rank 0 can say it."""
+    """The result of `call` on this rank; if one rank refuses, all do, so that rank 0 can print the message."""
     if world.size == 1:
         return call()
     try:
@@ -39,7 +39,7 @@ def agreed(world: "World", call: Callable[[], T]) -> T:
 
 
 def first_on_main(world: "World", call: Callable[[], T]) -> T:
-    """What `call` returns, on every rank: rank 0 goes first, however long it takes; what it refuses all do."""
+    """The result of `call` on each rank: rank 0 calls it first, however long it takes; if it refuses, all do."""
     if world.size == 1:
         return call()
     result, problem = None, None
@@ -56,7 +56,7 @@ def first_on_main(world: "World", call: Callable[[], T]) -> T:
 
 
 def choose(options: DrawingOptions, world: "World") -> "Compute":
-    """Where this process computes, and in which precision."""
+    """The device and precision of this process."""
     from ddpm_cli.runtime.device import choose_compute
 
     with naming("device"):
@@ -64,7 +64,7 @@ def choose(options: DrawingOptions, world: "World") -> "Compute":
 
 
 def select(options: DrawingOptions, path: str, world: "World") -> "Selection":
-    """The weights that rank 0 has found at a path and verified, for all."""
+    """The weights that rank 0 has found at a path and verified for all ranks."""
     from ddpm_cli.checkpoint.pretrained import select
 
     with naming("ckpt"):
@@ -80,7 +80,7 @@ def select(options: DrawingOptions, path: str, world: "World") -> "Selection":
 
 
 def with_own_threshold(options: Options, selection: "Selection", changes: Iterable[str]) -> Options:
-    """The options with the threshold of the model, if it has come with one and the command line chooses no other.
+    """The options with the model's threshold, if it came with one and the command line chooses no other.
 
     Args:
         changes: the dotted keys that the command line sets.
@@ -108,7 +108,7 @@ def rebuild(selection: "Selection", options: DrawingOptions, compute: "Compute",
 
 
 def compile_now(loop: "SamplingLoop", options: DrawingOptions, image_shape: tuple[int, int, int]) -> None:
-    """Compile the network; where compile=auto finds that this cannot be, it is drawn with as it was written."""
+    """Compile the network; with compile=auto, sample with it uncompiled if it cannot be compiled."""
     from ddpm_cli.runtime.device import out_of_memory
 
     try:

@@ -1,9 +1,9 @@
-"""`sampler.spacing=optimized`: the timesteps chosen for the model that is drawn with, and kept beside its checkpoint.
+"""`sampler.spacing=optimized`: timesteps chosen for a model, and kept beside its checkpoint.
 
-RUN/timesteps/ has a small file for each setting: what decided the choice, and what was chosen. It may be anybody's:
-nothing of it is used unless it is of this very setting, and its timesteps could be.
+RUN/timesteps/ has a small file for each setting: what the choice depends on, and the choice. The file may be anybody's:
+it is used only if it is for exactly this setting and its timesteps are possible.
 
-Heavy modules are imported inside the functions: a mistyped key is answered without torch.
+Heavy modules are imported inside the functions, so that a mistyped key is reported without importing torch.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from ddpm_cli.sampling.loop import SamplingLoop
 
 Options = TypeVar("Options", bound=DrawingOptions)
-NOISES = 32  # that the choice is made on, of labels in turn
+NOISES = 32  # images on which the choice is made, with labels in turn
 MOST_FILE = 2**16  # bytes; ours have 2 kB
-METHOD = 1  # changes where another choice would be made of the same setting
+METHOD = 1  # changes if the method would choose differently for the same setting
 
 
 class _Setting(NamedTuple):
-    """What a choice is made for."""
+    """What a choice depends on."""
 
     pretrained: "Pretrained"
     loop: "SamplingLoop"  # of the images, with as many timesteps of another spacing
@@ -47,7 +47,7 @@ class _Setting(NamedTuple):
 
 
 def until_chosen(options: Options) -> Options:
-    """With another spacing in the place of `optimized`, as plans are made and everything is checked with."""
+    """The options with another spacing instead of `optimized`, with which plans are made and checked."""
     if not is_optimized(options.sampler):
         return options
     return replace(options, sampler=options.sampler | {"spacing": "trailing"})
@@ -56,21 +56,21 @@ def until_chosen(options: Options) -> Options:
 def with_chosen(
     options: Options, pretrained: "Pretrained", loop: "SamplingLoop", selection: "Selection", world: "World"
 ) -> Options:
-    """With the timesteps that are chosen for this model in the place of their number; rank 0 chooses for all.
+    """The options with the timesteps chosen for this model instead of their number; rank 0 chooses for all.
 
     Args:
-        options: that ask for `optimized`.
-        loop: what `until_chosen` would draw.
+        options: with `optimized`.
+        loop: what `until_chosen` would sample.
 
     Raises:
-        ConfigError: if there is nothing to choose: of so many steps, or where no solution is drawn from noise.
+        ConfigError: if there is nothing to choose, with this many steps or in a mode that does not sample from noise.
         RunError: if the images are not finite.
     """
     node = sampler_node(options, pretrained)
     first = loop.plan.first
     if first is None:
         raise ConfigError(
-            f"sampler.spacing: {OPTIMIZED} is for images that are drawn from noise in one way down, by mode=generate, "
+            f"sampler.spacing: {OPTIMIZED} is only for sampling straight from noise to image, with mode=generate, "
             "interpolate or edit; choose spacing=trailing"
         )
     setting = _Setting(pretrained, loop, options.batch_size, node, _decisive(options, pretrained, loop, node))
@@ -94,7 +94,7 @@ def _decisive(options: DrawingOptions, pretrained: "Pretrained", loop: "Sampling
 
 
 def _file(selection: "Selection", decisive: Mapping[str, Any]) -> Path | None:
-    """Where a choice is kept; None: the checkpoint lies in no run."""
+    """The file of a choice; None: the checkpoint is not in a run."""
     checkpoint = selection.checkpoint.path.absolute()
     if not checkpoint.is_dir() or checkpoint.parent.name != run_dir.CHECKPOINTS:
         return None
@@ -103,19 +103,19 @@ def _file(selection: "Selection", decisive: Mapping[str, Any]) -> Path | None:
 
 
 def _found_or_chosen(setting: _Setting, file: Path | None) -> list[int]:
-    """The timesteps that are kept for this setting, or else are chosen now, and kept if that can be."""
+    """The timesteps kept for this setting; if there are none, choose them now, and keep them if possible."""
     found = None if file is None else _kept(file, setting)
     if found is not None:
-        print(f"timesteps: {_text(found)}, as {printable(str(file))} has them")
+        print(f"timesteps: {_text(found)}, from {printable(str(file))}")
         return found
     chosen = _chosen(setting)
     print(
         f"timesteps: {_text(chosen.times)}, which end {chosen.error:.3f} from a fine solution; "
         f"of {chosen.fixed} {chosen.fixed_error:.3f}"
     )
-    not_kept = "it lies in no run" if file is None else _keep(file, chosen, setting)
+    not_kept = "it is not in a run" if file is None else _keep(file, chosen, setting)
     if not_kept is not None:
-        print(f"they are not kept beside the checkpoint ({printable(not_kept)}), and are chosen anew each time")
+        print(f"they are not kept beside the checkpoint ({printable(not_kept)}), and are chosen again each time")
     return chosen.times
 
 
@@ -127,7 +127,7 @@ def _text(times: list[int]) -> str:
 
 
 def _kept(file: Path, setting: _Setting) -> list[int] | None:
-    """The timesteps in a file, if they are of this very setting and could be; else None, and it is said why."""
+    """The timesteps in a file, if they are possible and for exactly this setting; else None, and the log says why."""
     from ddpm_cli.diffusion.spacing import visited
     from ddpm_cli.io import plain_files
 
@@ -135,20 +135,20 @@ def _kept(file: Path, setting: _Setting) -> list[int] | None:
         found = json.loads(plain_files.read(file, MOST_FILE))
         times = found["times"]
         if found["setting"] != _as_json(setting.decisive):
-            raise ValueError("it is of another setting")
+            raise ValueError("it is for other settings")
         if len(times) != setting.sampler["steps"] or any(type(t) is not int for t in times):
-            raise ValueError("it does not name as many timesteps")
+            raise ValueError("it names another number of timesteps")
         return visited(setting.pretrained.ddpm.schedule, times, OPTIMIZED, setting.loop.plan.first)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = str(error) if isinstance(error, OSError | ValueError) else "it is not ours"
-        print(f"timesteps: {printable(str(file))} cannot be used ({printable(shown(reason))}): they are chosen again")
+        print(f"timesteps: {printable(str(file))} cannot be used ({printable(shown(reason))}): choosing them again")
         return None
 
 
 def _keep(file: Path, chosen: "Optimized", setting: _Setting) -> str | None:
-    """Write a choice down, durably and whole, beside others who may do the same; why not, if that cannot be."""
+    """Write a choice to its file, durably and all or nothing, while others may do the same; returns why it failed."""
     from ddpm_cli.data import cache_files
 
     content = {"times": chosen.times, "error": chosen.error, chosen.fixed: chosen.fixed_error}
@@ -171,9 +171,9 @@ def _as_json(value: object) -> object:
 
 
 def _chosen(setting: _Setting) -> "Optimized":
-    """The timesteps that bring `NOISES` images nearest to where a fine solution takes them.
+    """The timesteps that bring `NOISES` images closest to a fine solution.
 
-    An edited picture begins below T-1: there with the fine solution's images, brought to that level of noise.
+    An edited picture starts below T-1; the search then starts from the fine solution's images at that noise level.
     """
     import torch
     from tqdm import tqdm
@@ -206,10 +206,10 @@ def _chosen(setting: _Setting) -> "Optimized":
 
 
 def _denoiser(setting: _Setting, asked: Callable[[], object]) -> "Denoiser":
-    """What answers for all noises, no more of them at a time than images are drawn.
+    """The denoiser for all noises, in batches no larger than those of sampling.
 
     Args:
-        asked: is called whenever it is.
+        asked: called at each call of the denoiser.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Pictures that a user gives to be changed, as uint8 tensors of the network's size."""
+"""Pictures that a user gives to be edited, as uint8 tensors of the network's size."""
 
 import os
 from pathlib import Path
@@ -12,9 +12,9 @@ from ddpm_cli.data.scan import find_images, kinds_text
 
 
 def read_pictures(path: str, shape: tuple[int, int, int]) -> Tensor:
-    """The picture at `path`, or those in that folder, uint8 `[K, C, H, W]` of `shape` (C, H, W).
+    """The picture at `path`, or all pictures in that folder, uint8 `[K, C, H, W]` of `shape` (C, H, W).
 
-    What is transparent is kept where there is a channel for it, else laid over white.
+    Transparency is kept if there is a channel for it, otherwise laid over white.
 
     Raises:
         ValueError: naming the file, if one cannot be decoded, or the folder, if it holds none.
@@ -23,10 +23,10 @@ def read_pictures(path: str, shape: tuple[int, int, int]) -> Tensor:
 
 
 def picture_files(path: str) -> list[Path]:
-    """The picture at `path`, or those in that folder, by name: whatever the decoder reads, but for our own output.
+    """The picture at `path`, or all pictures in that folder, by name: everything that the decoder reads but our output.
 
     Raises:
-        ValueError: naming what in the folder should be a picture and cannot be one, or the folder, if it holds none.
+        ValueError: naming files in the folder that should be pictures and are not, or the folder, if it holds none.
     """
     place = Path(path).expanduser()
     if not place.is_dir():
@@ -36,7 +36,7 @@ def picture_files(path: str) -> list[Path]:
         raise ValueError(found.bad[0].line(os.fspath(place)))
     if not found.images:
         there = f"; left out: {kinds_text(found.left_out)}" if found.left_out else ""
-        raise ValueError(f"there are no pictures in {place}{there}")
+        raise ValueError(f"no pictures in {place}{there}")
     return [place / file.name for file in found.images]
 
 

@@ -1,4 +1,4 @@
-"""How large a micro-batch the memory has room for, found by trying before a run begins."""
+"""Finds the largest micro-batch that fits into memory, by trying before a run starts."""
 
 import gc
 import os
@@ -10,22 +10,22 @@ from ddpm_cli.diffusion.ddpm import DDPM
 from ddpm_cli.runtime import cgroup
 from ddpm_cli.runtime.device import Compute, out_of_memory
 
-SPARE = 0.05  # of a GPU's memory, left free while trying: what is allocated later lies less well
-SHARE_OF_MACHINE = 0.8  # of a machine's memory, or what a container has left: beyond it nothing raises, it kills
+SPARE = 0.05  # of a GPU's memory, left free while trying: later allocations fragment it more
+SHARE_OF_MACHINE = 0.8  # of a machine's or container's free memory: beyond it the system kills and raises nothing
 
 
 def smallest_accumulate(ddpm: DDPM, compute: Compute, image_shape: tuple[int, int, int], batch_size: int) -> int:
-    """The least number of equal parts that `batch_size` images can be trained in on this device, one after another.
+    """The smallest number of equal parts in which `batch_size` images can be trained on this device.
 
-    Parts are tried, the largest first: a forward and a backward pass of one, beside what the optimizer will keep. The
-    network stays as it is.
+    Parts are tried, the largest first, with a forward and a backward pass, beside the memory that the optimizer will
+    need. The network does not change.
 
     Raises:
         ValueError: if not even one image fits.
     """
     if not _fits(ddpm, compute, image_shape, 1):
         raise ValueError(
-            "accumulate=auto: not even one image at a time fits into memory; activation_checkpointing=true takes less"
+            "accumulate=auto: not even one image fits into memory; activation_checkpointing=true needs less"
         )
     most = batch_size
     if compute.device.type == "cpu":
@@ -59,7 +59,7 @@ def _fits(ddpm: DDPM, compute: Compute, image_shape: tuple[int, int, int], image
 
 
 def _held_later(ddpm: DDPM, compute: Compute) -> list[Tensor]:
-    """Room for two moments of each parameter, for gradients on their way to other processes, and to spare."""
+    """Memory for two moments of each parameter, for gradients on their way to other processes, and some to spare."""
     held = [torch.empty_like(parameter) for parameter in ddpm.parameters() for _ in range(3)]
     if compute.device.type == "cuda":
         _, total = torch.cuda.mem_get_info(compute.device)
@@ -68,7 +68,7 @@ def _held_later(ddpm: DDPM, compute: Compute) -> list[Tensor]:
 
 
 def _pass(ddpm: DDPM, compute: Compute, x_0: Tensor) -> None:
-    """What a step computes: the losses of a micro-batch and their gradients."""
+    """Compute what a step computes: the losses of a micro-batch and their gradients."""
     t = torch.zeros(len(x_0), dtype=torch.int64, device=x_0.device)
     labels = None if ddpm.num_classes is None else t
     with compute.autocast():
@@ -77,7 +77,7 @@ def _pass(ddpm: DDPM, compute: Compute, x_0: Tensor) -> None:
 
 
 def _bytes_kept(ddpm: DDPM, compute: Compute, image_shape: tuple[int, int, int]) -> int:
-    """What one image's forward pass keeps for the backward pass."""
+    """The bytes that one image's forward pass keeps for the backward pass."""
     kept = {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The checkpoint that has done best by a figure of the evaluations: kept for good, and named in RUN/best.json.
+"""The best checkpoint by a figure of the evaluations, which is kept for good, and named in RUN/best.json.
 
-That file follows the records: metrics.jsonl says what every checkpoint has done, and is cut back with the run. So the
-best one is found again whenever the run is resumed, also where it was killed before the file was written.
+The file follows the records: metrics.jsonl has the figures of every checkpoint, and is cut back with the run. So the
+best checkpoint is found again whenever the run is resumed, also if it was killed before the file was written.
 """
 
 import json
@@ -17,7 +17,7 @@ from ddpm_cli.training.measured import figure
 
 
 class Best(NamedTuple):
-    """What the best checkpoint has done, and at which step."""
+    """The figure of the best checkpoint, and its step."""
 
     figure: Name
     value: float
@@ -28,7 +28,7 @@ class Best(NamedTuple):
 
 
 def best_on_record(metrics: Path, name: Name, saved: Container[int]) -> Best | None:
-    """The best of the checkpoints that there are, by what a metrics.jsonl says of them; the first of equals.
+    """The best of the existing checkpoints by their figures in a metrics.jsonl; the first of equals.
 
     Args:
         saved: the steps of these checkpoints.
@@ -42,7 +42,7 @@ def best_on_record(metrics: Path, name: Name, saved: Container[int]) -> Best | N
 
 
 def write_best(run_directory: Path, best: Best | None) -> None:
-    """Have best.json name it, durably; None: there is to be none."""
+    """Write best.json, durably; None: remove it."""
     file = run_directory / run_dir.BEST_FILE
     if best is not None:
         said = best._asdict() | {"checkpoint": run_dir.step_name(best.step)}

@@ -1,6 +1,6 @@
-"""From the options of a training run to its trainer: parts, what they must have in common, their place, the trainer.
+"""Builds the trainer from the options of a run: make the parts, check that they fit, move them to the device.
 
-Heavy modules are imported inside the functions: a mistyped key is answered without torch.
+Heavy modules are imported inside the functions, so that a mistyped key is reported without importing torch.
 """
 
 import copy
@@ -37,24 +37,24 @@ if TYPE_CHECKING:
 
 
 class Parts(NamedTuple):
-    """What the nodes of a configuration describe, but its images: each on its own, on the CPU."""
+    """The parts that a configuration describes, except its images; each on the CPU."""
 
     config: "TrainerConfig"
     ddpm: "DDPM"
     sampler: "Sampler"  # of the previews
     timestep_sampler: "Uniform"
     optimizer: "Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]"
-    ema: "Callable[[nn.Module, nn.Module], EMA]"  # of a network, and of the copy that is to hold its average
-    loggers: "dict[str, Logger]"  # by name; none of them has begun
+    ema: "Callable[[nn.Module, nn.Module], EMA]"  # of a network and the copy that will hold its average
+    loggers: "dict[str, Logger]"  # by name; not started
 
 
 class Training(NamedTuple):
-    """What a run is made of."""
+    """The objects that make a run."""
 
     trainer: "Trainer"  # at step 0
     sampler: "Sampler"  # of the previews
-    options: TrainOptions  # without `auto` where a number has been found for it
-    held_out: "ImageSet | None" = None  # what is kept from training; None: nothing is
+    options: TrainOptions  # with numbers in place of `auto`
+    held_out: "ImageSet | None" = None  # None: nothing is held out
     loggers: "Mapping[str, Logger]" = MappingProxyType({})
 
 
@@ -65,11 +65,11 @@ def build_training(
     classes: tuple[str, ...] = (),
     begin_with: Callable[[Parts], None] = lambda parts: None,
 ) -> Training:
-    """What the options of a run describe, in four steps: its parts, whether they fit, where they are, the trainer.
+    """Build the run that the options describe in four steps: parts, checks, devices, trainer.
 
     Args:
-        classes: names of the labels that its weights know, from 0 on: the data's are numbered as these, if it has them.
-        begin_with: gives the network other weights than those that it is initialised with.
+        classes: the names of the labels that the weights know, from 0 up; the data's labels are numbered in this order.
+        begin_with: sets the network's initial weights.
 
     Raises:
         ConfigError: if the configuration cannot be run here; names the key.
@@ -117,12 +117,12 @@ def build_training(
 def _images(
     parts: Parts, options: TrainOptions, world: "World", classes: tuple[str, ...]
 ) -> "tuple[ImageSet, np.ndarray]":
-    """The whole set, which the network has been found to take, and which of its images are held out, int64 `[n]`."""
+    """The whole set, checked against the network, and the indices of its held-out images, int64 `[n]`."""
     from ddpm_cli.data.holdout import hold_out
 
     with naming("data"):
         data, common = without_common(options.data)
-        # Rank 0 first: the others find what it has decoded or fetched. After all other checks, as this may take hours.
+        # Rank 0 first: the others use what it has decoded or downloaded. After all other checks: this may take hours.
         images = world.main_first(lambda: instantiate(data, "data")).numbered_as(classes)
     check_images(parts, images, options.model.get("image_size"))
     with naming("data.holdout"):
@@ -150,10 +150,10 @@ def _batches(
 
 
 def instantiate_parts(options: TrainOptions) -> Parts:
-    """Every node built, but `data`. The network's random numbers are those of the seed, whatever was drawn before.
+    """Build every node but `data`. The network's random numbers depend only on the seed, not on earlier draws.
 
     Raises:
-        ConfigError: if a node refuses a value, or those of the network and its diffusion cannot work together.
+        ConfigError: if a node refuses a value, or the network and its diffusion cannot work together.
     """
     import torch
 
@@ -180,21 +180,21 @@ def instantiate_parts(options: TrainOptions) -> Parts:
 
 @runtime_checkable
 class _CanCheckpoint(Protocol):
-    activation_checkpointing: bool  # to be set: the network then keeps fewer activations for its backward pass
+    activation_checkpointing: bool  # true: keep fewer activations for the backward pass
 
 
 def check_compatible(parts: Parts, compute: "Compute", world: "World") -> None:
-    """Check all that two parts, or a part and this machine, must have in common; the images are still to come.
+    """Check that the parts, except the images, fit each other and this machine.
 
     Raises:
-        ConfigError: naming the key of the first that does not fit, or has no effect here.
+        ConfigError: naming the first key that does not fit, or has no effect here.
     """
     ddpm, config = parts.ddpm, parts.config
     with naming("trainer"):
         _check_loop(config, compute, world)
     if config.activation_checkpointing and not isinstance(ddpm.model, _CanCheckpoint):
         name = type(ddpm.model).__name__
-        raise ConfigError(f"trainer.activation_checkpointing: {name} has no attribute of that name to switch on")
+        raise ConfigError(f"trainer.activation_checkpointing: {name} does not support it (it has no such attribute)")
     if config.preview_every > 0 or (config.eval_every > 0 and config.eval_images > 0):
         with naming("sampler"):
             parts.sampler.times(ddpm.schedule)
@@ -205,13 +205,13 @@ def check_compatible(parts: Parts, compute: "Compute", world: "World") -> None:
 
 
 def check_images(parts: Parts, images: "ImageSet", image_size: object) -> None:
-    """Check that the network takes the images and their labels: now, and not after the run has begun.
+    """Check that the network takes the images and their labels, before the run starts.
 
     Args:
-        image_size: what `model` says of them.
+        image_size: of `model`.
 
     Raises:
-        ConfigError: naming the key of what does not fit.
+        ConfigError: naming the key that does not fit.
     """
     with naming("model"):
         sides = [image_size, image_size] if isinstance(image_size, int) else image_size
@@ -222,11 +222,10 @@ def check_images(parts: Parts, images: "ImageSet", image_size: object) -> None:
     taken = parts.ddpm.num_classes or 0
     if given != taken:
         raise ConfigError(
-            f"model.num_classes: the network takes {taken} classes, the data has labels of {given}; "
-            "data.num_classes says how many for both"
+            f"model.num_classes: the network takes {taken} classes, the data has {given}; data.num_classes sets both"
         )
     if parts.config.label_dropout is not None and given == 0:
-        raise ConfigError("trainer.label_dropout: has no effect without labels; data.num_classes=N brings them")
+        raise ConfigError("trainer.label_dropout: has no effect without labels; add data.num_classes=N")
     if parts.config.label_dropout not in (None, 0) and parts.ddpm.needs_labels:
         raise ConfigError(
             "trainer.label_dropout: model.null_label=false is for a network that is trained with every label; "
@@ -235,7 +234,7 @@ def check_images(parts: Parts, images: "ImageSet", image_size: object) -> None:
 
 
 def _check_loop(config: "TrainerConfig", compute: "Compute", world: "World") -> None:
-    """Raise ValueError unless every process gets as many images, and every option has an effect here."""
+    """Raise ValueError unless every process gets the same number of images and every option has an effect here."""
     micro_batches = 1 if config.accumulate == "auto" else config.accumulate
     if config.batch_size % (world.size * micro_batches) != 0:
         raise ValueError(
@@ -243,7 +242,7 @@ def _check_loop(config: "TrainerConfig", compute: "Compute", world: "World") -> 
             f"with accumulate {micro_batches}"
         )
     if config.fsdp and world.size == 1:
-        raise ValueError("fsdp=true has an effect only with several processes, as torchrun starts them")
+        raise ValueError("fsdp=true has an effect only with several processes, started by torchrun")
     if config.compile == "graphs" and compute.device.type != "cuda":
         raise ValueError(f"compile=graphs has an effect only on CUDA, not on {compute}")
 
@@ -252,10 +251,10 @@ def _check_loop(config: "TrainerConfig", compute: "Compute", world: "World") -> 
 
 
 def place(parts: Parts, compute: "Compute", world: "World") -> "nn.Module":
-    """Bring network and diffusion to where they are trained, and set torch's switches for it.
+    """Move network and diffusion to the device, and set torch's switches for training.
 
     Returns:
-        A copy of the network as it is now, in the same place: what its average begins with.
+        A copy of the network as it is now, on the same device, from which its average starts.
     """
     import torch
 
@@ -276,24 +275,24 @@ def place(parts: Parts, compute: "Compute", world: "World") -> "nn.Module":
     if parts.config.deterministic:
         compute.make_deterministic()
     else:
-        # Shapes stay the same: which of cuDNN's algorithms is the fastest is worth finding. It is found by timing, and
-        # another may round another way, so ddpm-sample, of which all runs are to agree, does not ask for it.
+        # Shapes stay the same, so it pays to find cuDNN's fastest algorithm. It is found by timing, and algorithms may
+        # round differently, so ddpm-sample, whose runs must all agree, does not do this.
         torch.backends.cudnn.benchmark = True
     return replica
 
 
 def _find_accumulate(parts: Parts, compute: "Compute", world: "World", image_shape: tuple[int, int, int]) -> int:
-    """`accumulate` as small as every rank's memory allows."""
+    """The smallest `accumulate` that fits into every rank's memory."""
     from ddpm_cli.training.batch_size_finder import smallest_accumulate
 
     share = parts.config.batch_size // world.size
     with naming("trainer"):
-        # What fits on the smallest GPU is what all do.
+        # All ranks use what fits on the smallest GPU.
         return world.max(smallest_accumulate(parts.ddpm, compute, image_shape, share))
 
 
 def _pixels_on_device(images: "ImageSet", compute: "Compute") -> "Tensor | None":
-    """All pixels of a set that is in memory or in the cache, on a GPU that has room for them."""
+    """All pixels of a set that is in memory or in the cache, on the GPU if it has room for them."""
     import numpy as np
     import torch
 

@@ -1,7 +1,7 @@
-"""A run's records cut back to the step that it is resumed from: what came after it will be done and recorded again.
+"""Cuts a run's records back to the step from which it is resumed: later steps will be done and recorded again.
 
 The run may be somebody else's, and its records may be anything. They are read in small pieces and copied without being
-understood: of an event only its step, of a line of metrics no more than a line of ours can hold.
+parsed, except the step of an event, and lines of metrics no longer than ours can be.
 """
 
 import errno
@@ -18,15 +18,15 @@ from ddpm_cli.io.event_files import EVENTS
 from ddpm_cli.io.run_dir import by_step
 
 PIECE = 2**16  # bytes held at a time; a line of ours has 1 kB
-_EARLIER = f"{EVENTS}0000000000.earlier"  # sorts before every file that is named by the clock
-_BEGINNING = 64  # bytes of an event: those of ours say the step in the first 20
+_EARLIER = f"{EVENTS}0000000000.earlier"  # sorts before every file named by the clock
+_BEGINNING = 64  # bytes of an event: ours have the step in the first 20
 _HEADER, _FOOTER = 12, 4  # bytes around an event: its length, and a checksum of each
 
 
 def cut_back(run_directory: Path, step: int, *, metrics: str, tensorboard: str, previews: str) -> None:
-    """Forget whatever a run has recorded of the steps after `step`.
+    """Remove everything that a run has recorded after `step`.
 
-    A record ends where something begins that is none, as after a kill or a power cut.
+    A file of records ends at the first invalid one, as after a kill or a power cut.
 
     Args:
         metrics, tensorboard, previews: names of the file and the directories in it.
@@ -38,7 +38,7 @@ def cut_back(run_directory: Path, step: int, *, metrics: str, tensorboard: str, 
     try:
         _cut_metrics(run_directory / metrics, step)
         _cut_events(run_directory / tensorboard, step)
-    except MemoryError as error:  # no matter of the batch's size, which is what takes the memory of training
+    except MemoryError as error:  # not a matter of batch size, unlike training's other memory errors
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(run_directory)) from error
     for drawn, picture in by_step(run_directory / previews, ".png").items():
         if drawn > step and picture.is_file():
@@ -57,20 +57,20 @@ def _cut_metrics(file: Path, step: int) -> None:
 
 
 def _end_of_metrics(file: Path, step: int) -> int:
-    """How many bytes the lines up to `step` have."""
+    """The number of bytes in the lines up to `step`."""
     end = 0
     with file.open("rb") as stream:
         for number, line in enumerate(iter(lambda: stream.readline(PIECE), b""), start=1):
             if len(line) == PIECE and b"\0" not in line:  # a power cut leaves zeros, as many as you like
                 raise ConfigError(
-                    f"resume: {file}: line {number} is longer than any of ours can be; "
-                    "move the file away to resume without what it has recorded"
+                    f"resume: {file}: line {number} is longer than any that ddpm-cli writes; "
+                    "move the file away to resume without its records"
                 )
             try:
                 if not line.endswith(b"\n") or json.loads(line)["step"] > step:
                     break
             except (ValueError, KeyError, TypeError, RecursionError):
-                break  # torn by the kill, and so is everything after it
+                break  # cut off by the kill, like everything after it
             end += len(line)
     return end
 
@@ -79,16 +79,16 @@ def _end_of_metrics(file: Path, step: int) -> int:
 
 
 class _Event(NamedTuple):
-    """What counts of an event."""
+    """The parts of an event that matter here."""
 
     step: int
-    names_version: bool  # it is the one that stands at the beginning of every file
-    begins: bytes  # its first bytes, by which it is known again: they hold a time in microseconds
+    names_version: bool  # it is the event at the beginning of every file
+    begins: bytes  # its first bytes, which identify it: they hold a time in microseconds
     end: int  # in its file
 
 
 def _cut_events(directory: Path, step: int) -> None:
-    """Put all events up to `step` into one file: TensorBoard reads files by name, and drops what runs backwards."""
+    """Put all events up to `step` into one file: TensorBoard reads files by name, and drops steps that go backwards."""
     files = sorted(directory.glob(f"{EVENTS}*"))
     if not files:
         return
@@ -100,7 +100,7 @@ def _cut_events(directory: Path, step: int) -> None:
 
 
 def _kept(files: list[Path], step: int) -> Iterator[bytes]:
-    """The events up to `step` of all files one after another, in pieces, each once."""
+    """The events up to `step` of all files in order, in pieces, each once."""
     first = {file: _first(file) for file in files if file.name != _EARLIER}
     known, merged, any_kept = set(first.values()), set(), False
     for file in files:
@@ -113,18 +113,18 @@ def _kept(files: list[Path], step: int) -> Iterator[bytes]:
             if file.name == _EARLIER and event.begins in known:
                 merged.add(event.begins)
             end = event.end
-        if first.get(file) not in merged:  # else a removal was cut short, and has left in two files what is in this one
+        if first.get(file) not in merged:  # else a removal was cut short, and these events are in another file too
             yield from _pieces(file, start, end)
             any_kept = any_kept or end > start
 
 
 def _first(file: Path) -> bytes | None:
-    """The beginning of a file's first event of its own."""
+    """The beginning of a file's first event that no other file has."""
     return next((event.begins for event in _events(file) if not event.names_version), None)
 
 
 def _events(file: Path) -> Iterator[_Event]:
-    """The events of a file up to the first thing that is none (TFRecord: length, its checksum, an Event, another)."""
+    """The events of a file up to the first invalid one (TFRecord: length, its checksum, an Event, its checksum)."""
     size, position = file.stat().st_size, 0
     with file.open("rb") as stream:
         while position + _HEADER + _FOOTER <= size:
@@ -171,7 +171,7 @@ def _said(begins: bytes, length: int) -> tuple[int, bool] | None:
 
 
 def _number(content: bytes, position: int) -> tuple[int, int]:
-    """A varint (seven bits in a byte, the lowest first), and where it ends. Raises IndexError if that is not there."""
+    """A varint (seven bits in a byte, the lowest first), and where it ends. Raises IndexError if it is cut off."""
     value = shift = 0
     while True:
         byte = content[position]
@@ -182,12 +182,12 @@ def _number(content: bytes, position: int) -> tuple[int, int]:
 
 
 def _has_hole(file: Path, start: int, end: int) -> bool:
-    """Whether a piece of it is nothing but zeros: no picture has so many, a torn file or a sparse one does."""
+    """Whether a piece of it is all zeros: no image has so many, but a cut-off or sparse file does."""
     return any(piece.count(0) == PIECE for piece in _pieces(file, start, end))
 
 
 def _pieces(file: Path, start: int, end: int) -> Iterator[bytes]:
-    """The bytes of a file from `start` to `end`, some at a time."""
+    """The bytes of a file from `start` to `end`, in pieces."""
     with file.open("rb") as stream:
         stream.seek(start)
         while start < end and (piece := stream.read(min(PIECE, end - start))):

@@ -1,4 +1,4 @@
-"""The evaluations of a run: which are on record, which is missing, and which checkpoint has done best by them."""
+"""The evaluations of a run: which are recorded, which is missing, and which checkpoint is the best by them."""
 
 import math
 from collections.abc import Callable
@@ -17,11 +17,11 @@ from ddpm_cli.training.measured import Evaluation, figure, last_evaluation
 
 
 class Evaluations:
-    """Of a run; every rank has them.
+    """The evaluations of a run; every rank has them.
 
     Attributes:
-        last: what is on record of the last one; None: there was none.
-        best: of the checkpoints, where `keep_best` keeps one; None: there is none yet.
+        last: the record of the last one; None: there was none.
+        best: the best checkpoint, if `keep_best` keeps one; None: there is none yet.
     """
 
     def __init__(self, training: Training):
@@ -31,7 +31,7 @@ class Evaluations:
         self.best: Best | None = None
 
     def recall(self, run_directory: Path) -> None:
-        """Find out what is on record. best.json comes to say what it should."""
+        """Read the records, and bring best.json up to date."""
         found = None
         if self.trainer.world.main:
             metrics, name = run_directory / run_dir.METRICS_FILE, self.trainer.config.keep_best
@@ -43,13 +43,13 @@ class Evaluations:
 
     @property
     def missing(self) -> bool:
-        """Whether this step is to be evaluated, and that is not on record."""
+        """Whether this step should be evaluated, and its evaluation is not recorded."""
         step, config = self.trainer.step, self.trainer.config
         recorded = self.last is not None and self.last["step"] == step
         return step > 0 and config.due(config.eval_every, step) and not recorded
 
     def measure(self, *, unless: Callable[[], bool]) -> Evaluation | None:
-        """Evaluate the average as it is now; None if `unless` says meanwhile that it is to be left."""
+        """Evaluate the average as it is now; None if `unless` asks meanwhile to abandon it."""
         assert self.evaluator is not None
         self.trainer.check_finite()
         hidden = None if self.trainer.world.main else True
@@ -61,7 +61,7 @@ class Evaluations:
         return found
 
     def better(self, found: Evaluation) -> Best | None:
-        """What this step's checkpoint has done, if it is to be kept because no other one has done as well."""
+        """The figure of this step's checkpoint, if it is better than all others and so must be kept."""
         name = self.trainer.config.keep_best
         value = math.nan if name is None else figure(found.figures, name)
         if name is None or math.isnan(value) or (self.best is not None and not self.best.beaten_by(value)):

@@ -1,7 +1,7 @@
-"""What is measured of a run's EMA while it trains: the loss on images that were held out, and how good samples are.
+"""Evaluates a run's EMA while it trains: the loss on held-out images, and the quality of samples.
 
-Noise, timesteps and samples are those of the run's seed and the same at every step, so that a curve shows the weights
-alone. Nothing of it is drawn from what training draws from.
+Noise, timesteps and samples depend on the run's seed and are the same at every step, so that a curve shows only the
+weights. None of it uses the random streams of training.
 """
 
 import math
@@ -26,11 +26,11 @@ from ddpm_cli.training.build import Training
 from ddpm_cli.training.measured import BY_T, ERROR, FIGURE, Evaluation
 from ddpm_cli.training.previews import sampling_loop
 
-MOST_REFERENCE = 10_000  # training images that samples are compared with
+MOST_REFERENCE = 10_000  # training images with which samples are compared
 
 
 class Evaluator:
-    """Measures a run's EMA; every rank has one, and takes its share."""
+    """Evaluates a run's EMA; every rank has one, and does its share."""
 
     def __init__(self, training: Training):
         self.trainer, self.sampler, options, self.held_out, _ = training
@@ -41,7 +41,7 @@ class Evaluator:
 
     @property
     def batch_size(self) -> int:
-        """Images at a time, of each rank: as many as training has."""
+        """Images at a time on each rank: as many as in training."""
         config = self.trainer.config
         return max(1, config.batch_size // (config.micro_batches * self.trainer.world.size))
 
@@ -57,7 +57,7 @@ class Evaluator:
         return calls
 
     def evaluate(self) -> Generator[None, None, Evaluation]:
-        """All figures, on every rank; yields between calls of a network, where it may be left."""
+        """All figures, on every rank; yields between calls of a network, where it may be abandoned."""
         trainer = self.trainer
         ddpm = trainer.ddpm.with_model(trainer.ema.model)
         figures, errors, by_t = {}, {}, {}
@@ -75,7 +75,7 @@ class Evaluator:
             errors={f"{ERROR}/{name}": value for name, value in errors.items()},
             by_t=by_t,
         )
-        return trainer.world.broadcast(found)  # what is kept as the best is for all to agree on, to the last bit
+        return trainer.world.broadcast(found)  # all ranks must agree on the best to the last bit
 
     def _of_samples(self, ddpm: DDPM) -> Generator[None, None, tuple[dict[str, float], dict[str, float]]]:
         """Distances of samples from training images, and the standard errors of some."""
@@ -111,7 +111,7 @@ class Evaluator:
         return features, FeatureSums.of(features).statistics()
 
     def _chosen(self) -> ImageSet:
-        """The training images, or as many of them as are compared with."""
+        """The training images with which samples are compared: all, or `MOST_REFERENCE`."""
         trained = self.trainer.batches.trained
         if len(trained) > MOST_REFERENCE:
             order = torch.randperm(len(trained), generator=generator(self.seed, "reference")).numpy()
@@ -119,7 +119,7 @@ class Evaluator:
         return selected(self.images, trained)
 
     def _features_of_samples(self, ddpm: DDPM) -> Generator[None, None, np.ndarray]:
-        """Features `[N, D]` of the EMA's samples; those that are not finite have none."""
+        """Features `[N, D]` of the EMA's samples; samples that are not finite have none."""
         trainer, count = self.trainer, self.trainer.config.eval_images
         loop = sampling_loop(trainer, ddpm, self.sampler, self.seed, count)
         parts = []

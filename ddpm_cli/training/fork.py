@@ -1,6 +1,6 @@
-"""A new run that begins where another one is: with all that it has learned, and other settings.
+"""A new run that starts from another run's whole state, with other settings.
 
-Heavy modules are imported inside the functions: a mistyped key is answered without torch.
+Heavy modules are imported inside the functions, so that a mistyped key is reported without importing torch.
 """
 
 import os
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 
 class Origin(NamedTuple):
-    """What another run begins with."""
+    """The state from which a new run starts."""
 
     saved: Saved
     config: dict  # of the new run
     run: Path  # the directory of the old one
-    differs: list[str]  # one line for every option that is another in the new run
+    differs: list[str]  # one line for every option that differs in the new run
 
     def identity(self, name: str | None) -> Identity:
-        """Of a new run that begins with it."""
+        """The identity of a new run that starts from it."""
         own = identity_of(self.run)
         return Identity(
             name=name,
@@ -48,13 +48,13 @@ class Origin(NamedTuple):
 
 
 def read_origin(invocation: Invocation, world: "World") -> Origin:
-    """The checkpoint that `fork=` names, whole and checked, and the configuration of the run that is to begin with it.
+    """The checked checkpoint that `fork=` names, and the configuration of the run that will start from it.
 
     Raises:
         ConfigError: if there is no such checkpoint, or an option that nothing takes.
     """
     if invocation.resume not in (None, "auto"):
-        raise ConfigError("fork: begins another run, resume=RUN_DIR resumes that one; give one of them")
+        raise ConfigError("fork: starts a new run, resume=RUN_DIR resumes the old one; leave out either")
     assert invocation.fork is not None
     with naming("fork"):
         run, checkpoint = run_and_checkpoint(invocation.fork, "fork")
@@ -72,27 +72,27 @@ def fork(origin: Origin, world: "World") -> "Training":
     """A run of the new configuration, with the weights, moments, averages and step of the origin.
 
     Raises:
-        ConfigError: if it cannot be run here, or its network is not one of these weights.
+        ConfigError: if it cannot be run here, or its network does not fit these weights.
     """
     from ddpm_cli.training import train_state
 
     training = build_training(TrainOptions(**origin.config), world, classes=origin.saved.metadata.classes)
     trainer, saved = training.trainer, origin.saved
     if saved.metadata.step >= trainer.config.steps:
-        raise ConfigError(f"fork: {saved.path} has done {saved.metadata.step} steps; add trainer.steps=N to go further")
+        raise ConfigError(f"fork: {saved.path} has done {saved.metadata.step} steps; add trainer.steps=N for more")
     try:
         train_state.restore(trainer, _state(origin, trainer), saved.state.ema)
     except ValueError as error:
         init = word(override("init", origin.run))
-        raise ConfigError(f"fork: {error}; {init} begins a new run with weights alone, and says which fit") from error
+        raise ConfigError(f"fork: {error}; {init} starts a new run from the weights that fit") from error
     return training
 
 
 def on_held_out(checkpoint: Path, saved: "Metadata", training: "Training") -> list[str]:
-    """What is to be said where the images that are held out now are among those that a checkpoint was trained on.
+    """A warning if a checkpoint was trained on some of the images that are held out now.
 
     Args:
-        saved: what the checkpoint says of itself.
+        saved: the checkpoint's description.
     """
     if training.held_out is None:
         return []
@@ -105,13 +105,13 @@ def on_held_out(checkpoint: Path, saved: "Metadata", training: "Training") -> li
     if before >= len(training.held_out):
         return []
     return [
-        f"held out {checkpoint} was trained on some of the images that are held out now: a loss on these does "
-        "not show what was learned by heart before"
+        f"held out {checkpoint} was trained on some of the images that are held out now: the loss on them does "
+        "not show what it learned by heart before"
     ]
 
 
 def _state(origin: Origin, trainer: "Trainer") -> "dict[str, Tensor]":
-    """The origin's training state; anew begins what belongs to settings that are others now."""
+    """The origin's training state; parts of it that belong to changed settings start again."""
     from ddpm_cli.checkpoint.tensor_names import OPTIMIZER, SCALER, TIMESTEPS, UNLOGGED
     from ddpm_cli.training.train_state import capture
 

@@ -1,6 +1,6 @@
-"""A new run that begins with trained weights, and with nothing else: fine-tuning.
+"""A new run that starts from trained weights, and nothing else: fine-tuning.
 
-Heavy modules are imported inside the functions: a mistyped key is answered without torch.
+Heavy modules are imported inside the functions, so that a mistyped key is reported without importing torch.
 """
 
 import os
@@ -21,33 +21,32 @@ from ddpm_cli.training.resume import names_a_run
 if TYPE_CHECKING:
     from ddpm_cli.training.build import Parts, Training
 
-SHOWN = 4  # tensors, options or classes in a message; the log has them all
+SHOWN = 4  # tensors, options or classes in a message; the log has all of them
 
 
 def check_alone(invocation: Invocation) -> None:
-    """Raise ConfigError where the command line asks for weights and for a run that has some."""
+    """Raise ConfigError if the command line names weights and also a run that has its own."""
     if not any(key.partition(".")[0] == "init" for key in invocation.changes):
         return
     if names_a_run(invocation):
         raise ConfigError(
-            "init: begins a new run with trained weights alone, resume=RUN_DIR goes on with a run as it is; give one "
-            "of them"
+            "init: starts a new run from trained weights alone, resume=RUN_DIR resumes a run; leave out either"
         )
     if invocation.fork is not None:
         raise ConfigError(
-            "init: begins a new run with trained weights alone, fork= with everything of a run (moments, averages, "
-            "step, configuration); give one of them"
+            "init: starts a new run from trained weights alone, fork= from a run's whole state (moments, averages, "
+            "step, configuration); leave out either"
         )
 
 
 def take_weights(source: Source, parts: "Parts", options: TrainOptions, *, strict: bool) -> list[str]:
-    """Give the network the weights, on the CPU, before anything is made of it.
+    """Load the weights into the network, on the CPU, before it is used.
 
     Returns:
-        What there is to say: a line for each tensor that is left out, and for what makes the network another one.
+        Remarks: a line for each tensor that is left out, and for each difference between the networks.
 
     Raises:
-        ConfigError: if they do not fit and are to, or none of them does.
+        ConfigError: if they do not fit and `strict`, or none of them fits.
     """
     from ddpm_cli.training.weights_fit import fit
 
@@ -63,28 +62,28 @@ def take_weights(source: Source, parts: "Parts", options: TrainOptions, *, stric
     if found.misfits:
         said.append(f"init     takes {len(found.fitting):,} of {len(own):,} tensors")
     said += [f"init     left out: {printable(line)}" for line in found.misfits]
-    said += [f"init     another network than that of the weights: {printable(line)}" for line in found.options]
+    said += [f"init     the network differs from that of the weights: {printable(line)}" for line in found.options]
     there, here = (_called("prediction", config.get("prediction")) for config in (source.config, vars(options)))
     if there is not None and there != here:
         said.append(
-            f"init     the weights predict {there}, and have to learn to predict {here} first; prediction={there} "
-            "trains them as they are"
+            f"init     the weights predict {there}, and must first learn to predict {here}; prediction={there} "
+            "avoids this"
         )
     return said
 
 
 def on_classes(source: Source, training: "Training") -> list[str]:
-    """What is to be said where the labels that the weights know are not those of the data."""
+    """A warning if the labels that the weights know are not those of the data."""
     images = training.trainer.batches.images
     if images.labels is None or not source.classes or images.class_names == source.classes:
         return []
     pairs = zip(source.classes, images.class_names, strict=False)
     other = listed([f"{there} is now {here}" for there, here in pairs if there != here])
-    return [f"init     what the weights know of labels was learned of other classes: {printable(other)}"]
+    return [f"init     the weights learned their labels with other classes: {printable(other)}"]
 
 
 def _called(group: str, node: dict | None) -> str | None:
-    """What an option of ours is called on the command line."""
+    """The name of one of our options on the command line."""
     if node is None:
         return None
     target = str(node["_target_"])
@@ -92,7 +91,7 @@ def _called(group: str, node: dict | None) -> str | None:
 
 
 def listed(lines: list[str]) -> str:
-    """The first of many lines, as one text."""
+    """The first lines of many, as one text."""
     more = f"; and {len(lines) - SHOWN:,} more" if len(lines) > SHOWN else ""
     return f"{'; '.join(lines[:SHOWN])}{more}"
 
@@ -100,18 +99,18 @@ def listed(lines: list[str]) -> str:
 def _refusal(source: Source, misfits: list[str], options: list[str], cure: str, count: int) -> str:
     if misfits:
         first = f"of {count} tensors of the network {len(misfits)} do not fit: {listed(misfits)}"
-        otherwise = "init.strict=false leaves these as they are initialised"
+        otherwise = "init.strict=false leaves these randomly initialised"
     else:
-        first = f"its weights fit, but mean another network: {listed(options)}"
-        otherwise = "init.strict=false trains them in this one all the same"
+        first = f"its weights fit, but belong to another network: {listed(options)}"
+        otherwise = "init.strict=false uses them in this network all the same"
     lines = [f"init: {source.path}: {first}"]
     if cure:
-        lines.append(f"{cure} makes it the network of the weights")
+        lines.append(f"{cure} gives the network of the weights")
     return "\n  ".join([*lines, otherwise])
 
 
 def began_with(identity: Identity | None, init: InitOptions) -> bool:
-    """Whether a run took its first weights from what `init` names, which need not be there any more."""
+    """Whether a run started from the weights that `init` names, which need not exist any more."""
     from ddpm_cli.checkpoint import EMA_FILE
 
     if identity is None or identity.init_from is None or init.path is None:

@@ -1,6 +1,6 @@
-"""The trained weights that `init=` names: of a checkpoint of ours, or of another program's network.
+"""The trained weights that `init=` names: a checkpoint of ours, or another program's network.
 
-Heavy modules are imported inside the functions: a mistyped key is answered without torch.
+Heavy modules are imported inside the functions, so that a mistyped key is reported without importing torch.
 """
 
 import os
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
     from ddpm_cli.checkpoint import Metadata
     from ddpm_cli.distributed.process_group import World
 
-MEANING = ("prediction", "schedule", "variance")  # groups that say what a network's answer means
+MEANING = ("prediction", "schedule", "variance")  # groups that give a network's output its meaning
 
 
 class Source(NamedTuple):
     """Trained weights, read and checked."""
 
-    path: Path  # absolute: of a checkpoint, or of what holds another program's network
-    weights: str | None  # which of a checkpoint's; None: there are no others
+    path: Path  # absolute: of a checkpoint, or of another program's files
+    weights: str | None  # which of a checkpoint's weights; None: there are no others
     tensors: "dict[str, Tensor]"
-    config: dict  # of the network and what its answer means, by group
-    classes: tuple[str, ...] = ()  # names of its labels, from 0 on
+    config: dict  # of the network and the meaning of its output, by group
+    classes: tuple[str, ...] = ()  # names of its labels, from 0 up
     metadata: "Metadata | None" = None  # of a checkpoint
     remarks: tuple[str, ...] = ()  # on what was assumed of another program's network
 
     @property
     def run(self) -> Path | None:
-        """The directory of the run that the checkpoint lies in."""
+        """The directory of the run that contains the checkpoint."""
         return self.path.parent.parent if self.path.parent.name == run_dir.CHECKPOINTS else None
 
     def identity(self, options: TrainOptions) -> Identity:
-        """Of a new run that begins with these weights."""
+        """The identity of a new run that starts from these weights."""
         with naming("init"):
             own = None if self.run is None else identity_of(self.run)
         said = [group for group in MEANING if group in self.config]
@@ -86,13 +86,13 @@ def _of_checkpoint(path: Path, init: InitOptions, trust: list[str], world: "Worl
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether it is no checkpoint of ours, but looks as another program's network does."""
+    """Whether it is not a checkpoint of ours, but looks like another program's network."""
     from ddpm_cli.checkpoint import CheckpointError
     from ddpm_cli.checkpoint.files import metadata_in
     from ddpm_cli.conversion.diffusers_files import is_directory_of_diffusers
     from ddpm_cli.conversion.tensor_file import PICKLED, SAFETENSORS
 
-    if os.path.isdir(path):  # False too for what can be no path, as a name of 300 letters
+    if os.path.isdir(path):  # also False for impossible paths, such as a name of 300 letters
         return is_directory_of_diffusers(path) and not (path / run_dir.CHECKPOINTS).is_dir()
     if os.path.isfile(path) and path.suffix == SAFETENSORS:
         try:

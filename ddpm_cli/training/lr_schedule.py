@@ -1,13 +1,13 @@
-"""The learning rate as a function of the step alone, so that a resumed run needs to remember nothing."""
+"""The learning rate as a function of the step alone, so that it needs no state in a checkpoint."""
 
 import math
 
 
 def factor(step: int, *, steps: int, warmup_steps: int, decay: str) -> float:
-    """What to multiply the peak learning rate by at optimizer step `step` in `{0 .. steps-1}`.
+    """The factor of the peak learning rate at optimizer step `step` in `{0 .. steps-1}`.
 
-    Rises linearly over the first `warmup_steps` steps and reaches 1 at the last of them; then stays, or falls to 0 at
-    `steps`.
+    It rises linearly over the first `warmup_steps` steps and reaches 1 at the last of them; then it stays 1, or falls
+    to 0 at `steps`.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps

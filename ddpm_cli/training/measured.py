@@ -1,4 +1,4 @@
-"""What an evaluation while training has found, and where it stands in the records."""
+"""The results of an evaluation while training, and their keys in the records."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,16 +8,16 @@ from typing import Any
 from ddpm_cli.config.figures import Name
 from ddpm_cli.config.outcome import Outcome
 
-FIGURE, ERROR, BY_T = "eval", "eval_error", "heldout_by_t"  # what the keys of a record begin with
+FIGURE, ERROR, BY_T = "eval", "eval_error", "heldout_by_t"  # prefixes of keys in a record
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What has been measured at a step.
+    """The results at a step.
 
     Args:
-        figures: eval/heldout, eval/fd_FEATURES, eval/kd_FEATURES; not finite where the samples are not.
-        errors: standard errors, where there are some, as eval_error/heldout.
+        figures: eval/heldout, eval/fd_FEATURES, eval/kd_FEATURES; not finite if the samples are not.
+        errors: standard errors, if there are any, such as eval_error/heldout.
         by_t: the held-out loss in ten equal bins of t, as heldout_by_t/0000.
     """
 
@@ -28,14 +28,14 @@ class Evaluation:
 
 
 def outcome(objective: Name | None, loss: float, last: Mapping[str, Any] | None) -> float:
-    """What a run that is done returns: its last loss, or its objective as it was in its last evaluation."""
+    """The value that a finished run returns: its last loss, or its objective in the last evaluation."""
     if objective is None:
         return loss
     return Outcome(math.nan if last is None else figure(last, objective), objective)
 
 
 def final_figures(objective: Name | None, loss: float, last: Mapping[str, Any] | None) -> dict[str, float]:
-    """What loggers show of a run that is done: its objective, its last loss, and its last evaluation."""
+    """The figures that loggers show for a finished run: objective, last loss, and last evaluation."""
     figures = {"objective": float(outcome(objective, loss, last)), "final/loss": loss}
     for key, value in ({} if last is None else last).items():
         begins, _, name = key.partition("/")

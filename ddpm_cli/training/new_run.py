@@ -1,6 +1,6 @@
 """The directory of a new run, in which it says who it is.
 
-Heavy modules are imported inside the functions: a mistyped key is answered without torch.
+Heavy modules are imported inside the functions, so that a mistyped key is reported without importing torch.
 """
 
 from contextlib import ExitStack, nullcontext, suppress
@@ -66,7 +66,7 @@ def _new_directory(
         if options.name is not None and invocation.resume is not None:  # when this command began to look there was none
             begun = run_identity.find(options.output_dir, name).directory
             if begun is not None:
-                raise ConfigError(f"name: another process has begun {begun} meanwhile; resume=null begins another run")
+                raise ConfigError(f"name: another process has just started {begun}; resume=null starts another run")
         directory = run_dir.create(options.output_dir, name)
         held.callback(durable.remove_empty, [directory, *above])
         held.enter_context(run_dir.locked_for_training(directory))
@@ -84,6 +84,6 @@ def _in_new_directory(directory: Path, identity: Identity, held: ExitStack) -> P
     held.callback(durable.remove_empty, made)
     held.enter_context(run_dir.locked_for_training(directory))
     if run_identity.identity_of(directory) is not None:
-        raise ConfigError(f"another process has begun a run in {directory} meanwhile; choose another directory")
+        raise ConfigError(f"another process has started a run in {directory} meanwhile; choose another directory")
     identity.write(directory)
     return directory

@@ -28,7 +28,7 @@ def preview(trainer: Trainer, sampler: Sampler, seed: int) -> Generator[None, No
 
 
 def sampling_loop(trainer: Trainer, ddpm: DDPM, sampler: Sampler, seed: int, images: int) -> SamplingLoop:
-    """What draws them; where there are labels, the images take turns with them."""
+    """The loop that samples previews; if there are labels, the images get them in turn."""
     context = SampleContext(
         schedule=ddpm.schedule,
         sampler=sampler,

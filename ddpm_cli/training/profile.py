@@ -1,7 +1,7 @@
-"""Where the time of training steps goes: what torch's profiler has seen of some of them, kept in the run.
+"""Where the time of training steps goes: a record of some steps by torch's profiler, kept in the run.
 
 RUN/profile/trace.json        every operation, when and how long: for chrome://tracing or https://ui.perfetto.dev
-RUN/profile/operations.txt    those that took the most, over all of these steps
+RUN/profile/operations.txt    the operations that took the most time over all of these steps
 """
 
 import os
@@ -22,13 +22,13 @@ ROWS = 30  # of the table
 
 @contextmanager
 def profiled(directory: Path, *, steps: int, device: torch.device) -> Iterator[Callable[[], None]]:
-    """Inside, `steps` of the steps of a run in `directory` are looked at, once the first ten are done.
+    """Inside, `steps` steps of the run in `directory` are profiled, after its first ten.
 
     Args:
-        device: that they are computed on.
+        device: on which they are computed.
 
     Yields:
-        What is to be called after every step.
+        A function to call after every step.
     """
     on_cuda = device.type == "cuda"
     activities = [profiler.ProfilerActivity.CPU, *([profiler.ProfilerActivity.CUDA] if on_cuda else [])]
@@ -49,9 +49,9 @@ def profiled(directory: Path, *, steps: int, device: torch.device) -> Iterator[C
         )
         written = True
 
-    # The profiler's own warm-up is the step before: what it sees first takes longer.
+    # The profiler's own warm-up is the step before: its first records take longer.
     seen = profiler.schedule(skip_first=PROFILE_FROM - 1, wait=0, warmup=1, active=steps, repeat=1)
     with profiler.profile(activities=activities, schedule=seen, on_trace_ready=write, record_shapes=True) as profile:
         yield profile.step
     if not written:
-        log.warning(f"profile  nothing: the run has ended within its first {PROFILE_FROM} steps")
+        log.warning(f"profile  nothing recorded: the run ended within its first {PROFILE_FROM} steps")

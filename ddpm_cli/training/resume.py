@@ -1,6 +1,6 @@
-"""A run as its newest whole checkpoint left it: read, reconciled with the command line, checked, restored.
+"""Resumes a run from its newest complete checkpoint: read, reconciled with the command line, checked, restored.
 
-Heavy modules are imported inside the functions: a mistyped key is answered without torch.
+Heavy modules are imported inside the functions, so that a mistyped key is reported without importing torch.
 """
 
 from collections.abc import Iterable
@@ -32,22 +32,22 @@ AUTO = "auto"  # resume=auto: resume the newest run of this name, if there is on
 
 
 class Saved(NamedTuple):
-    """A whole checkpoint of a run, read and checked."""
+    """A complete checkpoint of a run, read and checked."""
 
     path: Path
     metadata: "Metadata"
     state: "TrainingState"
-    damaged: dict[Path, str]  # newer ones that are not whole: what is wrong with each
-    newer: list[Path]  # newer ones, where this one was asked for
+    damaged: dict[Path, str]  # newer ones that are damaged, with the error of each
+    newer: list[Path]  # newer ones, if this one was requested
 
 
 def names_a_run(invocation: Invocation) -> bool:
-    """Whether the command line says which run to resume: then its configuration counts, with a few changes."""
+    """Whether the command line names the run to resume: then the run's configuration holds, with a few changes."""
     return invocation.resume is not None and invocation.resume != AUTO
 
 
 def directory_key(invocation: Invocation) -> str:
-    """The option that says where the run is to lie."""
+    """The option that sets the run's directory."""
     if invocation.directory is None:
         return "output_dir"
     return "hydra.run.dir" if invocation.sweep_directory is None else "hydra.sweep.dir"
@@ -70,13 +70,13 @@ def run_and_checkpoint(named: str, key: str) -> tuple[Path, Path | None]:
 def resume(
     directory: Path, checkpoint: Path | None, config: dict, invocation: Invocation, world: "World"
 ) -> "tuple[Training, list[str]]":
-    """The run in `directory` where a checkpoint left it, and what there is to say about newer ones.
+    """The run in `directory`, restored from a checkpoint, and remarks on newer ones.
 
     Args:
-        checkpoint: that one; None: the newest that is whole.
+        checkpoint: the checkpoint; None: the newest complete one.
 
     Raises:
-        ConfigError: if there is no such checkpoint, or not with this configuration, or not on this data.
+        ConfigError: if there is no such checkpoint, or it does not fit this configuration or this data.
     """
     from ddpm_cli.training import train_state
 
@@ -91,21 +91,21 @@ def resume(
         step = training.trainer.step
         if step != saved.metadata.step:
             raise ConfigError(
-                f"resume: {saved.path}: its training state is of step {step}, it says {saved.metadata.step}"
+                f"resume: {saved.path}: its training state is of step {step}, its metadata of {saved.metadata.step}"
             )
     world.barrier()  # until every rank has read what rank 0 is about to rename
     return training, [*warnings, *set_newer_aside(saved)] if world.main else []
 
 
 def read_checkpoint(directory: Path, checkpoint: Path | None, trust: Iterable[str], world: "World") -> Saved:
-    """A checkpoint of a run, of which everything has been checked that can be without its data.
+    """Read a checkpoint of a run, and check everything that can be checked without its data.
 
     Args:
-        checkpoint: that one; None: the newest that is whole.
-        trust: the full names of classes beside ours that it may ask for.
+        checkpoint: the checkpoint; None: the newest complete one.
+        trust: full names of classes beside ours that it may build.
 
     Raises:
-        ConfigError: if there is none, or it asks for what it may not, or its parts do not belong together.
+        ConfigError: if there is none, or it names classes that it may not, or its parts do not belong together.
     """
     from ddpm_cli import checkpoint as checkpoints
     from ddpm_cli.checkpoint.find import newer_than
@@ -120,7 +120,7 @@ def read_checkpoint(directory: Path, checkpoint: Path | None, trust: Iterable[st
     if whole.metadata.imported:
         init = word(override("init", directory))
         raise ValueError(
-            f"{whole.path} was imported, and has weights but no state of a training; {init} begins a new run with them"
+            f"{whole.path} was imported: it has weights, but no training state; {init} starts a new run from them"
         )
     if not world.main:
         durable.wait_for(*(whole.path / name for name in checkpoints.FILES))
@@ -128,15 +128,15 @@ def read_checkpoint(directory: Path, checkpoint: Path | None, trust: Iterable[st
 
 
 def reconcile(saved: dict, config: dict, directory: Path, invocation: Invocation) -> TrainOptions:
-    """The options to resume with: the `saved` configuration with the few changes that may be made to it.
+    """The options to resume with: the `saved` configuration with the few changes that are allowed.
 
     Args:
-        config: the whole configuration of the command line, which counts unless that names the run. Where it leaves
-            `trainer.accumulate` to be found, the run keeps the number that was found when it began; where it leaves
-            `data.extensions` open, those it began with: earlier versions had a list of them.
+        config: the whole configuration of the command line, which is used unless that names the run. With
+            `trainer.accumulate=auto`, the run keeps the number that was found when it started; if `data.extensions` is
+            null, the run keeps its own, as earlier versions had a list of them.
 
     Raises:
-        ConfigError: if it would be another run; says how it would differ.
+        ConfigError: if this would be another run; the message says how it would differ.
     """
     if names_a_run(invocation):
         with naming("resume"):
@@ -148,13 +148,11 @@ def reconcile(saved: dict, config: dict, directory: Path, invocation: Invocation
     changed = differences(saved, config)
     if changed:
         key = "name"
-        others = ["choose another name, or resume=null to begin another run under this one"]
+        others = ["choose another name, or resume=null to start another run of this name"]
         if invocation.directory is not None:
             key, others = directory_key(invocation), ["choose another directory"]
         another = "name=ANOTHER" if invocation.run_directory is None else "hydra.run.dir=ANOTHER"
-        others.append(
-            f"{word(override('fork', directory))} {another} KEY=VALUE begins a new run with what this one has learned"
-        )
+        others.append(f"{word(override('fork', directory))} {another} KEY=VALUE starts a new run from this run's state")
         listed = "\n  ".join([*changed, *others])
         raise ConfigError(f"{key}: {directory} was trained with another configuration:\n  {listed}")
     trainer = config["trainer"]
@@ -171,9 +169,9 @@ def _with_extensions_of(saved: dict, config: dict) -> dict:
 
 
 def check_learning_rate(metadata: "Metadata", options: TrainOptions, directory: Path, invocation: Invocation) -> None:
-    """Raise ConfigError where going further would raise the learning rate, and nothing says that it should.
+    """Raise ConfigError if training for more steps would raise the learning rate without the user's word.
 
-    A rate that decays to 0 at the last step is another one at every step once there are more of them.
+    A rate that decays to 0 at the last step changes at every step if there are more steps.
     """
     then, now = (instantiate(trainer, "trainer") for trainer in (metadata.config["trainer"], options.trainer))
     if metadata.step == 0 or LR_DECAY in invocation.changes or "lr" not in options.optimizer:
@@ -185,10 +183,10 @@ def check_learning_rate(metadata: "Metadata", options: TrainOptions, directory: 
     new = word(override("fork", directory))
     raise ConfigError(
         f"{STEPS}: the learning rate has come down to {was:.2g} at step {metadata.step:,} and would jump to "
-        f"{would_be:.2g}: a {decay} decay over {steps:,} steps is another one. Say which is meant:\n"
+        f"{would_be:.2g}: a {decay} decay over {steps:,} steps has another rate here. Choose one of:\n"
         f"  {LR_DECAY}={decay} takes that jump and decays to step {steps:,}\n"
         f"  {LR_DECAY}=constant stays at {options.optimizer['lr']:.2g}\n"
-        f"  {new} {STEPS}={steps} {LR_DECAY}=constant optimizer.lr={was:.2g} begins a new run at that rate"
+        f"  {new} {STEPS}={steps} {LR_DECAY}=constant optimizer.lr={was:.2g} starts a new run at that rate"
     )
 
 
@@ -200,13 +198,13 @@ def _rate(step: int, config: "TrainerConfig", peak: float) -> float:
 
 
 def check_same_data(images: "ImageSet", metadata: "Metadata", directory: Path) -> list[str]:
-    """Make sure that these are the images that the run in `directory` was trained on.
+    """Check that these are the images that the run in `directory` was trained on.
 
     Returns:
-        What is to be said where that cannot be told.
+        Remarks, if this cannot be determined.
 
     Raises:
-        ConfigError: if they are others; says what differs.
+        ConfigError: if they are not; the message says what differs.
     """
     from ddpm_cli.data.same_data import difference
 
@@ -219,14 +217,14 @@ def check_same_data(images: "ImageSet", metadata: "Metadata", directory: Path) -
     )
     if differs is not None:
         new = word(override("fork", directory))
-        raise ConfigError(f"data: {differs}. {new} begins a new run from it on this data")
+        raise ConfigError(f"data: {differs}. {new} starts a new run from it on this data")
     if images.fingerprint is not None and not metadata.data:
-        return ["data     the checkpoint is of an earlier version: whether these are the same images is not known"]
+        return ["data     the checkpoint is from an earlier version: it is not known whether these are the same images"]
     return []
 
 
 def set_newer_aside(saved: Saved) -> list[str]:
-    """Rename newer checkpoints, so that their steps can be saved again; what is to be said of each."""
+    """Rename newer checkpoints, so that their steps can be saved again; returns a remark on each."""
     from ddpm_cli.checkpoint import set_aside
 
     warnings = []
@@ -238,14 +236,14 @@ def set_newer_aside(saved: Saved) -> list[str]:
                 f"newer    {path} is newer than {saved.path.name}; set aside as {set_aside(path, 'newer').name}"
             )
     if saved.damaged:
-        warnings.append(f"damaged  resumes from the newest whole checkpoint, {saved.path}")
+        warnings.append(f"damaged  resuming from the newest complete checkpoint, {saved.path}")
     return warnings
 
 
 def trusted(config: dict, invocation: Invocation) -> list[str]:
-    """The classes that the command line itself names: in `trust`, or, where it is the whole configuration, anywhere."""
+    """The classes that the command line itself names: in `trust`, or anywhere if it is the whole configuration."""
     trust = invocation.changes.get("trust", [])
     trust = [trust] if isinstance(trust, str) else trust
     if not isinstance(trust, list):
-        raise ConfigError(f"trust: expected a list of full names, as trust=[package.Class], got {trust!r}")
+        raise ConfigError(f"trust: expected a list of full names, such as trust=[package.Class], got {trust!r}")
     return [str(name) for name in trust] + list(targets_in(config | invocation.chosen))

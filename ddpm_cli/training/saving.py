@@ -1,4 +1,4 @@
-"""What a run has saved, how it saves, and what is said of going on from there."""
+"""The checkpoints of a run: which exist, how they are saved, and the messages on how to resume from them."""
 
 from pathlib import Path
 
@@ -23,11 +23,11 @@ from ddpm_cli.training.trainer import NonFiniteError, Trainer
 
 
 class Checkpoints:
-    """Those of a run, and the directory in which they lie. Every rank has them; rank 0 writes.
+    """The checkpoints of a run, and its directory. Every rank has this; rank 0 writes.
 
     Attributes:
         directory: of the run; changes if somebody moves it.
-        step: of the newest; None: there is none.
+        step: of the newest checkpoint; None: there is none.
     """
 
     def __init__(self, trainer: Trainer, options: TrainOptions, directory: Path):
@@ -35,38 +35,38 @@ class Checkpoints:
         self.options = options
         self.directory = directory
         self._place = Place(directory) if trainer.world.main else None
-        # What was resumed from; a later one is known once it has been saved. A fork begins with another run's.
+        # The one that was resumed from; later ones are known once they have been saved. A fork has another run's.
         self.step = trainer.step if run_dir.by_step(directory / run_dir.CHECKPOINTS) else None
 
     @property
     def newest(self) -> Path:
-        """The directory of the newest."""
+        """The directory of the newest checkpoint."""
         assert self.step is not None
         return self.directory / run_dir.CHECKPOINTS / run_dir.step_name(self.step)
 
     @property
     def in_place(self) -> bool:
-        """Whether the run is still where it is thought to be; on ranks that write nothing it always is."""
+        """Whether the run's directory is still in its place; always true on ranks that write nothing."""
         return self._place is None or not self._place.left()
 
     def check_place(self) -> None:
-        """Raises RunError if the directory has been moved or removed: nothing is to be scattered over a disk."""
+        """Raises RunError if the directory has been moved or removed, so that no files are scattered over the disk."""
         if self._place is None or not self._place.left():
             return
         here, there = self.directory, self._place.moved_to()
         if there is None:
-            raise RunError(f"{here} has been removed while it was trained, and all that was saved with it")
+            raise RunError(f"{here} was removed while the run was training, with everything that it had saved")
         self.directory, self._place.directory = there, there  # where it is saved before the run ends
-        raise RunError(f"{here} has been moved to {there} while it was trained")
+        raise RunError(f"{here} was moved to {there} while the run was training")
 
     def save(self, metrics: MetricsLogger | None) -> None:
-        """Save a checkpoint, to which sharded ranks bring their parts; returns when it is safe.
+        """Save a checkpoint, to which sharded ranks contribute their parts; returns when it is safe.
 
         Args:
-            metrics: are on the disk before; None: there are none.
+            metrics: flushed to the disk before; None: there are none.
 
         Raises:
-            NonFiniteError: if something in it is not finite: nothing was saved.
+            NonFiniteError: if a value in it is not finite: nothing was saved.
             OSError: on rank 0, if it cannot be written.
             RunError: as `check_place`.
         """
@@ -100,20 +100,20 @@ class Checkpoints:
         checkpoint.save(directory, ema=ema, training=training, description=description)
 
     def remove_old(self, best: Best | None) -> None:
-        """Remove those that are not to be kept; nothing on ranks that write nothing."""
+        """Remove checkpoints that need not be kept; does nothing on ranks that write nothing."""
         if not self.trainer.world.main:
             return
         config, directory = self.trainer.config, self.directory / run_dir.CHECKPOINTS
         try:
             keep = {"keep_last": config.keep_last, "keep_every": config.keep_every}
             checkpoint.remove_old(directory, **keep, best=None if best is None else best.step)
-        except OSError as error:  # the new one is safe, which is what counts
+        except OSError as error:  # the new one is safe, which is what matters
             log.warning(f"step {self.trainer.step}: an old checkpoint cannot be removed: {error}")
 
     # Of a run that ends early ----------------------------------------------------------------------------------------
 
     def save_what_is_there(self) -> str:
-        """Save, without the records and without other processes, and say so; empty if there is nothing to save."""
+        """Save, without records and other processes; returns a sentence on it, empty if there is nothing to save."""
         trainer, world = self.trainer, self.trainer.world
         if not world.main or trainer.step in (0, self.step):
             return ""
@@ -128,7 +128,7 @@ class Checkpoints:
         return f"Saved at step {trainer.step:,}. "
 
     def save_for_replay(self) -> str:
-        """Save the state that a step started from, so that resuming replays exactly this step; and say so."""
+        """Save the state from which a step started, so that resuming replays exactly this step; returns a sentence."""
         if self.step != self.trainer.step:
             try:
                 self.save(None)
@@ -138,18 +138,18 @@ class Checkpoints:
 
     @property
     def _loggers(self) -> list[str]:
-        """What a command line has to say again."""
+        """The options that must be given again when the run is resumed."""
         return overrides(self.options.logger)
 
     def how_to_resume(self) -> str:
-        """A sentence with the command."""
+        """A sentence with the command that resumes the run."""
         if self.step is None:
             return f"No checkpoint had been saved in {self.directory}"
         resume = override("resume", self.directory)
         return f"From step {self.step:,} on: {command('ddpm-train', resume, *self._loggers)}"
 
     def how_to_go_another_way(self) -> str:
-        """What is added to it where the same step would come out the same for ever."""
+        """An addition to it, if the same step would fail in the same way again."""
         if self.step is None:
             return ""
         another = command("ddpm-train", override("fork", self.newest), *self._loggers)

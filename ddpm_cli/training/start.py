@@ -1,6 +1,6 @@
-"""A run of `ddpm-train`, new or resumed: which one is meant, what it is made of, and its training.
+"""A run of `ddpm-train`, new or resumed: which run is meant, its parts, and its training.
 
-Heavy modules are imported inside the functions: `--help`, `--cfg job` and a mistyped key are answered without torch.
+Heavy modules are imported inside the functions: `--help`, `--cfg job` and mistyped keys are handled without torch.
 """
 
 import os
@@ -53,8 +53,8 @@ def start(config: dict, invocation: Invocation, stop: Stop) -> float:
 class _Meant(NamedTuple):
     """The run that a command line means."""
 
-    directory: Path | None  # None: it is still to be begun
-    checkpoint: Path | None = None  # that it is to be resumed from; None: the newest
+    directory: Path | None  # None: it has not been started yet
+    checkpoint: Path | None = None  # from which to resume it; None: the newest
     remarks: tuple[str, ...] = ()  # on how it was found
 
 
@@ -94,18 +94,18 @@ def _start(config: dict, invocation: Invocation, stop: Stop, world: "World", hel
 
 
 class _New(NamedTuple):
-    """A run that is to begin."""
+    """A run that is about to start."""
 
     training: "Training"
     identity: Identity
-    warnings: list[str]  # to be said first
+    warnings: list[str]  # to be logged first
 
 
 def _new(config: dict, origin: Origin | None, invocation: Invocation, world: "World") -> _New:
     """The run of a checked configuration, or of `origin`, at its first step.
 
     Raises:
-        ConfigError: if it cannot be run here, or the weights that it is to begin with do not fit.
+        ConfigError: if it cannot be run here, or the weights from which it should start do not fit.
     """
     if origin is not None:
         training = fork(origin, world)
@@ -132,7 +132,7 @@ def _new(config: dict, origin: Origin | None, invocation: Invocation, world: "Wo
 def _meant(config: dict, invocation: Invocation) -> _Meant:
     if names_a_run(invocation):
         if invocation.run_directory is not None:
-            raise ConfigError("hydra.run.dir: resume= says already which directory; give one of them")
+            raise ConfigError("hydra.run.dir: resume= names the directory already; leave out either")
         with naming("resume"):
             assert invocation.resume is not None
             return _Meant(*run_and_checkpoint(invocation.resume, "resume"))
@@ -153,8 +153,8 @@ def _meant(config: dict, invocation: Invocation) -> _Meant:
 
 
 def _in_directory(directory: Path, config: dict, invocation: Invocation) -> _Meant:
-    """The run that is there already: where a scheduler has put a job of a sweep back into its queue and starts it
-    again, or where the same `hydra.run.dir` is given again.
+    """The run that exists already in a directory: a scheduler has requeued a job of a sweep and starts it again, or the
+    same `hydra.run.dir` is given again.
     """
     with naming(directory_key(invocation)):
         identity = run_identity.identity_of(directory)
@@ -162,30 +162,30 @@ def _in_directory(directory: Path, config: dict, invocation: Invocation) -> _Mea
             return _Meant(None)
         if invocation.sweep_directory is None:
             if invocation.resume is None:
-                raise ValueError(f"{directory} holds a run already, and resume=null begins another; choose another one")
+                raise ValueError(f"{directory} holds a run, and resume=null starts a new one; choose another directory")
             _check_same_origin(directory, identity, config, invocation)
     return _Meant(directory)
 
 
 def _of_name(name: str, config: dict, invocation: Invocation) -> _Meant:
-    """The run of this name that was begun last, and which others there are."""
+    """The run of this name that was started last, and the names of the others."""
     try:
         directory, others = run_identity.find(config["output_dir"], name)
         if directory is None:
             return _Meant(None)
         identity = run_identity.identity_of(directory)
     except ValueError as error:
-        raise ConfigError(f"name: {error}. resume=RUN_DIR says which, resume=null begins another") from error
+        raise ConfigError(f"name: {error}. resume=RUN_DIR chooses one, resume=null starts another") from error
     _check_same_origin(directory, identity, config, invocation)
     remarks = []
     if others:
         shown = others[:OTHERS_SHOWN] + ([f"{len(others) - OTHERS_SHOWN} more"] if len(others) > OTHERS_SHOWN else [])
-        remarks.append(f"name     {name}: {directory.name}, begun last; there are also {', '.join(shown)}")
+        remarks.append(f"name     {name}: {directory.name}, started last; there are also {', '.join(shown)}")
     return _Meant(directory, None, tuple(remarks))
 
 
 def _check_same_origin(directory: Path, identity: "Identity | None", config: dict, invocation: Invocation) -> None:
-    """Raise ConfigError if `fork=` or `init=` would begin with something else than this run, which is there, did."""
+    """Raise ConfigError if this existing run did not start from what `fork=` or `init=` names."""
     if invocation.fork is not None:
         own = None if identity is None else identity.fork_of
         with naming("fork"):
@@ -198,12 +198,12 @@ def _check_same_origin(directory: Path, identity: "Identity | None", config: dic
         init = init_options(config.get("init"))
         if init.path is None or began_with(identity, init):
             return
-        what = f"did not begin with the {init.weights} weights of {init.path}"
+        what = f"did not start from the {init.weights} weights of {init.path}"
     if invocation.run_directory is not None:
         raise ConfigError(f"hydra.run.dir: {directory} holds a run that {what}; choose another directory")
     raise ConfigError(
         f"name: {directory} is of this name and {what}; "
-        "choose another name, or resume=null to begin another run under this one"
+        "choose another name, or resume=null to start another run of this name"
     )
 
 
@@ -212,7 +212,7 @@ def _has_checkpoint(directory: Path) -> bool:
 
 
 def _is_done(trainer: "Trainer", metrics: Path) -> bool:
-    """Whether a run has done its steps, and has put the last one and what was to be measured then on record."""
+    """Whether a run has done its steps, and has recorded the last one with its evaluation."""
     from ddpm_cli.io.metrics_file import lines_of, recorded_to
     from ddpm_cli.training.measured import last_evaluation
 
@@ -229,12 +229,12 @@ def _by_name(invocation: Invocation) -> bool:
 
 
 def _say_done(directory: Path, step: int, *, by_name: bool) -> None:
-    again = "resume=null begins another run of this name, " if by_name else ""
-    print(f"{directory} has done its {step} steps; {again}trainer.steps=N goes further")
+    again = "resume=null starts another run of this name, " if by_name else ""
+    print(f"{directory} has done its {step} steps; {again}trainer.steps=N trains further")
 
 
 def _keep_identity(directory: Path, name: str | None) -> None:
-    """Give a run of before there were identities one; let its name, if it was found by one, find it here again."""
+    """Give a run of an early version an identity; if it was found by its name, let the name find it again."""
     identity = run_identity.identity_of(directory)
     if identity is None:
         identity = Identity(name=name)

@@ -1,4 +1,4 @@
-"""At which timesteps a batch is trained, and by how much each of its losses then counts."""
+"""Timestep samplers: at which timesteps a batch is trained, and how much each of its losses counts."""
 
 from typing import NamedTuple
 
@@ -9,9 +9,9 @@ from ddpm_cli.diffusion.noise_schedule import NoiseSchedule
 
 
 class Draw(NamedTuple):
-    """Timesteps `[B]` int64 in `{0 .. T-1}`, and weights `[B]` by which their losses count.
+    """Timesteps `[B]` int64 in `{0 .. T-1}`, and weights `[B]` of their losses.
 
-    Losses so weighted have the mean of uniform t, but for `LogNormal`, which is meant to train other timesteps more.
+    The weighted losses have the mean of uniform t, except with `LogNormal`, which trains some timesteps more.
     """
 
     t: Tensor
@@ -19,13 +19,13 @@ class Draw(NamedTuple):
 
 
 class Uniform:
-    """Every t is as likely, for every image by itself (DDPM, algorithm 1).
+    """Every t is equally likely, for each image independently (DDPM, algorithm 1).
 
     Args:
         schedule: of T timesteps.
     """
 
-    learns = False  # whether `update` reads the losses of every step, for which a GPU has to be waited for
+    learns = False  # whether `update` reads the losses of every step, for which the host waits for a GPU
 
     def __init__(self, schedule: NoiseSchedule):
         self.timesteps = schedule.timesteps
@@ -39,15 +39,15 @@ class Uniform:
         """Learn from the unweighted losses `[B]` at t `[B]`."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What has been learned, for a checkpoint."""
+        """What has been learned, to be saved in a checkpoint."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go back to what `state_dict()` was."""
+        """Restore what `state_dict()` returned."""
 
 
 class Stratified(Uniform):
-    """Every t is as likely, and a batch has them evenly spread (low-discrepancy: Kingma et al. 2021, appendix I.1).
+    """Every t is equally likely, and a batch is spread evenly over them (Kingma et al. 2021, appendix I.1).
 
     Image i is trained at T (u + i / B) modulo T, with one uniform u for the batch: losses vary less from step to step.
     """
@@ -61,14 +61,14 @@ class Stratified(Uniform):
 
 
 class LogNormal(Uniform):
-    """The t of middle noise levels more often, each counting as much: a log-normal SNR (Karras et al. 2022, table 1).
+    """Middle noise levels more often, all with weight 1: a log-normal SNR (Karras et al. 2022, table 1).
 
-    p(t) is what of a normal distribution of log SNR lies nearer to t's than to that of any other timestep.
+    p(t) is the share of a normal distribution of log SNR that is closer to t's log SNR than to any other timestep's.
 
     Args:
         schedule: of T timesteps.
-        mean, std: of log SNR. The paper has those of its noise level's logarithm, P_mean = -mean / 2, P_std = std / 2.
-        uniform: share of draws that stay uniform, as sampling passes through the t that p leaves out.
+        mean, std: of log SNR. The paper gives those of its log noise level: P_mean = -mean / 2, P_std = std / 2.
+        uniform: share of timesteps that are drawn uniformly, as sampling also passes through the t that p leaves out.
 
     Raises:
         ValueError: if `std` is not positive or `uniform` lies outside (0, 1].
@@ -84,10 +84,10 @@ class LogNormal(Uniform):
         self.p = self.probabilities()
 
     def probabilities(self) -> Tensor:
-        """p(t), `[T]`, where the schedule is."""
+        """p(t), `[T]`, on the schedule's device."""
         log_snr = self.schedule.log_snr
         between = (log_snr[1:] + log_snr[:-1]) / 2  # falls with t
-        noisier = torch.special.ndtr((between - self.mean) / self.std)  # how much lies beyond each
+        noisier = torch.special.ndtr((between - self.mean) / self.std)  # the share beyond each
         p = -torch.diff(noisier, prepend=torch.ones_like(log_snr[:1]), append=torch.zeros_like(log_snr[:1]))
         return ((1 - self.uniform) * p + self.uniform / self.timesteps).float()
 
@@ -99,15 +99,15 @@ class LogNormal(Uniform):
 
 
 class LossSecondMoment(Uniform):
-    """The t of large losses more often, each counting less for it (Improved DDPM, section 3.3, eq. 18).
+    """Timesteps with large losses more often, with smaller weights in return (Improved DDPM, section 3.3, eq. 18).
 
-    p(t) is proportional to the root of the mean square of the last `history` losses at t. Until there are so many at
-    every t, t is uniform.
+    p(t) is proportional to the root mean square of the last `history` losses at t. Until every t has that many losses,
+    t is uniform.
 
     Args:
         schedule: of T timesteps.
         history: losses remembered for each t.
-        uniform: share of draws that stay uniform, so that no t is forgotten.
+        uniform: share of timesteps that are drawn uniformly, so that no t is forgotten.
 
     Raises:
         ValueError: if `history` < 1 or `uniform` lies outside (0, 1].
@@ -148,11 +148,11 @@ class LossSecondMoment(Uniform):
         return {"losses": self.losses, "seen": self.seen}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """As `Uniform.load_state_dict`. Raises ValueError for what cannot have been."""
+        """As `Uniform.load_state_dict`. Raises ValueError for an impossible state."""
         losses, seen = state["losses"], state["seen"]
         if losses.shape != self.losses.shape or seen.shape != self.seen.shape or seen.dtype != torch.int64:
             raise ValueError(f"the losses seen at each t are {list(losses.shape)}, not {list(self.losses.shape)}")
         if not torch.isfinite(losses).all() or (seen < 0).any():
-            raise ValueError("the losses seen at each t are not finite, or their number is negative")
+            raise ValueError("the losses seen at each t are not finite, or their count is negative")
         self.losses.copy_(losses)
         self.seen.copy_(seen)

@@ -1,4 +1,4 @@
-"""All that a run is resumed from, as named tensors, and back."""
+"""Converts the whole state of a run to named tensors and back."""
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ _SCALER_KEYS = ("scale", "_growth_tracker")
 
 
 def capture(trainer: Trainer) -> dict[str, Tensor]:
-    """Everything of a trainer besides its main EMA; of sharded tensors this rank's parts.
+    """The state of a trainer except its main EMA; of sharded tensors this rank's parts.
 
     Raises:
-        NonFiniteError: if a step so far was not finite; the trainer is then as that step found it.
+        NonFiniteError: if a step so far was not finite; the trainer is then as it was before that step.
     """
     trainer.check_finite()
     tensors = {f"{MODEL}{name}": value for name, value in trainer.ddpm.model.state_dict().items()}
@@ -39,7 +39,7 @@ def capture(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def restore(trainer: Trainer, state: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
-    """Go back to what `capture` and the main EMA's weights were, each tensor in one piece.
+    """Restore what `capture` returned, and the main EMA's weights, each tensor in one piece.
 
     Raises:
         ValueError: if names or shapes are not those of this trainer.
@@ -57,11 +57,11 @@ def restore(trainer: Trainer, state: dict[str, Tensor], ema: dict[str, Tensor]) 
             saved = {key: state[f"{SCALER}{key}"].item() for key in _SCALER_KEYS}
             trainer.scaler.load_state_dict(trainer.scaler.state_dict() | saved)
     except (KeyError, RuntimeError) as error:
-        raise ValueError(f"the training state is not that of this configuration: {error}") from error
+        raise ValueError(f"the training state does not fit this configuration: {error}") from error
 
 
 def _stacked(pending: list[StepResult]) -> dict[str, Tensor]:
-    """The steps that have not been logged, so that the next entry of the log is the one it would have been."""
+    """The steps that have not been logged, so that the next entry of the log is that of an uninterrupted run."""
     if not pending:
         return {}
     losses, t, weights, _, skipped = zip(*pending, strict=True)
@@ -113,7 +113,7 @@ def _count(name: str, value: Tensor) -> int:
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """A moment in its parameter's memory format: fused optimizers walk both in the order they lie in memory."""
+    """A moment in its parameter's memory format: fused optimizers read both in memory order."""
     if value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter).copy_(distribute_as(value, parameter))

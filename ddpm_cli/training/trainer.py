@@ -25,39 +25,39 @@ MOST_OVERFLOWS_IN_A_ROW = 20
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or a gradient is not a finite number; parameters, moments and EMA were left as they were."""
+    """A loss or a gradient is not finite; parameters, moments and EMA are unchanged."""
 
 
 class Example(NamedTuple):
-    """What a step computes its losses of: this rank's part of a batch, and all that was drawn for it."""
+    """The data of a step's losses: this rank's part of a batch, and all that was drawn for it."""
 
     x_0: Tensor  # [part, C, H, W] in [-1, 1]
     t: Tensor  # [part]
-    weights: Tensor  # [part], by which the losses count
+    weights: Tensor  # [part], of the losses
     noise: Tensor  # [part, C, H, W]
     labels: Tensor | None  # [part], -1 where left out; None: the data has none
 
     def chunk(self, count: int) -> "Iterator[Example]":
-        """The same in `count` parts, one after another."""
+        """The same in `count` parts, in order."""
         fields = ([None] * count if tensor is None else tensor.chunk(count) for tensor in self)
         return (Example(*part) for part in zip(*fields, strict=True))
 
 
 class Trainer:
-    """Trains `ddpm` on `batches`. All that changes during a run is here: parameters, optimizer, EMA, scaler, step.
+    """Trains `ddpm` on `batches`. It holds all that changes during a run: parameters, optimizer, EMA, scaler, step.
 
-    Nothing random is kept: the order and flips of the images are functions of (seed, step) in `BatchLoader`, timesteps
-    and noise are keyed on (seed, step) below and dropout on (seed, step, rank), so a run that is resumed draws what it
-    would have drawn, and any number of ranks trains on the same stream of (image, t, noise).
+    There is no random state: the order and flips of the images are functions of (seed, step) in `BatchLoader`;
+    timesteps and noise are keyed on (seed, step) below, dropout on (seed, step, rank). So a resumed run draws the same
+    numbers as an uninterrupted one, and any number of ranks trains on the same stream of (image, t, noise).
 
-    A step whose loss or gradient is not finite changes nothing, and neither does any after it. On a CPU that is seen at
-    once. On a GPU the host would have to wait for every step to see it; there the device itself lets the steps pass
-    without effect (`found_inf` of torch's fused optimizers), and `check_finite` finds out when something is to be
-    logged, shown or saved, and goes back to that step.
+    A step whose loss or gradient is not finite changes nothing, and neither does any step after it. A CPU sees this at
+    once. On a GPU the host would have to wait for every step to see it; instead, the device itself skips these steps
+    (`found_inf` of torch's fused optimizers), and `check_finite` notices before something is logged, shown or saved,
+    and goes back to the faulty step.
 
     Args:
-        timestep_sampler: None: every t is as likely.
-        pixels_on_device: the set's pixels, uint8 `[N, C, H, W]` on the device, if they are there as a whole.
+        timestep_sampler: None: uniform t.
+        pixels_on_device: the pixels of the whole set, uint8 `[N, C, H, W]`, if they are on the device.
     """
 
     def __init__(
@@ -92,10 +92,10 @@ class Trainer:
         self.overflows = 0
         self.overflows_in_a_row = 0
         self.pending: list[StepResult] = []  # the steps since `run` last yielded a `Progress`
-        self.reported: list[StepResult] = []  # the steps of that one
-        self.whole = True  # False from the first change that a step makes until all are made
-        # What needs the host in every step: a scaler's overflows, timesteps that learn from losses, and an optimizer
-        # that cannot let a step pass by itself.
+        self.reported: list[StepResult] = []  # the steps of that `Progress`
+        self.whole = True  # False while a step has made some of its changes and not yet all
+        # These need the host in every step: a scaler's overflows, timesteps that learn from losses, and an optimizer
+        # that cannot skip a step by itself.
         self.defers_finite_check = (
             compute.device.type == "cuda"
             and not self.scaler.is_enabled()
@@ -105,7 +105,7 @@ class Trainer:
         self._first_fault = torch.tensor(-1, device=compute.device)  # the step, where `defers_finite_check`
 
     def run(self) -> Iterator[Progress | None]:
-        """Train up to `config.steps`; after every step yields None, or the `Progress` when it is time to log."""
+        """Train up to `config.steps`; after every step, yield None, or the `Progress` if it is time to log."""
         self.ddpm.train()
         if self.owes_progress:
             self._set_learning_rate(self.step - 1)
@@ -136,18 +136,18 @@ class Trainer:
 
     @property
     def owes_progress(self) -> bool:
-        """Whether a run is resumed whose last `Progress` was taken back: `run` yields it again first."""
+        """Whether the resumed run's last `Progress` was taken back; `run` yields it again first."""
         return len(self.pending) > 0 and self._time_to_log
 
     def take_back(self) -> None:
-        """The last `Progress` could not be put on record: it belongs to the state again."""
+        """Put the last `Progress`, which could not be recorded, back into the state."""
         self.pending, self.reported = self.reported, []
 
     def train_step(self, batch: Batch) -> StepResult:
         """One optimizer step (DDPM, algorithm 1) on this rank's part of a batch. Advances `self.step` and `pending`.
 
         Raises:
-            NonFiniteError: before anything has been changed; where `defers_finite_check`, `check_finite` does that.
+            NonFiniteError: before anything has been changed; with `defers_finite_check`, `check_finite` raises it.
         """
         example, drawn = self._example(batch)
         losses, grad_norm = self._backward(example)
@@ -161,14 +161,14 @@ class Trainer:
 
     @property
     def first_fault(self) -> int:
-        """The first step that was not finite and is yet to be noticed, -1 if there is none. Waits for the device."""
+        """The first non-finite step that has not been noticed yet, -1 if there is none. Waits for the device."""
         return int(self._first_fault) if self.defers_finite_check else -1
 
     def check_finite(self) -> None:
-        """Wait for the device and make sure that every step so far was finite; costs nothing where each was looked at.
+        """Wait for the device and check that every step so far was finite; costs nothing if each was checked already.
 
         Raises:
-            NonFiniteError: if one was not; everything is then as that step found it.
+            NonFiniteError: if one was not; everything is then as it was before that step.
         """
         fault = self.first_fault
         if fault < 0:
@@ -179,13 +179,13 @@ class Trainer:
         del self.pending[len(self.pending) - undone :]
         self._first_fault.fill_(-1)
         example, drawn = self._example(self.batches.batch(fault))
-        losses, _ = self._backward(example)  # once more, to see where it happens
+        losses, _ = self._backward(example)  # again, to see where it happens
         raise self._non_finite(losses, drawn)
 
     # A step: what it is trained on, its gradient, what becomes of it -------------------------------------------------
 
     def _example(self, batch: Batch) -> tuple[Example, Draw]:
-        """x_0 ~ q(x_0), t and eps ~ N(0, I): of this rank what it computes, and the draw of the whole batch."""
+        """x_0 ~ q(x_0), t and eps ~ N(0, I): this rank's example, and the draw for the whole batch."""
         batch = batch.to(self.compute.device)
         pixels = batch.pixels
         if pixels is None:
@@ -198,14 +198,14 @@ class Trainer:
         return Example(x_0, drawn.t[part], drawn.weights[part], noise[part], labels), drawn
 
     def _draw(self, image_shape: torch.Size) -> tuple[Draw, Tensor]:
-        """Timesteps `[B]` and noise `[B, C, H, W]` of this step: drawn for the whole batch, however it is split."""
+        """Timesteps `[B]` and noise `[B, C, H, W]` of this step, drawn for the whole batch however it is split."""
         size, device = self.config.batch_size, self.compute.device
         source = generator(self.seed, "diffusion", self.step, device=device)
         drawn = self.timestep_sampler.draw(size, source)
         return drawn, torch.randn((size, *image_shape), generator=source, device=device)
 
     def _drop_labels(self, labels: Tensor) -> Tensor:
-        """This rank's labels, -1 (none) in place of some: the network learns both (Ho & Salimans 2022, algorithm 1)."""
+        """This rank's labels, some replaced by -1 (none): the network learns both (Ho & Salimans 2022, algorithm 1)."""
         if self.ddpm.needs_labels:
             return labels
         source = generator(self.seed, "labels", self.step, device=labels.device)
@@ -214,7 +214,7 @@ class Trainer:
         return torch.where(dropped[self.batches.part], -1, labels)
 
     def _backward(self, example: Example) -> tuple[Tensor, Tensor]:
-        """The gradient of the weighted mean of the losses, left in the parameters.
+        """Compute the gradient of the weighted mean of the losses, and leave it in the parameters.
 
         Returns:
             The losses of the whole batch, `[B]`, and the norm of the gradient, `[]`.
@@ -239,14 +239,14 @@ class Trainer:
         captured = self.config.compile == "graphs" and self.config.micro_batches > 1
         self.optimizer.zero_grad(set_to_none=not captured)
         if captured:
-            # A captured backward pass leaves its gradients where the next one leaves its own: those of the parts are
-            # to be added up in memory that is ours.
+            # A captured backward pass writes its gradients where the next one writes its own, so those of the parts are
+            # added up in memory of ours.
             for parameter in self.ddpm.parameters():
                 if parameter.requires_grad and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
 
     def _update(self, losses: Tensor, drawn: Draw, grad_norm: Tensor) -> bool:
-        """Take the step where everything is finite. Returns whether it was skipped: a gradient overflowed in float16.
+        """Take the step if everything is finite. Returns whether it was skipped, as a gradient overflowed in float16.
 
         Raises:
             NonFiniteError: if anything else is not finite, or there were too many overflows in a row.
@@ -280,15 +280,15 @@ class Trainer:
             group["lr"] = peak * factor
 
     def _take_step(self, grad_norm: Tensor, fault: Tensor | None = None) -> None:
-        """Clip, step, average; nothing of it has an effect where `fault` is 1."""
+        """Clip, step and average; none of these has an effect if `fault` is 1."""
         limit = self.config.grad_clip
-        # Where it costs no wait, a gradient that is short enough is not multiplied by 1.
+        # If checking costs no wait, a gradient within the limit is not multiplied by 1.
         if limit is not None and (self.defers_finite_check or grad_norm > limit):
             torch.nn.utils.clip_grads_with_norm_(self.ddpm.parameters(), limit, grad_norm)
         if fault is None:
             self.scaler.step(self.optimizer)
         else:
-            # What a GradScaler would tell a fused optimizer.
+            # As a GradScaler would set them for a fused optimizer.
             self.optimizer.grad_scale, self.optimizer.found_inf = None, fault  # pyright: ignore[reportAttributeAccessIssue]
             self.optimizer.step()
         self.ema.update(self.ddpm.model, unless=fault)
@@ -308,7 +308,7 @@ class Trainer:
         )
 
     def _non_finite(self, losses: Tensor, drawn: Draw) -> NonFiniteError:
-        """The error of this step's losses and gradient, which says where they are not finite; clears the gradient."""
+        """The error that says where this step's losses and gradient are not finite; clears the gradient."""
         bad = ~torch.isfinite(losses).cpu()
         what = "the loss" if bad.any() else "the gradient"
         images = torch.from_numpy(self.batches.indices(self.step))

@@ -10,7 +10,7 @@ _CHOICES = {"precision": ("auto", "fp32", "bf16", "fp16"), "lr_decay": ("constan
 _DEBUG = ("overfit_batches", "profile_steps")
 
 COMPILE_FROM = 5000  # steps: compiling takes a minute or two, and saves milliseconds a step
-PROFILE_FROM = 10  # steps: until then memory is found, kernels are chosen, networks compiled
+PROFILE_FROM = 10  # steps: until then memory is allocated, kernels are chosen, networks compiled
 LABEL_DROPOUT = 0.1  # as Ho & Salimans (2022) recommend, and enough for guidance
 
 
@@ -18,9 +18,9 @@ LABEL_DROPOUT = 0.1  # as Ho & Salimans (2022) recommend, and enough for guidanc
 class TrainerConfig:
     """What `trainer=` configures; configs/trainer/default.yaml says what each option means.
 
-    `accumulate`, `activation_checkpointing`, `fsdp` and `compile` decide what a step takes, not what it computes, but
-    for rounding and, where a batch is split, the draws of dropout. `accumulate="auto"` stands for a number that is
-    found before the run begins (`ddpm_cli.training.build`), `label_dropout=None` for LABEL_DROPOUT.
+    `accumulate`, `activation_checkpointing`, `fsdp` and `compile` change the cost of a step, not what it computes,
+    except for rounding and, if a batch is split, the draws of dropout. `accumulate="auto"` stands for a number that is
+    found before the run starts (`ddpm_cli.training.build`), `label_dropout=None` for LABEL_DROPOUT.
 
     Raises:
         ValueError: if a value is out of its range; the message names it.
@@ -77,9 +77,9 @@ class TrainerConfig:
         if self.accumulate != "auto" and not (self.accumulate >= 1 and self.batch_size % self.accumulate == 0):
             raise ValueError(f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}")
         if self.accumulate == "auto" and self.fsdp:
-            raise ValueError("accumulate=auto is tried on a network in one piece; with fsdp=true say the number")
+            raise ValueError("accumulate=auto needs a network in one piece; with fsdp=true set the number")
         if self.compile in (True, "graphs") and self.fsdp:
-            raise ValueError("compile takes a network in one piece; with fsdp=true choose compile=false or auto")
+            raise ValueError("compile needs a network in one piece; with fsdp=true choose compile=false or auto")
         if self.keep_every > 0 and (self.checkpoint_every == 0 or self.keep_every % self.checkpoint_every != 0):
             raise ValueError(
                 f"keep_every {self.keep_every} must be a multiple of checkpoint_every {self.checkpoint_every}: "
@@ -87,10 +87,10 @@ class TrainerConfig:
             )
         if self.profile_steps > 0 and self.steps < PROFILE_FROM + self.profile_steps:
             raise ValueError(
-                f"profile_steps {self.profile_steps} come after the first {PROFILE_FROM}, of {self.steps} steps in all"
+                f"profile_steps {self.profile_steps} follow the first {PROFILE_FROM} steps; steps is {self.steps}"
             )
         if self.eval_images == 1:
-            raise ValueError("eval_images must be at least 2, which have a covariance, or 0, got 1")
+            raise ValueError("eval_images must be 0 or at least 2 (one image has no covariance), got 1")
         if self.keep_best is not None and self.keep_best not in get_args(Name):
             raise ValueError(f"keep_best must be one of {', '.join(get_args(Name))} or null, got {self.keep_best!r}")
         if self.label_dropout is not None and not 0 <= self.label_dropout <= 1:
@@ -100,18 +100,18 @@ class TrainerConfig:
 
     @property
     def micro_batches(self) -> int:
-        """How many a step is computed in, once that is known."""
+        """The number of micro-batches of a step, once it is known."""
         assert self.accumulate != "auto"
         return self.accumulate
 
     def due(self, every: int, step: int) -> bool:
-        """Whether something is due after `step` steps that is to be done every so many (0: never), and at the end."""
+        """Whether something that is done every `every` steps (0: never), and at the end, is due after `step` steps."""
         return every > 0 and (step % every == 0 or step == self.steps)
 
     def compiles(self, device: str) -> bool:
         """Whether the network is compiled on a device of this type.
 
-        Not by a measurement: a compiled network computes other last bits, and a resumed run must compute the same.
+        Not decided by a measurement: a compiled network rounds differently, and a resumed run must compute the same.
         """
         if self.compile == "auto":
             return device == "cuda" and self.steps >= COMPILE_FROM and not self.fsdp
@@ -119,5 +119,5 @@ class TrainerConfig:
 
     @property
     def dropped_labels(self) -> float:
-        """Share of images that are trained without their label."""
+        """The share of images that are trained without their label."""
         return LABEL_DROPOUT if self.label_dropout is None else self.label_dropout

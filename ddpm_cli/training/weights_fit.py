@@ -12,7 +12,7 @@ from ddpm_cli.config.signatures import resolve
 from ddpm_cli.io.command_line import hydra_text, word
 
 _ATTENTION, _SIZE = "attention_resolutions", "image_size"
-_NOT_OF_WEIGHTS = ("dropout", _SIZE)  # how it is trained, and on images of which size: no weight is of another shape
+_NOT_OF_WEIGHTS = ("dropout", _SIZE)  # options that do not affect the weights
 
 
 class Fit(NamedTuple):
@@ -20,8 +20,8 @@ class Fit(NamedTuple):
 
     fitting: dict[str, Tensor]  # the weights that do
     misfits: list[str]  # one line for each tensor that does not
-    options: list[str]  # one line for each option that is another there, also where every tensor fits
-    cure: str  # what on a command line makes the network that of the weights; empty: nothing would
+    options: list[str]  # one line for each option that differs, also if every tensor fits
+    cure: str  # the overrides that give the network of the weights; empty: there are none
 
 
 def fit(
@@ -30,7 +30,7 @@ def fit(
     """Compare a network with trained weights.
 
     Args:
-        network: the node that the network was built of.
+        network: the node from which the network was built.
         own: its tensors, by name.
         source: the node that describes the network of the weights.
         theirs: the weights.
@@ -41,9 +41,9 @@ def fit(
         if there is not None and here is not None and there.shape == here.shape:
             fitting[name] = there
         else:
-            misfits.append(f"{name} is {_shape(there)} there, {_shape(here)} here")
+            misfits.append(f"{name} was {_shape(there)}, is {_shape(here)} here")
     differing = _differing(source, network)
-    options = [f"model.{key} is {_text(there)} there, {_text(here)} here" for key, (there, here) in differing.items()]
+    options = [f"model.{key} was {_text(there)}, is {_text(here)} here" for key, (there, here) in differing.items()]
     return Fit(fitting, misfits, options, _cure({key: there for key, (there, _) in differing.items()}))
 
 
@@ -52,7 +52,7 @@ def _shape(tensor: Tensor | None) -> str:
 
 
 def _differing(source: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """By name, what each option is in the network of the weights and in this one, where that is not the same."""
+    """By name, each option that differs between the network of the weights and this one, with both values."""
     if source["_target_"] != network["_target_"]:
         return {"_target_": (source["_target_"], network["_target_"])}
     there, here = _whole(source), _whole(network)
@@ -64,20 +64,20 @@ def _differing(source: Mapping[str, Any], network: Mapping[str, Any]) -> dict[st
 
 
 def _whole(node: Mapping[str, Any]) -> dict[str, Any]:
-    """A node with the options that it leaves out, as of a version that did not have them yet."""
+    """A node with the defaults of options that it lacks, as in earlier versions."""
     parameters = inspect.signature(resolve(node["_target_"])).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in (defaults | dict(node)).items()}
 
 
 def _attention(node: Mapping[str, Any], image_size: Any) -> list[int]:
-    """The levels with self-attention as they are called in images of another size, the finest first."""
+    """The levels with self-attention, named as for images of another size, the finest first."""
     own, other = (min(size) if isinstance(size, list) else size for size in (node[_SIZE], image_size))
     return sorted((resolution * other // own for resolution in node[_ATTENTION]), reverse=True)
 
 
 def _cure(theirs: Mapping[str, Any]) -> str:
-    """The overrides with which options are as they are there."""
+    """The overrides that give the options of the weights' network."""
     said = []
     for key, value in theirs.items():
         match key:
@@ -93,5 +93,5 @@ def _cure(theirs: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value as a command line has it."""
+    """A value as on a command line."""
     return hydra_text(value) if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)

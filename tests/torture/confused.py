@@ -70,11 +70,11 @@ class _House:
         after = {path: _newest(path) for path in self._directories()}
         if self.meant is None:
             self.steps -= 2
-            refused = status == MISTAKE and "is not there any more" in said
+            refused = status == MISTAKE and "no longer exists" in said
             return None if refused and after == before else f"nothing was to be trained: status {status}: {said[-300:]}"
         expected = before | {self.meant: self.steps}
         others = len(before) > 1
-        if status != 0 or after != expected or (others and "begun last; there are also" not in said):
+        if status != 0 or after != expected or (others and "started last; there are also" not in said):
             return f"expected {self.meant.name} at {self.steps}, got status {status}, {after}: {said[-300:]}"
         return None
 

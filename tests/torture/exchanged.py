@@ -135,7 +135,7 @@ def _mended_or_named(place: Path) -> bool:
             status, said = _resume(place)
         assert status == 0, said
         assert file.name in said, said
-        assert "decoded again" in said, said
+        assert "decoding the images again" in said, said
     finally:
         shutil.rmtree(place / "outputs")
         copy.rename(place / "outputs")
@@ -224,11 +224,11 @@ OTHERS = f"these {COUNT} images are not those"
 KINDS: dict[str, tuple[str, Callable[[Path, random.Random], None], str]] = {
     "all images": ("folder", _all_images, OTHERS),
     "a shard": ("shards", _shard, OTHERS),
-    "labels": ("folder", _labels, "other labels"),
+    "labels": ("folder", _labels, "labels have changed"),
     "bytes of the cache": ("folder", _bytes_of_the_cache, "the cache"),
     "a zeroed cache": ("folder", _zeroed_cache, "the cache"),
     "two images": ("folder", _two_images, "another order"),
     "one pixel": ("folder", _one_pixel, OTHERS),
-    "one more": ("folder", _one_more, f"trained on {COUNT} images, there are now {COUNT + 1}"),
+    "one more": ("folder", _one_more, f"trained on {COUNT} images, but there are {COUNT + 1}"),
     "the order of shards": ("shards", _shards_in_another_order, "another order"),
 }

@@ -100,13 +100,13 @@ def _trials() -> list[Trial]:
         Trial("an event of 100 MB", _file(EVENTS, lambda: _record(_summary(100 * MIB))), train),
         Trial("an event of a GiB of holes", _event_of_holes, train),
         Trial("events of a TiB of holes", _holes(EVENTS, 2**40), train),
-        Trial("an identity of 40 MB", _unfinished("identity.json", 40 * MIB), sample, "is not ours"),
-        Trial("an identity of a TiB of holes", _unfinished("identity.json", 2**40), sample, "is not ours"),
-        Trial("a TiB of batches", _unfinished("done", 2**40), sample, "is not whole"),
+        Trial("an identity of 40 MB", _unfinished("identity.json", 40 * MIB), sample, "is not of ddpm-cli"),
+        Trial("an identity of a TiB of holes", _unfinished("identity.json", 2**40), sample, "is not of ddpm-cli"),
+        Trial("a TiB of batches", _unfinished("done", 2**40), sample, "is incomplete"),
         Trial("aliases of aliases", _file("own/schedule/foreign.yaml", _aliases), own, many),
         Trial("30,000 values in YAML", _file("own/schedule/foreign.yaml", _values), own, many),
         Trial("YAML of a TiB of holes", _holes("own/schedule/foreign.yaml", 2**40), own, "a configuration may have"),
-        Trial("30,000 values on the command line", lambda _: None, ["train", f"seed={_list()}"], "long lists go into"),
+        Trial("30,000 values on the command line", lambda _: None, ["train", f"seed={_list()}"], "put long lists into"),
     ]
 
 

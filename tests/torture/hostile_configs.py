@@ -9,7 +9,7 @@ from torture.hostile_run import ALL, Foreign, Kind
 
 BUILT = ("model", "schedule", "prediction", "weighting", "variance")  # by every use; the other groups by resuming
 RESUMED = ("sampler", "optimizer", "trainer", "data", "name", "trust", "surprise")
-NOT_LISTED = "is not on the list of what a checkpoint may ask for"
+NOT_LISTED = "is not on the list of what a checkpoint may build"
 OUT_OF_RANGE = "no checkpoint may hold this"
 MISFIT = "do not fit the network it describes"
 OTHERS = "sample load"  # ways of use that do not look at what only resuming needs
@@ -153,7 +153,7 @@ DESCRIPTIONS: Table = [
     ("image_shape of other channels", {"image_shape": [2**8, 16, 16]}, "model: |model.in_channels: "),
     ("image_shape nested", {"image_shape": [[[1]], -16, 1e308]}, "image_shape"),
     ("config a list", {"config": [["model", CALL]]}, "config and versions must be objects"),
-    ("a description with _target_", CALL, "its description cannot be"),
+    ("a description with _target_", CALL, "its description is invalid"),
 ]
 
 
@@ -172,7 +172,7 @@ def kinds() -> Iterator[Kind]:
     for name, values, says in DESCRIPTIONS:
         yield Kind(name, _described(values), says)
     for depth in (9, 950, 100_000):  # Python's parser gives up at a thousand; other code may before
-        yield Kind(f"nested {depth} deep", _deep(depth), "its description cannot be|nested too deep|larger|longer")
+        yield Kind(f"nested {depth} deep", _deep(depth), "its description is invalid|nested too deep|larger|longer")
     yield Kind("a key twice, the hostile one last", _twice(before="prediction"), NOT_LISTED)
     yield Kind("a key twice, the hostile one first", _twice(before="schedule"), NOT_LISTED, ALL)
     yield Kind("a giant in checkpoint.json alone", _in_one_file({"model.base_channels": 512}), MISFIT, "sample")

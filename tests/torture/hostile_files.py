@@ -259,7 +259,7 @@ def kinds() -> Iterator[Kind]:
     for name in ("a pickle", "a torch file"):
         content, says = DISGUISES[name]
         yield Kind(f"{name}: {TRAINING}", _put(TRAINING, content), says, "sample")
-        yield Kind(f"{name}: {EMA}, not in the manifest", _slipped_in(EMA, content), "bytes, should be")
+        yield Kind(f"{name}: {EMA}, not in the manifest", _slipped_in(EMA, content), "bytes, manifest.json says")
     for name, change in HEADERS.items():
         yield Kind(name, lambda foreign, change=change: foreign.change_header(EMA, change), DAMAGED)
     for name in ("overlapping tensors", "a shape that overflows"):
@@ -279,14 +279,14 @@ def kinds() -> Iterator[Kind]:
         yield Kind(name, spoil, f"{MISFIT}|the training state|counter.step|step 3", OTHERS)
     yield Kind("40 MB too much", _state("counter.overflows", _ballast), MISFIT, OTHERS)
     for name, text in MANIFESTS.items():
-        yield Kind(name, _manifest(text), r"manifest\.json is damaged|bytes, should be")
+        yield Kind(name, _manifest(text), r"manifest\.json is damaged|bytes, manifest.json says")
     too_many = "no checkpoint may hold this: 64 entries"
     yield Kind("24 averages of 64 lengths", _averages(24, lengths=64, whole=False), f"{too_many}|step 24", "sample")
     empty = "does not fit the checkpoint|its training state does not fit|step 480"
     yield Kind("480 averages of 8 lengths, empty", _averages(480, lengths=8, whole=False), empty, "sample")
     yield Kind("100 averages that say much", _averages(100, stuffing=50_000), "of step 10, it says 100", ALL)
     yield Kind("weights that are no numbers", _each(EMA, _not_numbers), "not finite", ALL, (2, 3))
-    yield Kind("a terabyte of holes", lambda foreign: os.truncate(foreign.checkpoint / EMA, 2**40), "bytes, should be")
+    yield Kind("a terabyte of holes", lambda foreign: os.truncate(foreign.checkpoint / EMA, 2**40), "json says")
 
 
 def _put(name: str, content: Callable[[Foreign], bytes]) -> Callable[[Foreign], object]:

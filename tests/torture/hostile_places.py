@@ -14,7 +14,7 @@ CHECKPOINT = "checkpoints/step_00000010"
 EVENTS = "tensorboard/events.out.tfevents.9999999999.hostile"
 OTHERS = "sample load"  # ways of use that do not look at what only resuming needs
 NOT_PLAIN = "is damaged: not a plain file"
-REFUSED = "is a link|is no plain|is no folder|is damaged"
+REFUSED = "is a link|is not a plain|is not a directory|is neither a plain|is damaged"
 
 
 def _moved(place: str) -> Callable[[Foreign], object]:
@@ -168,4 +168,4 @@ def kinds() -> Iterator[Kind]:
     for name, (place, content) in RECORDS.items():
         yield Kind(name, _written(place, content), "", ALL)
     for name, content in TOO_LONG.items():
-        yield Kind(name, _written("metrics.jsonl", content), "line 1 is longer than any of ours", OTHERS)
+        yield Kind(name, _written("metrics.jsonl", content), "line 1 is longer than any that ddpm-cli writes", OTHERS)

@@ -203,7 +203,7 @@ class Elsewhere:
         return found
 
     def changed(self) -> list[str]:
-        """What is not there any more, not as it was, or new. Ends the watch."""
+        """What no longer exists, not as it was, or new. Ends the watch."""
         os.close(self.notifier)
         after = self._state()
         return sorted(name for name in self.before.keys() | after.keys() if self.before.get(name) != after.get(name))

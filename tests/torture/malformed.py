@@ -193,7 +193,7 @@ def _out_of_range(program: str) -> SearchStrategy[Mistake]:
 
 
 def _broken_grammar(program: str) -> SearchStrategy[Mistake]:
-    """What is no override at all, and values that are no whole number however they are read."""
+    """What is no override at all, and values that are not a whole number however they are read."""
     inside = st.builds(lambda text, place: f"{text[:place]}5{text[place:]}", JUNK, st.integers(0, 6))
     no_number = (JUNK | inside | sampled_from(_BROKEN_VALUES) | TEXT | BYTES | LONG_TEXT).filter(
         lambda text: re.fullmatch(r"[ \t]*[+-]?[0-9_]+[ \t]*", text) is None

@@ -77,7 +77,7 @@ _OLD_BLOCK = "UNetRes"  # what the first versions wrote before a block's name
 def to_options(
     config: Mapping[str, Any], *, where: str = CONFIG_FILE, image_size: int | list[int] | None = None
 ) -> dict[str, Any]:
-    """Every option of our UNet, out of a UNet2DModel's config.
+    """Every option of our UNet, from a UNet2DModel's config.
 
     With labels it says `null_label: False`; that the last of them is our "no label" only the weights say, see
     `with_null_label`.
@@ -92,7 +92,7 @@ def to_options(
     said = Said(config, where, _DEFAULTS)
     written_by = said.any("_class_name")
     if written_by not in (None, CLASS):
-        raise said.refused("_class_name", written_by, f"of diffusers' networks ours is {CLASS} alone")
+        raise said.refused("_class_name", written_by, f"of diffusers' networks only {CLASS} can be imported")
     for key, allowed in _ONLY.items():
         said.one_of(key, dict.fromkeys(allowed))
     widths = said.list_of(int, "block_out_channels")
@@ -122,7 +122,7 @@ def to_options(
     said.any("num_train_timesteps")  # of a learned time embedding, which has been refused
     if said.rest():
         first = said.rest()[0]
-        raise said.refused(first, said.any(first), "this version knows no such option of the network")
+        raise said.refused(first, said.any(first), "this version knows no such network option")
     return options
 
 
@@ -189,7 +189,7 @@ def _sizes(said: Said, image_size: int | list[int] | None) -> dict[str, Any]:
     size = found if image_size is None else image_size
     if size is None:
         raise ConversionError(
-            "its files do not say the size of the images; ddpm-import image_size=64, or [height,width], does"
+            "its files do not say the size of the images; set image_size=64, or [height,width], in ddpm-import"
         )
     sides = list(size) if isinstance(size, list | tuple) else [size]
     if len(sides) not in (1, 2) or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
@@ -205,18 +205,18 @@ def _shorter(image_size: int | list[int]) -> int:
 def _widths(said: Said, widths: list[int]) -> dict[str, Any]:
     base, dim = widths[0], said.any("time_embedding_dim")
     if base < 1 or any(width % base != 0 for width in widths):
-        raise said.refused("block_out_channels", widths, "here every level has a multiple of the first one's channels")
+        raise said.refused("block_out_channels", widths, "here all are multiples of the first level's channels")
     if dim not in (None, 4 * base):
         raise said.refused("time_embedding_dim", dim, f"here it is 4 times the first level's channels, {4 * base}")
     return {"base_channels": base, "channel_mults": [width // base for width in widths]}
 
 
 def _channels(said: Said) -> dict[str, Any]:
-    """The channels that go in and out, and the labels."""
+    """The input and output channels, and the labels."""
     channels, answered = said.whole("in_channels"), said.whole("out_channels")
     labels = said.whole_or_none("num_class_embeds")
     if answered not in (channels, 2 * channels):
-        why = f"here a network answers with as many channels as it is given, {channels}, or with twice as many"
+        why = f"here a network has as many output channels as input channels, {channels}, or twice as many"
         raise said.refused("out_channels", answered, why)
     return {
         "in_channels": channels,
@@ -252,13 +252,13 @@ def _levels(said: Said, levels: int) -> tuple[list[int], bool]:
     if len(resizing) > 1:
         raise ConversionError(
             "down_block_types, up_block_types, downsample_type, upsample_type: some levels are resized by convolutions "
-            "and others by residual blocks: here all are by the one or all by the other"
+            "and others by residual blocks: here all levels use the same"
         )
     return [level for level, (has, _) in enumerate(down) if has], True in resizing
 
 
 def _check_middle(said: Said, groups: int, scale_shift: bool) -> None:
-    """The middle's self-attention has a norm of its own, which theirs is made without in one case."""
+    """Check that the middle's self-attention has a norm, as ours has; diffusers leaves it out in one case."""
     own = said.any("attn_norm_num_groups")
     if own not in (None, groups):
         raise said.refused("attn_norm_num_groups", own, f"here every norm has norm_num_groups, {groups}")
@@ -271,7 +271,7 @@ def _check_middle(said: Said, groups: int, scale_shift: bool) -> None:
 
 
 def _head_channels(options: Mapping[str, Any], attended: list[bool]) -> int | None:
-    """diffusers has one number for all levels: the channels of a head."""
+    """The channels of an attention head, for which diffusers has one number for all levels."""
     heads = options["num_heads"]
     if options["head_channels"] is not None or heads == 1:
         return options["head_channels"]

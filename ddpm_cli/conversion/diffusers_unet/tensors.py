@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def tensor_names(options: Mapping[str, Any], shapes: Shapes | None = None) -> dict[str, tuple[str, ...]]:
-    """By our name of every tensor of the network, diffusers' name for it; `qkv` is three of theirs, in that order."""
+    """diffusers' name for every tensor of the network, by our name; `qkv` is three of theirs, in that order."""
     return _NAMES.theirs(options, network_shapes(options) if shapes is None else shapes)
 
 
@@ -71,7 +71,7 @@ def _level(layer: Layer) -> str:
 
 
 def _present_name(name: str) -> str:
-    """Attention was called otherwise before diffusers 0.15."""
+    """diffusers' name for a tensor; attention had other names before version 0.15."""
     place, _, part = name.rpartition(".attentions.")
     if not place:
         return name

@@ -1,1 +1,1 @@
-"""What images are compared by: each module turns images into vectors in which a distance means something."""
+"""The features by which images are compared: each module turns images into vectors whose distances are meaningful."""

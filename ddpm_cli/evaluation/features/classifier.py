@@ -1,4 +1,4 @@
-"""Features of a small classifier that is trained here, on the labels of the data that the images should be like."""
+"""Features of a small classifier that is trained here, on the labels of the reference data."""
 
 import hashlib
 import logging
@@ -27,13 +27,13 @@ MOST_BYTES = 2**26  # of a trained classifier: that of a thousand classes has on
 CHUNK = 1024  # images whose checksums are taken at a time
 PATIENCE_SECONDS = 300  # with another process that is training the same one
 LITTLE = 0.1  # of what guessing gets wrong: who gets no more of it right has learnt hardly anything
-CURE = "choose features=pixels or features=efficientnet_lite0, or evaluate with data that have labels"
+CURE = "choose features=pixels or features=efficientnet_lite0, or evaluate with labelled data"
 
 log = logging.getLogger("ddpm_cli")
 
 
 class Classifier:
-    """The 128 features before the last layer of a small network that was trained to tell the data's classes apart.
+    """The 128 features before the last layer of a small network trained to classify the data.
 
     Made for data that networks of photographs know nothing of, such as digits. It is trained once, in seconds, and kept
     in ~/.cache/ddpm-cli/evaluation by the data's content. Figures of different classifiers are not to be compared: the
@@ -60,7 +60,7 @@ class Classifier:
             with naming("features.weights"):
                 network, self._sha256 = _read(Path(self.weights).expanduser())
         elif data is None:
-            raise ConfigError(f"features: there are no data with labels to train a classifier on: {CURE}")
+            raise ConfigError(f"features: no labelled data to train a classifier on: {CURE}")
         else:
             network, self._sha256 = _of(data())
         self._network, self._device = network.to(device), device
@@ -74,7 +74,7 @@ class Classifier:
 
 
 def _of(images: ImageSet) -> tuple[Network, str]:
-    """The classifier of these images and the SHA-256 of its file: the one that is kept, or else trained now."""
+    """The classifier of these images and the SHA-256 of its file, from the cache or trained now."""
     if images.labels is None:
         raise ConfigError(f"features: a classifier is trained on labels, and {images.name} has none: {CURE}")
     directory = cache_files.cache_directory(None) / "evaluation"
@@ -104,7 +104,7 @@ def _of(images: ImageSet) -> tuple[Network, str]:
 
 
 def _key(images: ImageSet) -> str:
-    """16 hexadecimal digits for the pixels in their order, their labels, and how a network is trained on them."""
+    """16 hexadecimal digits that depend on the pixels in their order, the labels, and the training of the network."""
     checksums = images.checksums
     if checksums is None:
         parts = (np.arange(at, min(at + CHUNK, len(images))) for at in range(0, len(images), CHUNK))
@@ -115,7 +115,7 @@ def _key(images: ImageSet) -> str:
 
 
 def _kept(directory: Path, key: str) -> tuple[Network, str] | None:
-    """The classifier that is kept under a key, if it is there and undamaged; the file's name says what is in it."""
+    """The classifier in the cache under a key, if it exists and is undamaged; the file's name has its SHA-256."""
     for path in sorted(directory.glob(f"classifier_{key}_{'[0-9a-f]' * 64}.safetensors")):
         try:
             network, sha256 = _read(path)
@@ -129,10 +129,10 @@ def _kept(directory: Path, key: str) -> tuple[Network, str] | None:
 
 
 def _read(path: Path) -> tuple[Network, str]:
-    """A classifier and the SHA-256 of its file. Raises OSError if it cannot be read, ValueError if it is none."""
+    """A classifier and the SHA-256 of its file. Raises OSError if it cannot be read, ValueError if it is not one."""
     content = cache_files.read(path, MOST_BYTES)
     if content is None:
-        raise FileNotFoundError(f"there is no {printable(str(path))}, or it has more bytes than a classifier has")
+        raise FileNotFoundError(f"{printable(str(path))} does not exist, or is larger than a classifier")
     try:
         network = from_state(safetensors.torch.load(content))
     except (safetensors.SafetensorError, ValueError) as error:
@@ -142,20 +142,20 @@ def _read(path: Path) -> tuple[Network, str]:
 
 def _say(network: Network, images: ImageSet, seconds: float) -> None:
     right, of = network.held_out.tolist()
-    learnt = f": {100 * right / of:.1f} % of {of:,} held out are recognised" if of > 0 else ""
+    learnt = f": {100 * right / of:.1f} % of {of:,} held-out images are recognised" if of > 0 else ""
     log.info(f"features a classifier of {images.name}, trained in {seconds:.0f} s{learnt}")
     assert images.labels is not None
     guessed = np.bincount(images.labels).max() / len(images)  # by who always says the most frequent class
     if of > 0 and right / of - guessed < LITTLE * (1 - guessed):
         log.warning(
-            f"features guessing the most frequent class is right in {100 * guessed:.1f} %: the classifier has learnt "
-            f"little, choose features=efficientnet_lite0"
+            f"features guessing the most frequent class gets {100 * guessed:.1f} % right: the classifier has learnt "
+            f"little; choose features=efficientnet_lite0"
         )
 
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Inside, no other process on this machine is; where no lock is to be had, several do the same work at once."""
+    """Inside, this is the only process on the machine; without locks, several may do the same work at once."""
     lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

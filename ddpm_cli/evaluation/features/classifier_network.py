@@ -19,7 +19,7 @@ from ddpm_cli.data.image_set import ImageSet
 from ddpm_cli.evaluation.features.extractor import opaque, resized
 from ddpm_cli.runtime.seeds import generator
 
-RECIPE = 1  # a part of what trained weights are kept by: raise it when anything here makes others of the same images
+RECIPE = 1  # part of the cache's key: raise it when a change here gives other weights for the same images
 LARGEST = 64  # pixels of a side; larger images are made smaller first
 GRID = 16  # positions on a side at most, behind the first convolution: so all sizes of images cost about the same
 WIDTHS = (32, 32, 64, 128)
@@ -76,28 +76,28 @@ def _convolution(inputs: int, outputs: int, stride: tuple[int, int]) -> nn.Modul
 
 
 def from_state(state: dict[str, Tensor]) -> Network:
-    """The network that these tensors are the state of, which may come from anywhere.
+    """The network with these tensors as its state, which may come from anywhere.
 
     Raises:
         ValueError: if they are not.
     """
     shape, weight = state.get("image_shape"), state.get("head.weight")
     if shape is None or weight is None or shape.shape != (3,) or shape.dtype != torch.int64 or weight.ndim != 2:
-        raise ValueError("holds no classifier of ddpm-cli")
+        raise ValueError("is not a classifier of ddpm-cli")
     channels, height, width = shape.tolist()
     if channels not in (1, 3) or not (0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE):
-        raise ValueError(f"holds a classifier of images that cannot be, {shape.tolist()}")
+        raise ValueError(f"is a classifier of images of an impossible shape, {shape.tolist()}")
     with torch.device("meta"):
         network = Network((channels, height, width), min(len(weight), _MOST_CLASSES))
     expected = {name: (tensor.shape, tensor.dtype) for name, tensor in network.state_dict().items()}
     if {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()} != expected:
-        raise ValueError("holds another classifier than this version of ddpm-cli trains")
+        raise ValueError("is a different classifier than this version of ddpm-cli trains")
     network.load_state_dict(state, assign=True)
     return network.eval().requires_grad_(False)
 
 
 def train(images: ImageSet) -> Network:
-    """A network that has learnt the labels of `images`, and knows how many it recognises of those it has not seen.
+    """Train a network on the labels of `images`; it records how many held-out images it recognises.
 
     Raises:
         ValueError: if there are no labels, or of one class alone.
@@ -162,7 +162,7 @@ def _initialized(image_shape: tuple[int, int, int], classes: int) -> Network:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Inside, gradients are on, in float32, and the CPU computes with one thread: several add up in another order."""
+    """Inside, gradients are on, in float32, with one CPU thread: several threads would add in another order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Features of a network that comes whole inside a Python package: for photographs, without internet."""
+"""Features of a network whose weights come inside a Python package: for photographs, without internet."""
 
 from collections.abc import Callable
 from pathlib import Path

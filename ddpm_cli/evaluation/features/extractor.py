@@ -1,4 +1,4 @@
-"""What every choice of features is, and how a network is asked for those of a batch."""
+"""The interface of features, and how a network computes them for a batch."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -26,11 +26,11 @@ class Extractor(Protocol):
     def dimensions(self) -> int: ...
 
     def identity(self) -> dict[str, object]:
-        """Plain JSON of everything that decides the features; final once `prepare` has been called."""
+        """Plain JSON of everything that the features depend on; final once `prepare` has been called."""
         ...
 
     def prepare(self, data: Callable[[], ImageSet] | None, device: torch.device) -> None:
-        """Read or train what is needed, once, before anything else is asked for.
+        """Read or train what is needed, once, before anything else is called.
 
         Args:
             data: gives the images that the run was trained on, with their labels where these are to be had.
@@ -51,13 +51,13 @@ class Extractor(Protocol):
         ...
 
     def class_probabilities(self, features: Tensor, /) -> Tensor | None:
-        """float64 `[B, classes]` on the CPU of features `[B, D]`, for the inception score; None: these have none."""
+        """Class probabilities of features `[B, D]`, float64 `[B, classes]` on the CPU; None: there are none."""
         ...
 
 
 @torch.no_grad()
 def extract(network: Callable[[Tensor], Tensor], images: Tensor, device: torch.device) -> Tensor:
-    """float32 `[B, D]`: what `network` makes of uint8 `[B, C, H, W]`, called with AT_ONCE of them at a time.
+    """float32 `[B, D]`: the features of uint8 `[B, C, H, W]` by `network`, called with AT_ONCE images at a time.
 
     It computes in float32, not in the fewer bits that a GPU may take for it, whatever the caller's precision is.
 
@@ -83,19 +83,17 @@ def check_images(images: Tensor) -> None:
 
 
 def opaque(images: Tensor) -> Tensor:
-    """uint8 `[B, C, H, W]`: RGBA laid over white, in RGB; others as they are."""
+    """uint8 `[B, C, H, W]`: RGBA laid over white, as RGB; others unchanged."""
     if images.shape[1] != 4:
         return images
     return torch.from_numpy(over(images.cpu().numpy(), WHITE)).to(images.device)
 
 
 def check_finite(features: Tensor) -> Tensor:
-    """The same features. Raises ConfigError if one of them is not a finite number."""
+    """The same features. Raises ConfigError if one of them is not finite."""
     bad = int((~torch.isfinite(features)).any(1).sum())
     if bad > 0:
-        raise ConfigError(
-            f"features: those of {bad} of {len(features)} images are not finite numbers: the weights are damaged"
-        )
+        raise ConfigError(f"features: those of {bad} of {len(features)} images are not finite: the weights are damaged")
     return features
 
 
@@ -105,7 +103,7 @@ def as_rgb(images: Tensor) -> Tensor:
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 `[B, C, H, W]` as float32 from 0 to 255 at `size`: antialiased bicubic, the whole picture, not rounded."""
+    """uint8 `[B, C, H, W]` as float32 from 0 to 255 at `size`: antialiased bicubic, the whole image, not rounded."""
     images = images.float()
     if images.shape[2:] == size:
         return images

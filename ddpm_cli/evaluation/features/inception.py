@@ -1,4 +1,4 @@
-"""The features of the original FID (Heusel et al. 2017), and of no other figure of that name."""
+"""The features of the original FID (Heusel et al. 2017): only figures of these are called FID."""
 
 import io
 from collections.abc import Callable
@@ -58,7 +58,7 @@ class Inception:
         return extract(self._features, images, self._device)
 
     def class_probabilities(self, features: Tensor) -> Tensor:
-        """Softmax of the logits without their bias, as the inception score has always been computed."""
+        """Softmax of the logits without their bias, as is usual for the inception score."""
         logits = features.to(self._device) @ self._network.fc.weight.T
         return logits.cpu().double().softmax(1)
 

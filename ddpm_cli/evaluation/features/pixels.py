@@ -1,4 +1,4 @@
-"""Features that are the pixels themselves, of a small picture: no network, nothing to fetch, and of little sight.
+"""Features that are the pixels of the image, scaled down: no network and no download, but they see little.
 
 They tell whether brightness, colours and the coarse arrangement are those of the data. They are blind to whatever
 is lost at 16 x 16, such as blur, noise and artefacts of large pictures, and see a shift by a pixel as another picture.

@@ -122,7 +122,7 @@ class Timm:
 
 
 def _published(model: str) -> Any:
-    """What timm knows of pretrained weights. Raises ValueError for a network or for weights that it has not."""
+    """timm's description of pretrained weights. Raises ValueError for a network or weights that it does not have."""
     import timm
 
     architecture = model.partition(".")[0]
@@ -132,11 +132,11 @@ def _published(model: str) -> Any:
         return timm.get_pretrained_cfg(model)
     except RuntimeError as error:
         known = [name for name in timm.list_pretrained() if name.partition(".")[0] == architecture]
-        raise ValueError(f"timm has no weights {printable(model)!r}; there are {', '.join(known)}") from error
+        raise ValueError(f"timm has no weights {printable(model)!r}; choose from {', '.join(known)}") from error
 
 
 def _found(published: Any, *, download: bool) -> Path:
-    """Where the weights of a network are on this machine, fetched if need be and may.
+    """The path of a network's weights on this machine, downloaded if missing and allowed.
 
     Raises:
         FileNotFoundError: if they are not here; says which they are, and how they get here.
@@ -157,28 +157,28 @@ def _found(published: Any, *, download: bool) -> Path:
         return in_hub
     if not repository:
         raise FileNotFoundError(
-            f"timm knows no place for them: say features.weights=PATH{f', as of {url}' * bool(url)}"
+            f"timm has no address for them: set features.weights=PATH{f', as of {url}' * bool(url)}"
         )
     place = f"{files[0]} of https://huggingface.co/{repository}"
     if not download:
         raise FileNotFoundError(
             f"{place} is not in {printable(constants.HF_HUB_CACHE)}: set features.download=true, "
-            f"or say features.weights=PATH"
+            f"or set features.weights=PATH"
         )
     for file in files:
         try:
             return Path(hf_hub_download(repository, file, revision=revision or None))
         except LocalEntryNotFoundError as error:
-            raise ValueError(f"{place} cannot be fetched: {shown(str(error).partition(chr(10))[0])}") from error
+            raise ValueError(f"{place} cannot be downloaded: {shown(str(error).partition(chr(10))[0])}") from error
         except EntryNotFoundError:
             continue
         except Exception as error:  # of whatever library it makes its requests with
-            raise ValueError(f"{place} cannot be fetched: {shown(str(error).partition(chr(10))[0])}") from error
+            raise ValueError(f"{place} cannot be downloaded: {shown(str(error).partition(chr(10))[0])}") from error
     raise ValueError(f"https://huggingface.co/{repository} has none of {', '.join(files)}")
 
 
 def _checked_sha256(path: Path) -> str:
-    """SHA-256 of a file of weights. Raises ValueError if it is not the one that it was fetched as."""
+    """SHA-256 of a file of weights. Raises ValueError if it is not that of the downloaded file."""
     sha256 = sha256_of(path)
     blob = path.resolve().name  # the hub's cache calls a file by its SHA-256, and links to it
     if re.fullmatch("[0-9a-f]{64}", blob) and blob != sha256:

@@ -1,4 +1,4 @@
-"""Files of weights: found, fetched if that is allowed, checked before they are read, and never unpickled freely."""
+"""Files of weights: found, downloaded if allowed, checked before they are read, and never freely unpickled."""
 
 import contextlib
 import hashlib
@@ -31,7 +31,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Published:
-    """A file of weights as it was published: there is no other of that name."""
+    """A published file of weights, identified by its SHA-256."""
 
     name: str
     size: int  # bytes
@@ -40,12 +40,12 @@ class Published:
 
 
 def hub_checkpoints() -> Path:
-    """Where torch.hub, and with it torch-fidelity, puts the weights that it fetches."""
+    """The directory in which torch.hub, and with it torch-fidelity, stores downloaded weights."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def provided(published: Published, weights: str | None, *, download: bool) -> Path:
-    """Where a published file is: at `weights` if that is given, else in torch's hub cache, fetched if need be and may.
+    """The path of a published file: `weights` if given, else in torch's hub cache, downloaded if missing and allowed.
 
     Raises:
         ValueError: if what is there is not that file, or it cannot be fetched.
@@ -66,7 +66,7 @@ def provided(published: Published, weights: str | None, *, download: bool) -> Pa
             raise
         raise FileNotFoundError(
             f"{published.name} ({published.size:,} bytes) is not in {printable(str(path.parent))}: set "
-            f"features.download=true, say features.weights=PATH if it is elsewhere, or put {published.url} there"
+            f"features.download=true, set features.weights=PATH if it is elsewhere, or put {published.url} there"
         ) from None
     return path
 
@@ -76,7 +76,7 @@ def check(path: Path, published: Published) -> None:
     with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size != published.size:
-            raise ValueError(f"{printable(str(path))} has {size:,} bytes, {published.name} has {published.size:,}")
+            raise ValueError(f"{printable(str(path))} has {size:,} bytes, but {published.name} has {published.size:,}")
         _check_digest(hashlib.file_digest(file, "sha256").hexdigest(), published, str(path))
 
 
@@ -87,7 +87,7 @@ def sha256_of(path: Path) -> str:
 
 
 def read_state(path: Path) -> State:
-    """The tensors in a file of weights, by name, on the CPU: safetensors, or what torch.save writes of tensors.
+    """The tensors in a file of weights, by name, on the CPU: safetensors, or tensors saved by torch.save.
 
     Raises:
         ValueError: if it holds anything else; nothing but tensors is ever built of it.
@@ -100,18 +100,18 @@ def read_state(path: Path) -> State:
             else:
                 state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, KeyError) as error:  # torch's advice here is to unpickle it all the same
-        raise ValueError(f"{printable(str(path))} is no file of weights, or holds more than tensors") from error
+        raise ValueError(f"{printable(str(path))} is not a file of weights, or holds more than tensors") from error
     except (safetensors.SafetensorError, RuntimeError, ValueError) as error:
         reason = shown(printable(str(error).partition("\n")[0]))
-        raise ValueError(f"{printable(str(path))} is no file of weights: {reason}") from error
+        raise ValueError(f"{printable(str(path))} is not a file of weights: {reason}") from error
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{printable(str(path))} is no file of weights: it holds something else than named tensors")
+        raise ValueError(f"{printable(str(path))} is not a file of weights: it holds more than named tensors")
     return state
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BufferedReader]:
-    """A plain file. Raises FileNotFoundError if there is none, OSError if it is none or cannot be read."""
+    """Open a plain file. Raises FileNotFoundError if it is missing, OSError if it is not plain or cannot be read."""
     with open(path, "rb", opener=nonblocking) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(f"{printable(str(path))} is not a regular file")
@@ -126,7 +126,7 @@ def _check_digest(sha256: str, published: Published, source: str) -> None:
 
 
 def _fetch(published: Published, path: Path) -> None:
-    """Download a file, durably, under its own name only once it is known to be that file.
+    """Download a file, durably; it gets its own name only once its SHA-256 has been checked.
 
     Raises:
         ValueError: if what comes is something else, or nothing comes.
@@ -146,6 +146,6 @@ def _fetch(published: Published, path: Path) -> None:
                     size += file.write(chunk)
                     bar.update(len(chunk))
         except (OSError, http.client.HTTPException) as error:
-            raise ValueError(f"{published.url} cannot be fetched: {error}; put it at {path}") from error
+            raise ValueError(f"{published.url} cannot be downloaded: {error}; put it at {path}") from error
         _check_digest(digest.hexdigest(), published, published.url)
         cache_files.put_in_place(file, path)
