@@ -296,8 +296,8 @@ class DDPM(nn.Module):
             show_progress: draw a progress bar on stderr.
             sampler: see `ddpm_cli.diffusion.samplers`; ancestral sampling over all T steps by default.
             generator: source of the noise, on that device; torch's global one by default.
-            labels: `[B]` int64, see `denoiser`. If the network needs labels and none are given, they are drawn uniformly
-                at random.
+            labels: `[B]` int64, see `denoiser`. If the network needs labels and none are given, they are drawn
+                uniformly at random.
             guidance: see `denoiser`.
             threshold: see `denoiser`.
 
