@@ -149,7 +149,7 @@ def test_a_directory_that_holds_another_sweep_is_left_as_it_is(labelled: Path, s
     assert done.returncode == 0, done.stderr
     kept = sorted(file for file in tmp_path.rglob("*.*") if file.is_file() and file.name != "multirun.yaml")  # Hydra's
     before = [file.read_bytes() for file in kept]
-    assert len(kept) == 2 * 3 + 1
+    assert len(kept) == 2 * 4 + 1
     again = sample_here("-m", f"ckpt={labelled}", "n=1", "sampler=ddim", "sampler.steps=4,5", "hydra.sweep.dir=sweep")
     assert_one_message(
         again, "sample", "hydra.sweep.dir: sweep/0 already holds a run of another sweep: of sampler.steps=2, not"

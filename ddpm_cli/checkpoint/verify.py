@@ -43,6 +43,11 @@ class Verified:
         compare(self.path, name)
         return replace(self, files=self.files | {name})
 
+    @property
+    def sha256(self) -> str:
+        """Of its manifest.json, or of the lone EMA file: the one that `verify` can be told to insist on."""
+        return fingerprint(self.path / MANIFEST_FILE if self.path.is_dir() else self.path)
+
     def file(self, name: str) -> Path:
         """Where one of `files` lies."""
         assert name in self.files, f"{name} has not been verified"

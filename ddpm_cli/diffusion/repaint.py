@@ -56,9 +56,9 @@ class RePaint:
                 walk += [*range(level - self.jump_length, level + 1)] * jumps
         return [*walk, steps]
 
-    def steps_down(self, steps: int) -> int:
-        """How many steps it takes down, with `steps` timesteps visited: so often the network is called."""
-        return sum(there > here for here, there in pairwise(self.levels(steps)))
+    def steps_down(self, steps: int) -> list[int]:
+        """The levels from which it steps down, with `steps` timesteps visited: so often the network is called."""
+        return [here for here, there in pairwise(self.levels(steps)) if there > here]
 
     def paint(
         self,

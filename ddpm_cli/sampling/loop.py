@@ -19,10 +19,9 @@ from ddpm_cli.io.images import to_uint8
 from ddpm_cli.runtime.device import Compute
 from ddpm_cli.runtime.exit_codes import NON_FINITE, RunError
 from ddpm_cli.sampling.autoguidance import Guide
+from ddpm_cli.sampling.film import Film
 from ddpm_cli.sampling.modes import Plan
 
-TRAJECTORY_IMAGES = 8
-TRAJECTORY_FRAMES = 16
 NOT_FINITE = "the images are not finite numbers; try precision=fp32, more sampler.steps or a smaller guidance.scale"
 
 
@@ -59,16 +58,22 @@ class SamplingLoop:
         self.guide = guide
         self.compiled = compiled
 
-    def states(self, indices: range) -> Iterator[Tensor]:
-        """x of the images of these indices after every step of `plan.steps`, `[B, C, H, W]` on the device."""
+    def states(self, indices: range, film: Film | None = None) -> Iterator[Tensor]:
+        """x of the images of these indices after every step of `plan.steps`, `[B, C, H, W]` on the device.
+
+        Args:
+            film: watches what the network is asked and answers; to be told of the steps by the caller.
+        """
         with self.compute.autocast(), self._compiled_for(len(indices)):
-            yield from self.ddpm.reverse_process(self.plan.walk(self._denoise(indices), indices))
+            denoise = self._denoise(indices)
+            denoise = denoise if film is None else film.watch(denoise)
+            yield from self.ddpm.reverse_process(self.plan.walk(denoise, indices))
 
     def draw(self, batches: Sequence[range], keep: Keep, *, followed: int = 0, show_progress: bool = True) -> None:
         """Draw the images of these indices, and hand over each batch as soon as it is done.
 
         Args:
-            followed: of how many of the plan's first images to keep the trajectory, the way there from noise.
+            followed: of how many of the plan's first images to keep the trajectory, as of `Film`.
 
         Raises:
             RunError: if an image is not finite.
@@ -81,14 +86,14 @@ class SamplingLoop:
 
     def _batch(self, indices: range, followed: int, bar: tqdm) -> tuple[Tensor, Tensor | None]:
         """The finished images as uint8, and the trajectory of the first `followed` of them, both on the CPU."""
-        frames, x = [], torch.empty(0)
-        for step, x in enumerate(self.states(indices), start=1):
+        film, x = Film(followed, self.plan.steps) if followed > 0 else None, torch.empty(0)
+        for x in self.states(indices, film):
             bar.update()
-            if followed > 0 and _is_frame(step, self.plan.steps):
-                frames.append(to_uint8(x[:followed]))
+            if film is not None:
+                film.end_step(x)
         if not torch.isfinite(x).all():
             raise RunError(NOT_FINITE, NON_FINITE)
-        return to_uint8(x).cpu(), torch.stack(frames).cpu() if frames else None
+        return to_uint8(x).cpu(), None if film is None else film.trajectory().cpu()
 
     @torch.no_grad()
     def compile(self, image_shape: tuple[int, int, int]) -> None:
@@ -121,8 +126,3 @@ class SamplingLoop:
             return denoise(x_t.contiguous(), t)  # what is compiled holds for one order of x_t's numbers in memory
 
         return same_layout
-
-
-def _is_frame(step: int, steps: int) -> bool:
-    """Is x after `step` of `steps` among at most TRAJECTORY_FRAMES that end with the last?"""
-    return (step * TRAJECTORY_FRAMES) // steps != ((step - 1) * TRAJECTORY_FRAMES) // steps
