@@ -486,6 +486,13 @@ def test_a_strip_has_two_rows_for_each_image_and_a_column_for_each_frame(channel
     assert not torch.equal(frames[0][:, :above], frames[1][:, :above]), "another t"
 
 
+@pytest.mark.parametrize("width", [1, 12, 20, 30])
+def test_the_frames_of_a_film_of_one_narrow_image_are_of_one_size(width: int):
+    """In some widths there is room for "t = 0" and for "t = 900" there is not."""
+    frames = animation(torch.zeros(3, 2, 1, 1, 64, width, dtype=torch.uint8), [900, 0])
+    assert len({frame.shape for frame in frames}) == 1
+
+
 def test_labels_reach_the_denoiser_in_the_images_order():
     plan = Generate().plan(setting(classes=3, n=2))._replace(labels=[4, 4, 0, 0, 7, 7])
     seen = []

@@ -46,7 +46,9 @@ class Verified:
     @property
     def sha256(self) -> str:
         """Of its manifest.json, or of the lone EMA file: the one that `verify` can be told to insist on."""
-        return fingerprint(self.path / MANIFEST_FILE if self.path.is_dir() else self.path)
+        if not self.path.is_dir():
+            return fingerprint(self.path)
+        return hashlib.sha256(read_bytes(self.path / MANIFEST_FILE)).hexdigest()
 
     def file(self, name: str) -> Path:
         """Where one of `files` lies."""

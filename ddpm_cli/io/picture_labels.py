@@ -21,6 +21,11 @@ def can_be_drawn(text: str) -> bool:
     return text.isascii() and text.isprintable() and text.strip() != ""
 
 
+def fit(texts: Sequence[str], width: float) -> bool:
+    """Whether these can be read above columns of so many pixels."""
+    return _fitting(texts, width) is not None
+
+
 def with_labels(picture: Tensor, *, left: Sequence[str] = (), top: Sequence[str] = (), corner: str = "") -> Tensor:
     """A picture with a margin in which its rows, its columns or both are named. Its own pixels stay as they are.
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ddpm_cli.diffusion.denoiser import Denoised, Denoiser
 from ddpm_cli.io.images import grid, on_checks, to_uint8
-from ddpm_cli.io.picture_labels import with_labels
+from ddpm_cli.io.picture_labels import fit, with_labels
 
 FILM_IMAGES = 8
 FILM_FRAMES = 16
@@ -87,7 +87,6 @@ def animation(trajectory: Tensor, times: Sequence[int]) -> list[Tensor]:
     """The frames of a film, uint8 `[C, H, W]`: all images side by side, below their t. Arguments as of `strip`."""
     images = trajectory.shape[2]
     said = [*(f"t = {times[step]}" for step in _shown(len(times))), "end"]
-    return [
-        with_labels(on_checks(grid(frame.flatten(0, 1), columns=images)), left=ROWS, top=[text])
-        for frame, text in zip(trajectory, said, strict=True)
-    ]
+    frames = [on_checks(grid(frame.flatten(0, 1), columns=images)) for frame in trajectory]
+    tops = [[text] for text in said] if fit(said, frames[0].shape[-1]) else [[]] * len(said)  # all are of one size
+    return [with_labels(frame, left=ROWS, top=top) for frame, top in zip(frames, tops, strict=True)]

@@ -130,7 +130,7 @@ def _chunks(store: ImageStore) -> Iterator[range]:
         yield range(first, min(first + at_a_time, count))
 
 
-def _put(store: ImageStore, name: str, make: Callable[[Path], None]) -> None:
+def _put(store: ImageStore, name: str, make: Callable[[Path], object]) -> None:
     """Let `make` write something, and give it its place once it is on the disk."""
     target, path = store.directory / name, store.folder / f"new_{name}"
     if target.exists():  # by an attempt that was stopped later on
