@@ -15,7 +15,7 @@ SAID = "over seeds: mean ± standard deviation"
 
 
 def over_seeds(comparison: Comparison) -> Comparison | None:
-    """A row for each group of finished runs that differ in `seed` alone, where any has two; else None.
+    """A row for each group of finished runs that differ in `seed` alone, and do; None if there is no such group.
 
     The standard deviation is that of the runs, with n - 1. The best mean is marked where the figures of the runs are
     ranked: where they may not be compared, neither may their means.
@@ -24,9 +24,9 @@ def over_seeds(comparison: Comparison) -> Comparison | None:
     for i, run in enumerate(comparison.runs):
         if run.state == FINISHED and run.config is not None:
             groups.setdefault(tuple((key, text) for key, text in run.config.items() if key != SEED), []).append(i)
-    if max(map(len, groups.values()), default=0) < 2:
+    rows = [row for row in groups.values() if len({(comparison.runs[i].config or {}).get(SEED) for i in row}) > 1]
+    if not rows:
         return None
-    rows = list(groups.values())
     runs = [replace(comparison.runs[row[0]], name=" ".join(comparison.runs[i].name for i in row)) for row in rows]
     columns = [_of_seeds(comparison, rows)]
     for column in comparison.columns:

@@ -77,7 +77,7 @@ def strip(trajectory: Tensor, times: Sequence[int], names: Sequence[str] = ()) -
     frames, rows, images = trajectory.shape[:3]
     cells = trajectory.permute(2, 1, 0, 3, 4, 5).flatten(0, 2)  # by image, x_t or x_0, frame
     named = [*names[:images], *[""] * (images - len(names))]
-    left = [f"{name}: {row}" if name and row == ROWS[0] else row for name in named for row in ROWS]
+    left = [f"{name}:  {row}" if name and row == ROWS[0] else row for name in named for row in ROWS]
     assert len(left) == images * rows
     top = [str(times[step]) for step in _shown(len(times))]
     return with_labels(grid(cells, columns=frames), left=left, top=[*top, "end"], corner="t")
