@@ -68,7 +68,9 @@ def test_tensorboard_shows_a_session_for_each_run_and_no_curve_twice(tmp_path: P
         ),
     ]
     before = Tab(tmp_path).multiplexer.Runs()
-    assert compare_sweep(tmp_path, runs) == tmp_path / "compare.html"
+    compared = compare_sweep(tmp_path, runs)
+    assert compared is not None
+    assert compared.page == tmp_path / "compare.html"
     tab = Tab(tmp_path)
     assert sorted(tab.groups) == [f"{i}/tensorboard" for i in range(3)] == sorted(before)
     assert tab.values("1/tensorboard") == {"seed": 1, "optimizer.lr": 0.002, "data.flip": False, "schedule": "linear"}

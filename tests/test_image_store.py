@@ -23,7 +23,8 @@ from ddpm_cli.sampling.outputs import write
 SHAPE = (10, 5, 4, 3)  # [N, H, W, C]
 LAYOUT = {"batch_size": 4, "shape": SHAPE}
 IDENTITY = {"n": 10, "seed": 0, "sampler": {"_target_": "a.ddim", "steps": 3}}
-PLAN = Plan(1, SHAPE[0], 0, lambda _, __: iter(()))
+DRAWN_BY = "seed: 0\n"
+PLAN = Plan(1, SHAPE[0], [7], lambda _, __: iter(()))
 
 
 @pytest.fixture
@@ -182,10 +183,10 @@ def test_what_is_not_whole_or_not_ours_is_refused(spoil: str, tmp_path: Path, al
             os.truncate(folder / "done", 2**40)
         case "lying trajectory":
             with (folder / "trajectory_000000.npy").open("wb") as file:
-                header = {"descr": "|u1", "fortran_order": False, "shape": (2**40, 1, 1, 1, 1)}
+                header = {"descr": "|u1", "fortran_order": False, "shape": (2**40, 1, 1, 1, 1, 1)}
                 np.lib.format.write_array_header_1_0(file, header)
         case "pickled trajectory":
-            np.save(folder / "trajectory_000000.npy", np.array([[[[[print]]]]]), allow_pickle=True)
+            np.save(folder / "trajectory_000000.npy", np.array([[[[[[print]]]]]]), allow_pickle=True)
     says = r"is incomplete; remove|is not of ddpm-cli|is a link|is not a plain file"
     with pytest.raises(ValueError, match=says) as refused, locked(tmp_path):
         begin(tmp_path, IDENTITY, **LAYOUT)
@@ -208,8 +209,9 @@ def drawn(tmp_path: Path, all_of_it: Tensor):
         begin(tmp_path, IDENTITY, **LAYOUT)
         with ImageStore(tmp_path, **LAYOUT) as store:
             trajectory = torch.stack([all_of_it // (2 - frame) for frame in (0, 1)])  # two frames, the last finished
+            trajectory = torch.stack([trajectory, all_of_it.expand_as(trajectory)], dim=1)
             for number, indices in enumerate([range(4), range(4, 8), range(8, 10)]):
-                part = trajectory[:, indices.start : min(indices.stop, 6)] if number < 2 else None
+                part = trajectory[:, :, indices.start : min(indices.stop, 6)] if number < 2 else None
                 store.keep(indices, all_of_it[indices.start : indices.stop], part)
             store.flush()
             yield store
@@ -217,13 +219,21 @@ def drawn(tmp_path: Path, all_of_it: Tensor):
 
 def test_the_array_is_what_numpy_would_have_written(drawn: ImageStore, tmp_path: Path, all_of_it: Tensor, monkeypatch):
     monkeypatch.setattr("ddpm_cli.sampling.outputs.CHUNK_BYTES", 130)  # two images
-    written = write(drawn, PLAN, save="npz")
+    written = write(drawn, PLAN, save="npz", drawn_by=DRAWN_BY)
     assert [path.name for path in written] == ["samples.png", "samples.npz", "steps.png", "steps.gif"]
     expected = io.BytesIO()
     np.savez(expected, all_of_it.permute(0, 2, 3, 1).contiguous().numpy())
     assert (tmp_path / "samples.npz").read_bytes() == expected.getvalue()
     with Image.open(tmp_path / "steps.png") as strip, Image.open(tmp_path / "steps.gif") as film:
-        assert strip.size == (2 * 54 + 2, 6 * 67 + 2), "5 x 4 images enlarged 13 times: six of two frames"
+        size = (2 * 54 + 2, 2 * 6 * 67 + 2)
+        assert strip.width > size[0], "5 x 4 images enlarged 13 times, and what they are: six of two frames"
+        assert strip.height > size[1]
+        pixels = np.asarray(strip)[-size[1] :, -size[0] :]
+        for i, image in enumerate(all_of_it[:6]):
+            for row, column, shown in ((0, 0, image // 2), (0, 1, image), (1, 0, image), (1, 1, image)):
+                top, left = (2 * i + row) * 67 + 2, column * 54 + 2
+                cell = pixels[top : top + 65 : 13, left : left + 52 : 13]
+                assert np.array_equal(cell, shown.permute(1, 2, 0))
         assert film.n_frames == 2
 
 
@@ -244,18 +254,19 @@ def test_pictures_appear_only_whole_and_are_made_up_for(
         return instead
 
     for number, there in enumerate(
-        [[], ["samples.png"], ["images", "samples.png"], ["images", "samples.png", "steps.png"]]
+        [[], ["config.yaml"], ["config.yaml", "samples.png"], ["config.yaml", "images", "samples.png"]]
     ):
         monkeypatch.setattr(os, "rename", stopped_at(number))
         with pytest.raises(KeyboardInterrupt):
-            write(drawn, PLAN, save="images")
+            write(drawn, PLAN, save="images", drawn_by=DRAWN_BY)
         assert sorted(path.name for path in tmp_path.iterdir() if path.name != FOLDER) == there
     monkeypatch.setattr(os, "rename", rename)
-    write(drawn, PLAN, save="images")
+    write(drawn, PLAN, save="images", drawn_by=DRAWN_BY)
     for i, image in enumerate(all_of_it):
         with Image.open(tmp_path / "images" / f"{i:06d}.png") as picture:
             assert np.array_equal(np.asarray(picture), image.permute(1, 2, 0))
     assert len(list((tmp_path / "images").iterdir())) == 10
+    assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == DRAWN_BY
     drawn.end()
 
 

@@ -77,7 +77,7 @@ def test_joblib_runs_a_sweep_each_on_a_gpu_of_its_own(begin, tmp_path: Path):
     assert done.returncode == 1, done.stderr
     lines = table(done)
     assert re.search(r"^  0  .*dropout=0.1  loss \d", lines[0])
-    assert re.search(r"^  1  .*dropout=7  FAILED: model: dropout must lie in \[0, 1\), got 7$", lines[1])
+    assert re.search(r"^  1  .*dropout=7    FAILED: model: dropout must lie in \[0, 1\), got 7$", lines[1])
     assert re.search(r"^  2  .*dropout=0.2  loss \d", lines[2])
     assert "Traceback" not in done.stderr
     *ended, last = done.stderr.splitlines()

@@ -1,5 +1,6 @@
 """What `ddpm-sample` can draw, with denoisers whose answers are known."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,11 @@ from ddpm_cli.diffusion.samplers import DDIM, Ancestral, DPMSolverPP2M, DPMSolve
 from ddpm_cli.diffusion.schedule import linear
 from ddpm_cli.diffusion.threshold import Unbounded
 from ddpm_cli.io.images import BETWEEN, from_uint8, grid, to_uint8
+from ddpm_cli.io.picture_labels import with_labels
 from ddpm_cli.runtime.device import choose_compute
 from ddpm_cli.runtime.exit_codes import NON_FINITE, RunError
 from ddpm_cli.runtime.seeds import ImageNoise
+from ddpm_cli.sampling.film import FILM_FRAMES, Film, animation, strip
 from ddpm_cli.sampling.loop import SamplingLoop
 from ddpm_cli.sampling.modes import GREY, Edit, Generate, Inpaint, Interpolate, Mode, Plan, Reconstruct, SampleContext
 from ddpm_cli.sampling.outputs import GRID_COLUMNS, GRID_IMAGES, picture
@@ -56,7 +59,7 @@ def draw(
 
     batches = [range(plan.images)[first : first + batch_size] for first in range(0, plan.images, batch_size)]
     SamplingLoop(GAUSSIAN, plan, CPU, denoiser=denoiser).draw(batches, keep, followed=followed)
-    return torch.cat(parts), torch.cat(trajectories, dim=1) if trajectories else None
+    return torch.cat(parts), torch.cat(trajectories, dim=2) if trajectories else None
 
 
 class Kept:
@@ -345,7 +348,7 @@ def test_a_row_begins_with_the_picture_that_it_is_made_of(mode: str, inputs: int
 
 def numbered(rows: int, per_row: int) -> tuple[Tensor, Plan]:
     images = (torch.arange(rows * per_row) % 251).byte().view(-1, 1, 1, 1).expand(-1, 1, 64, 64)
-    return images, Plan(rows, per_row, 0, lambda _, __: iter(()))
+    return images, Plan(rows, per_row, [], lambda _, __: iter(()))
 
 
 @pytest.mark.parametrize(
@@ -368,6 +371,24 @@ def test_a_picture_of_many_shows_what_a_person_can_look_at(rows, per_row, shown_
         assert shown[0, 2 + 66 * row, 2 + 66 * column] == (row * per_row + column) % 251
 
 
+@pytest.mark.parametrize(
+    ("labels", "class_names", "row_names", "expected"),
+    [
+        ([4, 4, 7, 7], [], [], ["4", "7"]),
+        ([0, 0, 1, 1], ["cat", "dog"], [], ["cat", "dog"]),
+        ([0, 0, 1, 1], ["Kater", "K\u00e4fer"], [], ["Kater", "1"]),  # what the font has not is said by number
+        (None, ["cat", "dog"], ["seeds 0 to 1", "seeds 1 to 2"], ["seeds 0 to 1", "seeds 1 to 2"]),
+        ([1, 1, 0, 0], ["cat", "dog"], ["seeds 0 to 1", "seeds 1 to 2"], ["dog, seeds 0 to 1", "cat, seeds 1 to 2"]),
+        ([0, 1, 1, 0], ["cat", "dog"], [], []),  # as the seed has drawn them
+    ],
+)
+def test_rows_are_called_by_their_class_and_seeds(labels, class_names, row_names, expected):
+    images, plan = numbered(2, 2)
+    named = picture(Kept(images), plan._replace(labels=labels, row_names=row_names), class_names)
+    assert torch.equal(named, with_labels(picture(Kept(images), plan), left=expected))
+    assert torch.equal(named[:, :, -(2 * 66 + 2) :], picture(Kept(images), plan))
+
+
 def test_images_without_rows_make_a_square():
     images, plan = numbered(1, 500)
     assert torch.equal(picture(Kept(images), plan._replace(square=True)), grid(images[:GRID_IMAGES], columns=20))
@@ -382,10 +403,94 @@ def test_a_film_shows_the_same_images_however_they_are_batched():
     for batch_size in (11, 3):
         images, trajectory = draw(plan, EXACT, batch_size=batch_size, followed=8)
         assert trajectory is not None
-        assert trajectory.shape == (10, 8, *SHAPE)
-        assert torch.equal(trajectory[-1], images[:8])
+        assert trajectory.shape == (11, 2, 8, *SHAPE), "ten steps, and the end"
+        assert torch.equal(trajectory[-1, 0], images[:8])
         trajectories.append(trajectory)
     assert torch.equal(*trajectories)
+
+
+def watched(asked: list[tuple[int, Tensor, Tensor]], labels: Tensor | None = None) -> Denoiser:
+    """The exact denoiser, which writes down t, x_t and its answer."""
+    denoise = EXACT(labels)
+
+    def watching(x_t: Tensor, t: int) -> Denoised:
+        denoised = denoise(x_t, t)
+        asked.append((t, x_t.clone(), denoised.x_0.clone()))
+        return denoised
+
+    return watching
+
+
+def first_of_each_step(plan: Plan) -> list[tuple[int, Tensor, Tensor]]:
+    """What is asked first in each step of a plan's first batch, and answered."""
+    asked, firsts = [], []
+    with torch.no_grad():
+        for _ in plan.walk(watched(asked), range(plan.images)):
+            firsts.append(asked[0])
+            asked.clear()
+    return firsts
+
+
+FILMED: dict[str, Callable[[Path, Path], Plan]] = MODES | {
+    "heun": lambda _, __: Generate().plan(setting(Heun(steps=7))),
+    "unipc": lambda _, __: Generate().plan(setting(UniPC(steps=7))),
+    "dpmpp_2m_sde": lambda _, __: Generate().plan(setting(DPMSolverPP2MSDE(steps=30))),
+}
+
+
+@pytest.mark.parametrize("mode", FILMED)
+def test_a_film_shows_what_the_network_was_asked_and_answered_and_asks_no_more(mode: str, pictures: Path, mask: Path):
+    plan = FILMED[mode](pictures, mask)
+    firsts = first_of_each_step(plan)
+    assert [t for t, _, _ in firsts] == list(plan.times)
+    calls = []
+    for followed in (0, 2):
+        asked = []
+        images, trajectory = draw(plan, partial(watched, asked), batch_size=64, followed=followed)
+        calls.append(len(asked))
+    assert calls[0] == calls[1]
+    assert trajectory is not None
+    frames = min(plan.steps, FILM_FRAMES - 1)
+    assert trajectory.shape[:3] == (frames + 1, 2, 2)
+    kept = [torch.stack([to_uint8(x_t[:2]), to_uint8(x_0[:2])]) for _, x_t, x_0 in firsts]
+    places = [next(i for i, step in enumerate(kept) if torch.equal(step, frame)) for frame in trajectory[:-1]]
+    assert places == sorted(set(places)), "steps in their order"
+    assert places[0] == 0
+    assert torch.equal(trajectory[-1, 0], images[:2])
+
+
+def test_a_step_that_asks_nothing_is_shown_with_the_answer_before():
+    """As of an inversion that has not begun."""
+    film = Film(1, 3)
+    denoise = film.watch(lambda x_t, t: Denoised(x_t + 1, x_t))
+    x = torch.full((2, *SHAPE), -1.0)
+    denoise(x, 5)
+    for value in (-0.5, 0.0, 0.5):
+        film.end_step(torch.full_like(x, value))
+    shown = [[int(image.unique()) for image in frame[:, 0]] for frame in film.trajectory()]
+    assert shown == [[0, 128], [64, 128], [128, 128], [191, 191]]
+
+
+@pytest.mark.parametrize(("channels", "names"), [(1, []), (3, ["cat", "dog"]), (4, [])])
+def test_a_strip_has_two_rows_for_each_image_and_a_column_for_each_frame(channels: int, names: list[str]):
+    trajectory = torch.randint(0, 256, (4, 2, 2, channels, 64, 64), dtype=torch.uint8)
+    picture = strip(trajectory, [900, 500, 0], names)
+    pixels = picture[:, -(4 * 66 + 2) :, -(4 * 66 + 2) :]
+    for image, row, frame in itertools.product(range(2), range(2), range(4)):
+        top, left = (2 * image + row) * 66 + 2, frame * 66 + 2
+        assert torch.equal(pixels[:, top : top + 64, left : left + 64], trajectory[frame, row, image])
+    frames = animation(trajectory, [900, 500, 0])
+    assert len({frame.shape for frame in frames}) == 1
+    assert len(frames) == 4
+    above = frames[0].shape[-2] - (2 * 66 + 2)
+    assert not torch.equal(frames[0][:, :above], frames[1][:, :above]), "another t"
+
+
+@pytest.mark.parametrize("width", [1, 12, 20, 30])
+def test_the_frames_of_a_film_of_one_narrow_image_are_of_one_size(width: int):
+    """In some widths there is room for "t = 0" and for "t = 900" there is not."""
+    frames = animation(torch.zeros(3, 2, 1, 1, 64, width, dtype=torch.uint8), [900, 0])
+    assert len({frame.shape for frame in frames}) == 1
 
 
 def test_labels_reach_the_denoiser_in_the_images_order():

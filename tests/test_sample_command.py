@@ -53,9 +53,11 @@ def test_films_single_images_and_the_other_weights(trained, sample_here, tmp_pat
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "a" / "images").iterdir()) == [f"{i:06d}.png" for i in range(3)]
     with Image.open(tmp_path / "a" / "steps.png") as strip:
-        assert strip.size == (6 * 66 + 2, 3 * 66 + 2), "a row per image, a column per step"
+        beside, above = strip.width - (7 * 66 + 2), strip.height - (3 * 2 * 66 + 2)
+        assert 20 < beside < 66, "what each row is, x_t or x_0 of an image; a column per step, and the end"
+        assert 16 < above < 66, "its t"
     with Image.open(tmp_path / "a" / "steps.gif") as film:
-        assert film.n_frames == 6
+        assert film.n_frames == 7
     done = sample_here(*arguments, "weights=model", f"out={tmp_path}/b")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a" / "samples.png").read_bytes() != (tmp_path / "b" / "samples.png").read_bytes()
@@ -70,11 +72,17 @@ def test_the_checkpoints_variance_is_used_unless_another_is_chosen(trained, samp
     for name, extra in {"own": [], "small": ["variance=fixed_small"], "large": ["variance=fixed_large"]}.items():
         done = sample_here(f"ckpt={directory}", "n=2", "sampler.steps=5", *extra, f"out={tmp_path}/{name}")
         assert done.returncode == 0, done.stderr
-        pictures[name] = (tmp_path / name / "samples.png").read_bytes()
+        pictures[name] = shown(tmp_path / name)
     assert pictures["own"] == pictures["small"] != pictures["large"]
 
 
 # Classes and guidance ------------------------------------------------------------------------------------------------
+
+
+def shown(out: Path) -> bytes:
+    """The pixels of the picture of all images."""
+    with Image.open(out / "samples.png") as picture:
+        return picture.tobytes()
 
 
 def pixels_of(out: Path) -> np.ndarray:
@@ -87,19 +95,21 @@ def test_each_class_has_a_row_of_its_own_images(labelled: Path, sample_here, tmp
     done = sample_here(f"ckpt={labelled}", "classes=[0,3]", "n=3", "save=images", f"out={tmp_path}/two")
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "two" / "samples.png") as picture:
-        assert picture.size == (3 * 66 + 2, 2 * 66 + 2)
+        assert picture.height == 2 * 66 + 2
+        assert 16 < picture.width - (3 * 66 + 2) < 66, "the names of the classes"
     assert len(list((tmp_path / "two" / "images").iterdir())) == 6
     done = sample_here(
         f"ckpt={labelled}", "classes=all", "n=2", "save=npz", "save_trajectory=true", f"out={tmp_path}/all"
     )
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "all" / "samples.png") as picture:
-        assert picture.size == (2 * 66 + 2, 10 * 66 + 2)
+        assert picture.height == 10 * 66 + 2
     assert pixels_of(tmp_path / "all").shape == (20, 16, 16, 1)
     with Image.open(tmp_path / "all" / "steps.gif") as film:
-        assert film.size == (8 * 66 + 2, 66 + 2)
+        assert film.width > 8 * 66 + 2
+        assert film.height > 2 * 66 + 2
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == [
-        "samples.json", "samples.npz", "samples.png", "steps.gif", "steps.png"
+        "config.yaml", "samples.json", "samples.npz", "samples.png", "steps.gif", "steps.png"
     ]  # fmt: skip
 
 
@@ -166,7 +176,7 @@ def test_a_network_that_knows_nothing_without_labels_is_asked_with_them(all_labe
     for name, options in {"learned": [], "small": ["variance=fixed_small"], "own": ["variance=learned_range"]}.items():
         done = sample_here(f"ckpt={all_labelled}", "classes=all", "n=1", *options, f"out={tmp_path}/{name}")
         assert done.returncode == 0, done.stderr
-    pictures = {name: (tmp_path / name / "samples.png").read_bytes() for name in ("learned", "small", "own")}
+    pictures = {name: shown(tmp_path / name) for name in ("learned", "small", "own")}
     assert pictures["learned"] == pictures["own"] != pictures["small"]
 
 
@@ -197,8 +207,10 @@ def test_a_folder_of_pictures_is_edited(given: Path, labelled: Path, sample_here
     assert pixels_of(tmp_path / "out").shape == (4, 16, 16, 1)
     with Image.open(tmp_path / "out" / "samples.png") as picture, Image.open(given / "a.png") as first:
         assert picture.mode == "L"
-        assert picture.size == (3 * 66 + 2, 2 * 66 + 2), "a row of each, which begins with the picture"
-        assert np.array_equal(np.asarray(picture)[2:66:4, 2:66:4], np.asarray(first))
+        left = picture.width - (3 * 66 + 2)
+        assert 0 < left < 66, "the class"
+        assert picture.height == 2 * 66 + 2, "a row of each, which begins with the picture"
+        assert np.array_equal(np.asarray(picture)[2:66:4, left + 2 : left + 66 : 4], np.asarray(first))
 
 
 def test_what_the_mask_keeps_is_in_the_file_to_the_bit(given: Path, labelled: Path, sample_here, tmp_path: Path):
@@ -227,7 +239,8 @@ def test_the_ends_of_an_interpolation_are_the_images_of_their_seeds(labelled: Pa
     assert done.returncode == 0, done.stderr
     way = pixels_of(tmp_path / "way")
     with Image.open(tmp_path / "way" / "samples.png") as picture:
-        assert picture.size == (4 * 66 + 2, 66 + 2), "a row, as the images follow each other"
+        assert picture.height == 66 + 2, "a row, as the images follow each other"
+        assert picture.width > 4 * 66 + 2
     for seed, end in ((5, way[0]), (8, way[-1])):
         done = sample_here(f"ckpt={labelled}", "sampler=ddim", f"seed={seed}", "n=1", *steps, f"out={tmp_path}/{seed}")
         assert done.returncode == 0, done.stderr

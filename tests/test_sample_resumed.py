@@ -67,7 +67,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(labelled: Path, whol
     said = done.stdout
     assert re.search(r"^resumes: [\d,]+ of 805 images are there$", said, re.MULTILINE)
     assert contents(out) == whole
-    assert sorted(whole) == ["samples.json", "samples.npz", "samples.png", "steps.gif", "steps.png"]
+    assert sorted(whole) == ["config.yaml", "samples.json", "samples.npz", "samples.png", "steps.gif", "steps.png"]
 
 
 def test_asked_to_stop_it_says_what_is_there_and_the_command_that_goes_on(labelled: Path, whole, tmp_path: Path):
@@ -142,7 +142,7 @@ def test_killed_at_its_end_it_is_finished_by_the_same_command(labelled: Path, sa
     few = [f"ckpt={labelled}", "n=3", "sampler=ddim", "sampler.steps=2"]
     assert sample_here(*few, "out=whole").returncode == 0
     rename = os.rename
-    for number in range(2):  # before the picture has its place, and before the run has finished
+    for number in range(3):  # before config.yaml and the picture have their places, and before the run has finished
         places = iter(range(9))
 
         def killed(source: Path, target: Path, places=places, number=number) -> None:
@@ -284,7 +284,7 @@ for n in map(int, sys.argv[1:]):
         begin(directory, {}, **layout)
         with ImageStore(directory, **layout) as store:
             SamplingLoop(ddpm, plan, choose_compute("cpu")).draw(store.missing, store.keep)
-            write(store, plan, save="npz")
+            write(store, plan, save="npz", drawn_by="")
             store.end()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """

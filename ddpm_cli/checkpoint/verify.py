@@ -43,6 +43,13 @@ class Verified:
         compare(self.path, name)
         return replace(self, files=self.files | {name})
 
+    @property
+    def sha256(self) -> str:
+        """Of its manifest.json, or of the lone EMA file: the one that `verify` can be told to insist on."""
+        if not self.path.is_dir():
+            return fingerprint(self.path)
+        return hashlib.sha256(read_bytes(self.path / MANIFEST_FILE)).hexdigest()
+
     def file(self, name: str) -> Path:
         """Where one of `files` lies."""
         assert name in self.files, f"{name} has not been verified"

@@ -1,6 +1,7 @@
 """One run, as Hydra calls it, in this process or in a launcher's worker process."""
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from ddpm_cli.cli.references import check_references
 from ddpm_cli.cli.resolvers import register_resolvers
 from ddpm_cli.cli.run_directory import RunDirectory
 from ddpm_cli.cli.run_result import RunResult, result_in, run_resumed
+from ddpm_cli.cli.sweep_progress import SweepProgress
 from ddpm_cli.cli.worker import worker_process
 from ddpm_cli.config.compare import LOGGER
 from ddpm_cli.config.errors import ConfigError
@@ -56,6 +58,7 @@ class Job:
     failure: Exception | None = None  # Hydra would announce an exception itself before handing it on
     in_worker: bool = False
     run_directory: RunDirectory = field(default_factory=RunDirectory)
+    progress: SweepProgress = field(default_factory=SweepProgress)
 
     def __getstate__(self) -> dict:
         return vars(self) | {"in_worker": True}
@@ -94,9 +97,11 @@ class Job:
         if earlier is not None and earlier.done:
             self._say(overrides, f"{earlier.ending}, before")
             return earlier.final_loss
-        result, outcome = RunResult(overrides), float("nan")
+        result, outcome, began = RunResult(overrides), float("nan"), time.monotonic()
         try:
             outcome = self._recorded(cfg, result, directory)
+            if earlier is None:  # else it has resumed, and taken less
+                self.progress.seconds.append(time.monotonic() - began)
         except Stopped:
             if not self.in_worker:
                 raise
@@ -104,7 +109,7 @@ class Job:
             self._say(overrides, result.ending if result.error is not None else str(error))
         else:
             if self.in_worker:
-                self._say(overrides, result.ending)
+                self._say(overrides, f"{result.ending}{self.progress.so_far()}")
         return outcome
 
     def _recorded(self, cfg: DictConfig, result: RunResult, directory: Path) -> Any:
@@ -112,6 +117,7 @@ class Job:
         launcher = HydraConfig.get().launcher._target_
         try:
             with self._process(launcher, directory):
+                print(f"\n{self.progress.header(HydraConfig.get().job.num, result.overrides)}", flush=True)
                 result.begin(directory)
                 check_references(cfg)
                 if runs_in_parallel(launcher) and launcher != SLURM and device_is_auto(cfg):

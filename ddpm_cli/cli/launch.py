@@ -49,7 +49,8 @@ def launch(program: str, config_name: str, target: str, job: Callable[[dict, Inv
         stop: tells whether the job was asked to stop.
     """
     console.install()
-    called, report, status = Job(program, target, job, stop), SweepReport(program), 0
+    report, status = SweepReport(program), 0
+    called = Job(program, target, job, stop, progress=report.progress)
     try:
         _launch(called, config_name, report)
     except SystemExit as ended:

@@ -1,6 +1,7 @@
 """Sweeps (`-m`): how one begins or goes on, what each run leaves behind, the table and the comparison at the end."""
 
 import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -21,12 +22,14 @@ from ddpm_cli.cli.launchers import refuse_copies
 from ddpm_cli.cli.references import check_references
 from ddpm_cli.cli.run_result import RunResult, result_in
 from ddpm_cli.cli.sweep_plan import DIR, SUBDIR, PlannedRun, SweepPlan, plan_sweep
+from ddpm_cli.cli.sweep_progress import SweepProgress, in_columns, varying
 from ddpm_cli.config.errors import ConfigError, shown
 from ddpm_cli.io.command_line import command
 from ddpm_cli.io.own_output import RESULT_FILE, SHEET_FILE
 from ddpm_cli.io.text import printable
 from ddpm_cli.runtime.exit_codes import FAILED, RESUME_LATER, RunError
 
+WIDTH = 120  # characters, where standard output is no terminal and COLUMNS says nothing
 DONE, STOPPED, NOT_BEGUN, NO_RESULT, FAILURE = "done", "stopped", "not begun", "without a result", "failed"
 _NOT_DONE = (STOPPED, NOT_BEGUN, NO_RESULT, FAILURE)  # in the order in which they are counted
 
@@ -40,7 +43,7 @@ class RefusedSweep(BaseException):
 
 
 class SweepReport:
-    """What one process knows of the sweep that it runs; prints a line per run with its overrides and ending.
+    """What one process knows of the sweep that it runs; prints a line per run with what was swept and its ending.
 
     Where the runs have left pictures, they are put together on one sheet; runs that were trained are compared.
 
@@ -49,10 +52,12 @@ class SweepReport:
 
     Attributes:
         begun: whether there is a sweep.
+        progress: what its runs say of how far it has come, once it has begun.
     """
 
     def __init__(self, program: str) -> None:
         self.begun = False
+        self.progress = SweepProgress()
         self._program = program
         self._launcher = BASIC
         self._plan = SweepPlan(Path(), [], [])
@@ -74,6 +79,7 @@ class SweepReport:
         self._launcher = config.hydra.launcher._target_
         self._plan = plan_sweep(config)
         self._refuse_another()
+        self.progress.runs = self._plan.runs or ()
         hydra_launchers.prepare(config)
         self.begun = True
 
@@ -97,7 +103,7 @@ class SweepReport:
             RunError: if the sheet cannot be written.
         """
         print(f"\nsweep in {self._plan.home}")
-        pictures, runs = [], self._runs()
+        pictures, endings, runs = [], [], self._runs()
         self._counts.clear()
         for run in runs:
             try:
@@ -106,8 +112,12 @@ class SweepReport:
             except (ConfigError, OSError) as error:
                 result, state, ending = None, FAILURE, f"FAILED: {error}"
             self._counts[state] += 1
-            print(f"  {printable('  '.join([self._name(run), ' '.join(run.overrides), ending]))}")
+            endings.append(printable(ending))
             pictures.append((run.overrides, None if result is None else _picture(run, result)))
+        swept = [list(map(printable, overrides)) for overrides in varying([run.overrides for run in runs])]
+        rows = [[self._name(run), *texts, ending] for run, texts, ending in zip(runs, swept, endings, strict=True)]
+        for line in in_columns(rows):
+            print(f"  {line}")
         if sheet and any(picture is not None for _, picture in pictures):
             self._make_sheet(pictures)
         self._compare([run.directory for run in runs])
@@ -117,13 +127,15 @@ class SweepReport:
         from ddpm_cli.comparison.of_sweep import compare_sweep  # brings TensorBoard with it
 
         try:
-            page = compare_sweep(self._plan.home, directories)
+            compared = compare_sweep(self._plan.home, directories, shutil.get_terminal_size((WIDTH, 24)).columns - 2)
         except Exception as error:
             first, *_ = str(error).strip().splitlines() or [type(error).__name__]
             print(f"  compare  not written: {printable(first)}")
             return
-        if page is not None:
-            print(f"  compare  {printable(str(page))}")
+        if compared is not None:
+            for line in compared.lines:
+                print(f"  {line}")
+            print(f"  compare  {printable(str(compared.page))}")
 
     def _runs(self) -> list[PlannedRun]:
         if self._plan.runs is not None:

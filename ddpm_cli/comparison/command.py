@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ddpm_cli import __version__
+from ddpm_cli.comparison.seeds import seeds_lines
 from ddpm_cli.comparison.table import compare
 from ddpm_cli.comparison.terminal import terminal_table
 from ddpm_cli.comparison.write import check_place, write
@@ -35,6 +36,8 @@ def run(arguments: Sequence[str]) -> int:
         return _end(f"no runs in {', '.join(map(str, directories))}: a run has a run.json, or config.yaml", _MISTAKE)
     width = shutil.get_terminal_size((WIDTH, 24)).columns
     print(terminal_table(comparison, max(width, 20), str(out / "compare.csv")))
+    for line in seeds_lines(comparison, max(width, 20), str(out / "compare.md")):
+        print(line)
     for line in [*comparison.notes, *_few([f"left out: {line}" for line in comparison.left_out])]:
         print(line)
     try:

@@ -14,6 +14,7 @@ from ddpm_cli.comparison.run import FINISHED, Run, read_run
 from ddpm_cli.io.text import printable
 
 PROGRESS, KEY, FIGURE, SPEED, TIME = "progress", "key", "figure", "speed", "time"
+HIGHER_BETTER = "higher is better"
 
 
 @dataclass(frozen=True)
@@ -120,30 +121,31 @@ def _progress(runs: Sequence[Run]) -> Column:
 
 
 def _figures(figures: Figures, runs: int) -> Column:
-    decimals = _decimals([figure.value for figure in figures.of.values()])
+    digits = decimals([figure.value for figure in figures.of.values()])
     cells = []
     for i in range(runs):
         figure = figures.of.get(i)
         if figure is None:
             cells.append(Cell())
             continue
-        error = "" if figure.standard_error is None else f" ± {_fixed(figure.standard_error, decimals)}"
-        text = f"{_fixed(figure.value, decimals)}{error}"
+        error = "" if figure.standard_error is None else f" ± {fixed(figure.standard_error, digits)}"
+        text = f"{fixed(figure.value, digits)}{error}"
         cells.append(Cell(text, figure.value, printable(figure.detail), i in figures.best))
-    better = "higher is better" if figures.better == HIGHER else "lower is better" if figures.better else ""
+    better = HIGHER_BETTER if figures.better == HIGHER else "lower is better" if figures.better else ""
     about = ", ".join(part for part in (better, printable(figures.about)) if part)
     title = printable(figures.title)
     return Column(FIGURE, title, title, cells, numeric=True, about=about)
 
 
-def _decimals(values: Sequence[float]) -> int:
-    """As many as show four digits of a usual value, so that numbers below each other can be compared."""
+def decimals(values: Sequence[float]) -> int:
+    """As many decimals as show four digits of a usual value, so that numbers below each other can be compared."""
     sizes = [abs(value) for value in values if value != 0]
     return min(max(3 - math.floor(math.log10(statistics.median(sizes))), 0), 10) if sizes else 4
 
 
-def _fixed(value: float, decimals: int) -> str:
-    return f"{value:.{decimals}f}" if abs(value) < 1e12 else f"{value:.4g}"
+def fixed(value: float, digits: int) -> str:
+    """A value with so many decimals, unless it is so large that nobody wants them."""
+    return f"{value:.{digits}f}" if abs(value) < 1e12 else f"{value:.4g}"
 
 
 def _costs(runs: Sequence[Run]) -> list[Column]:

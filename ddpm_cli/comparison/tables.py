@@ -5,6 +5,7 @@ import io
 import re
 
 from ddpm_cli.comparison.again import command_again
+from ddpm_cli.comparison.seeds import SAID, over_seeds
 from ddpm_cli.comparison.table import FIGURE, KEY, Comparison
 from ddpm_cli.io.text import printable
 
@@ -44,11 +45,24 @@ def _harmless(cell: object) -> object:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The table, with the best figures in bold, and the remarks on it."""
-    columns = [column for column in comparison.columns if any(cell.text for cell in column.cells)]
+    """The table, with the best figures in bold, that of the means over seeds, and what is to be said of them."""
+    means = over_seeds(comparison)
+    of_seeds = [] if means is None else ["", f"{SAID}:", "", *_table(means)]
+    said = [*comparison.notes, *(f"left out: {line}" for line in comparison.left_out)]
     lines = [
         MARKDOWN_BEGINS,
         "",
+        *_table(comparison),
+        *of_seeds,
+        "",
+        *(f"- {_escaped(line, most=1000)}" for line in said),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _table(comparison: Comparison) -> list[str]:
+    columns = [column for column in comparison.columns if any(cell.text for cell in column.cells)]
+    lines = [
         f"| run | {' | '.join(_escaped(column.heading) for column in columns)} |",
         f"| --- | {' | '.join('---:' if column.numeric else '---' for column in columns)} |",
     ]
@@ -57,8 +71,7 @@ def markdown(comparison: Comparison) -> str:
         best = [column.cells[i].best for column in columns]
         shown = (f"**{text}**" if bold else text for text, bold in zip(cells, best, strict=True))
         lines.append(f"| {_escaped(run.name)} | {' | '.join(shown)} |")
-    said = [*comparison.notes, *(f"left out: {line}" for line in comparison.left_out)]
-    return "\n".join([*lines, "", *(f"- {_escaped(line, most=1000)}" for line in said), ""])
+    return lines
 
 
 def _escaped(text: str, most: int = LONGEST) -> str:

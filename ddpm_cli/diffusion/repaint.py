@@ -56,9 +56,9 @@ class RePaint:
                 walk += [*range(level - self.jump_length, level + 1)] * jumps
         return [*walk, steps]
 
-    def steps_down(self, steps: int) -> int:
-        """How many steps lead down when `steps` timesteps are visited, which is the number of network calls."""
-        return sum(there > here for here, there in pairwise(self.levels(steps)))
+    def steps_down(self, steps: int) -> list[int]:
+        """The levels from which it steps down when `steps` timesteps are visited; the network is called at each."""
+        return [here for here, there in pairwise(self.levels(steps)) if there > here]
 
     def paint(
         self,

@@ -6,10 +6,12 @@ Images have 1, 3 or 4 channels: grey, RGB, or RGB and alpha.
 import io
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ddpm_cli.io import durable
@@ -17,6 +19,7 @@ from ddpm_cli.io import durable
 BETWEEN = 96  # grey: black and white are what pictures often end in
 CHECKS = (204, 153)  # grey: the two fields of the checkerboard that shows what is transparent
 CHECK_PIXELS = 8  # a side
+PLAIN_TEXT = 256  # characters of a text in a PNG that are not compressed
 SMALLEST_VIEW = 64  # pixels: smaller images are enlarged by a whole factor, so that a person can look at them
 
 
@@ -71,19 +74,29 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
-def as_png(image: Tensor) -> bytes:
-    """A uint8 image `[C, H, W]` as the content of a PNG file."""
-    file = io.BytesIO()
-    to_pil(image).save(file, format="PNG")
+def as_png(image: Tensor, about: Mapping[str, str] | None = None) -> bytes:
+    """A uint8 image `[C, H, W]` as the content of a PNG file.
+
+    Args:
+        about: texts by keyword that the file holds beside the pixels; long ones are compressed.
+    """
+    file, texts = io.BytesIO(), PngInfo()
+    for keyword, text in (about or {}).items():
+        texts.add_text(keyword, text, zip=len(text) > PLAIN_TEXT)
+    to_pil(image).save(file, format="PNG", pnginfo=texts)
     return file.getvalue()
 
 
-def save_png(image: Tensor | bytes, path: Path) -> None:
-    """Write a uint8 image `[C, H, W]`, or what `as_png` has made of one; a reader never sees half a file."""
+def save_png(image: Tensor | bytes, path: Path, about: Mapping[str, str] | None = None) -> None:
+    """Write a uint8 image `[C, H, W]`, or what `as_png` has made of one; a reader never sees half a file.
+
+    Args:
+        about: as of `as_png`, where that is yet to be called.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     with durable.errors_naming(path):
-        temporary.write_bytes(image if isinstance(image, bytes) else as_png(image))
+        temporary.write_bytes(image if isinstance(image, bytes) else as_png(image, about))
     os.replace(temporary, path)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ddpm_cli.io import durable, lock
+from ddpm_cli.io.own_output import FINISHED_FILE, UNFINISHED_FOLDER
 from ddpm_cli.io.run_dir import CHECKPOINTS, CONFIG_FILE, RUN_FILE
 from ddpm_cli.io.text import printable
 
@@ -182,7 +183,15 @@ def runs_below(directory: Path) -> list[Path]:
 
 def _runs_in(place: Path) -> dict[Path, Identity | None]:
     paths = sorted(place.iterdir()) if place.is_dir() else []
-    return {path: identity_of(path) for path in paths if (path / CONFIG_FILE).is_file() or (path / RUN_FILE).is_file()}
+    return {path: identity_of(path) for path in paths if _is_run(path)}
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a run has begun there, also one of before there was a run.json; drawn images have a config.yaml too."""
+    if (path / RUN_FILE).is_file():
+        return True
+    drawn = (path / FINISHED_FILE).exists() or (path / UNFINISHED_FOLDER).exists()
+    return (path / CONFIG_FILE).is_file() and ((path / CHECKPOINTS).is_dir() or not drawn)
 
 
 def _same(place: Path, runs: dict[Path, Identity | None], newest: dict) -> list[Path]:

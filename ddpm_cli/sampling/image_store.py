@@ -140,7 +140,7 @@ class ImageStore:
         Args:
             indices: of its images.
             images: uint8 `[B, C, H, W]` on the CPU.
-            trajectory: x of the first of them on its way, uint8 `[frames, k, C, H, W]`.
+            trajectory: of the first of them, uint8 `[frames, 2, k, C, H, W]`: x_t and the x_0 guessed of it.
         """
         if trajectory is not None:  # before the batch can count as done
             content = io.BytesIO()
@@ -166,9 +166,9 @@ class ImageStore:
         return self.folder / f"trajectory_{first:06d}.npy"
 
     def trajectory(self) -> Tensor | None:
-        """x of the first images on its way, uint8 `[frames, images, C, H, W]`; None: none were kept."""
+        """Of the first images, uint8 `[frames, 2, images, C, H, W]` as of `Film`; None: none was kept."""
         parts = [torch.from_numpy(np.load(file)) for file in sorted(self.folder.glob(TRAJECTORIES))]
-        return torch.cat(parts, dim=1) if parts else None
+        return torch.cat(parts, dim=2) if parts else None
 
     def end(self) -> None:
         """All that was to be made of the images has been: what is left is no longer a run to resume."""
@@ -183,7 +183,7 @@ def _check_trajectory(file: Path) -> None:
         with file.open("rb") as stream:
             np.lib.format.read_magic(stream)
             shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-            whole = dtype == np.uint8 and len(shape) == 5 and stream.tell() + math.prod(shape) == found
+            whole = dtype == np.uint8 and len(shape) == 6 and stream.tell() + math.prod(shape) == found
     except ValueError:
         whole = False
     if not whole:

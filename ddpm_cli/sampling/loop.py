@@ -18,10 +18,9 @@ from ddpm_cli.io.images import to_uint8
 from ddpm_cli.runtime.device import Compute
 from ddpm_cli.runtime.exit_codes import NON_FINITE, RunError
 from ddpm_cli.sampling.autoguidance import Guide
+from ddpm_cli.sampling.film import Film
 from ddpm_cli.sampling.modes import Plan
 
-TRAJECTORY_IMAGES = 8
-TRAJECTORY_FRAMES = 16
 NOT_FINITE = "the images are not finite; try precision=fp32, more sampler.steps or a smaller guidance.scale"
 
 
@@ -58,16 +57,22 @@ class SamplingLoop:
         self.guide = guide
         self.compiled = compiled
 
-    def states(self, indices: range) -> Iterator[Tensor]:
-        """x of the images at these indices after every step of `plan.steps`, `[B, C, H, W]` on the device."""
+    def states(self, indices: range, film: Film | None = None) -> Iterator[Tensor]:
+        """x of the images at these indices after every step of `plan.steps`, `[B, C, H, W]` on the device.
+
+        Args:
+            film: watches what the network is asked and answers; to be told of the steps by the caller.
+        """
         with self.compute.autocast(), self._compiled_for(len(indices)):
-            yield from self.ddpm.reverse_process(self.plan.walk(self._denoise(indices), indices))
+            denoise = self._denoise(indices)
+            denoise = denoise if film is None else film.watch(denoise)
+            yield from self.ddpm.reverse_process(self.plan.walk(denoise, indices))
 
     def draw(self, batches: Sequence[range], keep: Keep, *, followed: int = 0, show_progress: bool = True) -> None:
         """Sample the images at these indices, and pass each batch to `keep` as soon as it is done.
 
         Args:
-            followed: how many of the plan's first images to keep the trajectory of, from noise to image.
+            followed: how many of the plan's first images to keep a `Film` of, from noise to image.
 
         Raises:
             RunError: if an image is not finite.
@@ -80,14 +85,14 @@ class SamplingLoop:
 
     def _batch(self, indices: range, followed: int, bar: tqdm) -> tuple[Tensor, Tensor | None]:
         """The finished images as uint8, and the trajectory of the first `followed` of them, both on the CPU."""
-        frames, x = [], torch.empty(0)
-        for step, x in enumerate(self.states(indices), start=1):
+        film, x = Film(followed, self.plan.steps) if followed > 0 else None, torch.empty(0)
+        for x in self.states(indices, film):
             bar.update()
-            if followed > 0 and _is_frame(step, self.plan.steps):
-                frames.append(to_uint8(x[:followed]))
+            if film is not None:
+                film.end_step(x)
         if not torch.isfinite(x).all():
             raise RunError(NOT_FINITE, NON_FINITE)
-        return to_uint8(x).cpu(), torch.stack(frames).cpu() if frames else None
+        return to_uint8(x).cpu(), None if film is None else film.trajectory().cpu()
 
     @torch.no_grad()
     def compile(self, image_shape: tuple[int, int, int]) -> None:
@@ -120,8 +125,3 @@ class SamplingLoop:
             return denoise(x_t.contiguous(), t)  # the network is compiled for one memory layout of x_t
 
         return same_layout
-
-
-def _is_frame(step: int, steps: int) -> bool:
-    """Is x after `step` of `steps` among at most TRAJECTORY_FRAMES that end with the last?"""
-    return (step * TRAJECTORY_FRAMES) // steps != ((step - 1) * TRAJECTORY_FRAMES) // steps

@@ -50,11 +50,12 @@ class Plan(NamedTuple):
 
     rows: int
     per_row: int
-    steps: int  # that an image takes
+    times: Sequence[int]  # of each step that an image takes, the t at which x is when it begins
     walk: Callable[[Denoiser, range], Iterator[Tensor]]  # images of these indices, x after every step
     shown: Tensor | None = None  # uint8 [rows, k, C, H, W]: what stands before each row's images in the picture
     by_seed: bool = True  # whether the context's seed decides what is drawn
     labels: Sequence[int] | None = None  # of each image; None: there are none
+    row_names: Sequence[str] = ()  # what the picture calls its rows; empty: nothing
     square: bool = False  # whether the picture of a single row is as square as possible
     first: int | None = None  # the t that every image begins at, on one way down to clean data; None: it goes otherwise
 
@@ -62,6 +63,11 @@ class Plan(NamedTuple):
     def images(self) -> int:
         """How many in all."""
         return self.rows * self.per_row
+
+    @property
+    def steps(self) -> int:
+        """How many an image takes."""
+        return len(self.times)
 
     @property
     def columns(self) -> int | None:
@@ -84,7 +90,7 @@ class Generate:
             noise = context.noise(indices)
             return sampler.solve(denoise, schedule, times, noise(), noise)
 
-        return Plan(max(1, context.classes), context.n, len(times), walk, square=True, first=schedule.timesteps - 1)
+        return Plan(max(1, context.classes), context.n, times, walk, square=True, first=schedule.timesteps - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +124,7 @@ class Edit:
             alpha, sigma = schedule.alpha_sigma(expand_t(first, x_0), x_0.shape)
             return sampler.solve(denoise, schedule, times, alpha * x_0 + sigma * noise(), noise)
 
-        return Plan(len(given), context.n, len(times), walk, given[:, None], first=first)
+        return Plan(len(given), context.n, times, walk, given[:, None], first=first)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +154,7 @@ class Inpaint:
         holes_at = white[None].to(context.device)
         repaint = RePaint(variance=sampler.variance, jump_length=self.jump_length, resamplings=self.resamplings)
         times = sampler.times(schedule)
-        steps = repaint.steps_down(len(times))
+        down = [times[level] for level in repaint.steps_down(len(times))]
         holes = torch.where(white, torch.tensor(GREY, dtype=torch.uint8), given)
         holes[:, 3:] = torch.where(white, torch.tensor(255, dtype=torch.uint8), given[:, 3:])  # alpha, if there is any
 
@@ -156,7 +162,7 @@ class Inpaint:
             image = _of_rows(given, context, indices)
             return repaint.paint(denoise, schedule, times, context.noise(indices), image=image, mask=holes_at)
 
-        return Plan(len(given), context.n, steps, walk, torch.stack([given, holes], dim=1))
+        return Plan(len(given), context.n, down, walk, torch.stack([given, holes], dim=1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +200,9 @@ class Interpolate:
 
             return sampler.solve(denoise, schedule, times, noise(), noise)
 
-        return Plan(len(seeds) - 1, context.n, len(times), walk, by_seed=False, first=schedule.timesteps - 1)
+        names = [f"seeds {a} to {b}" for a, b in pairwise(seeds)]
+        first = schedule.timesteps - 1
+        return Plan(len(names), context.n, times, walk, by_seed=False, row_names=names, first=first)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +232,8 @@ class Reconstruct:
                 yield x
             yield from sampler.solve(back, schedule, times, x, _no_noise)
 
-        return Plan(len(given), 1, 2 * len(times), walk, given[:, None], by_seed=False)
+        up = [*times[-1:], *reversed(times[1:])]  # clean data is not a t: the first step asks at its other end
+        return Plan(len(given), 1, [*up, *times], walk, given[:, None], by_seed=False)
 
 
 Mode = Generate | Edit | Inpaint | Interpolate | Reconstruct

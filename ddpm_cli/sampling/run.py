@@ -28,6 +28,7 @@ from ddpm_cli.sampling.model import agreed, choose, compile_now, rebuild, select
 from ddpm_cli.sampling.optimized import until_chosen, with_chosen
 
 if TYPE_CHECKING:
+    from ddpm_cli.checkpoint import Verified
     from ddpm_cli.checkpoint.pretrained import Pretrained, Selection
     from ddpm_cli.distributed.process_group import World
     from ddpm_cli.sampling.image_store import ImageStore
@@ -41,7 +42,8 @@ class _Task(NamedTuple):
     invocation: Invocation
     world: "World"
     stop: Stop
-    class_names: tuple[str, ...] = ()  # of the network's labels, once it is known
+    checkpoint: "Verified | None" = None  # once it is known, and so
+    class_names: tuple[str, ...] = ()  # of the network's labels
 
 
 def start(config: dict, invocation: Invocation, stop: Stop) -> Path:
@@ -65,9 +67,10 @@ def start(config: dict, invocation: Invocation, stop: Stop) -> Path:
 
 def _sample(task: _Task, held: ExitStack) -> Path:
     from ddpm_cli.sampling import image_store
+    from ddpm_cli.sampling.film import FILM_IMAGES
     from ddpm_cli.sampling.image_store import ImageStore
-    from ddpm_cli.sampling.loop import TRAJECTORY_IMAGES
     from ddpm_cli.sampling.outputs import write
+    from ddpm_cli.sampling.provenance import provenance
 
     world = task.world
     held.enter_context(console.telling(say_on_stderr("sample")))
@@ -92,18 +95,21 @@ def _sample(task: _Task, held: ExitStack) -> Path:
         store = held.enter_context(ImageStore(directory, **batches))
     missing = world.broadcast(store.missing)
     with _ending_well(task, store, pretrained.image_shape):
+        assert task.checkpoint is not None
+        # Now: a training that goes on may have removed it by the end.
+        drawn_by = provenance(options, task.checkpoint, decisive["ckpt"], loop) if world.main else ""
         if missing and loop.compiled is not None:
             compile_now(loop, options, pretrained.image_shape)
         if world.main:
             _announce(task, pretrained, loop, store)
-        followed = TRAJECTORY_IMAGES if options.save_trajectory else 0
+        followed = FILM_IMAGES if options.save_trajectory else 0
         loop.draw(missing[world.rank :: world.size], store.keep, followed=followed, show_progress=world.main)
         store.flush()
         world.barrier()
         task.stop.defer("finishing the pictures")
         if world.main:
             durable.wait_for(*store.trajectory_files(followed))
-            written = write(store, loop.plan, save=options.save)
+            written = write(store, loop.plan, save=options.save, drawn_by=drawn_by, class_names=task.class_names)
             _keep_record(task, directory)
             store.end()
             task.stop.finish()
@@ -117,7 +123,7 @@ def _with_what_it_knows(task: _Task, selection: "Selection") -> _Task:
     names = selection.checkpoint.metadata.classes
     options = with_own_threshold(task.options, selection, task.invocation.changes)
     options = replace(options, classes=class_numbers(options.classes, names))
-    return task._replace(options=options, class_names=names)
+    return task._replace(options=options, checkpoint=selection.checkpoint, class_names=names)
 
 
 def _keep_record(task: _Task, directory: Path) -> None:
