@@ -90,7 +90,7 @@ KEPT = [
             "ema": "326243b1c171cc74dbbc18e6952451c02fa340c9dd9a999c722180fe27743abf",
             "images": "fe2db015ce4a46089af00ab7859b70d2382013597f0b801199e5f6ca1b0d3210",
             "metrics": "3c8d800beeb749a8574d174a446de547ff4b8b75d9a39e03cc1e8618c450ae5d",
-            "picture": "8618070c2145594acf22467cb295679ff25ae1a62ffe52b2e44d7ffe644abb22",
+            "picture": "ccb9a01d8ea15447630a8ff2a4690d11ed76c5e5ff26230ed827c57f3a5170da",
             "training/counter": "254b8ee2cbf3f9760ae95e0021b32e02f6a3ad6fc5752f37181358d407955008",
             "training/model": "da3a242edf75acd6f854a4dabafa6ba36c6c6fab947be02b2fc49f207d2a0168",
             "training/optimizer": "426efdf09d770f13e6e9fc2d27c578562b8ffee1f26bda99b57df586ce0db947",
