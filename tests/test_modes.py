@@ -208,10 +208,10 @@ def test_what_is_black_in_the_mask_is_kept_to_the_bit_and_what_is_white_painted(
     assert torch.equal(to_uint8(last(plan, grey))[white], torch.full_like(given[white], 128)), "as the denoiser sees"
 
 
-@pytest.mark.parametrize(("value", "where"), [(255, "everywhere"), (0, "nowhere")])
-def test_a_mask_without_two_sides_is_refused(value: int, where: str, pictures: Path, tmp_path: Path):
+@pytest.mark.parametrize(("value", "says"), [(255, "is white everywhere"), (0, "has no white")])
+def test_a_mask_without_two_sides_is_refused(value: int, says: str, pictures: Path, tmp_path: Path):
     Image.new("L", (8, 8), value).save(tmp_path / "flat.png")
-    with pytest.raises(ValueError, match=f"flat.png is white {where}: white is painted, black is kept"):
+    with pytest.raises(ValueError, match=f"flat.png {says}: white is painted, black is kept"):
         inpaint(pictures, tmp_path / "flat.png").plan(setting())
 
 

@@ -126,7 +126,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a checksum": lambda path: flip_byte(path, path.stat().st_size - 40),
     "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
     "sparse": lambda path: (os.truncate(path, 128), os.truncate(path, 128 + COUNT * (3 * SIZE**2 + 4) + 32)),
-    "from an earlier version": lambda path: os.truncate(path, 128 + COUNT * 3 * SIZE**2),
+    "of an earlier version": lambda path: os.truncate(path, 128 + COUNT * 3 * SIZE**2),
 }
 
 
