@@ -57,7 +57,7 @@ def read_origin(invocation: Invocation, world: "World") -> Origin:
         raise ConfigError("fork: begins another run, resume=RUN_DIR resumes that one; give one of them")
     assert invocation.fork is not None
     with naming("fork"):
-        run, checkpoint = run_and_checkpoint(invocation.fork, "fork")
+        run, checkpoint, _ = run_and_checkpoint(invocation.fork, "fork")
         saved = read_checkpoint(run, checkpoint, trusted({}, invocation), world)
         identity = identity_of(run)
     config = compare.fork(saved.metadata.config, invocation.changes, invocation.chosen)
