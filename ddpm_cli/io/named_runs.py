@@ -1,15 +1,12 @@
 """Which run a directory of runs of one name stands for: of outputs/NAME the one begun last that has saved something."""
 
 import os
-import re
 from pathlib import Path
 from typing import NamedTuple
 
-from ddpm_cli.io.run_dir import CHECKPOINTS, CONFIG_FILE, RUN_FILE, by_step
+from ddpm_cli.io.run_dir import CHECKPOINTS, CONFIG_FILE, RUN_FILE, by_step, is_dated
 from ddpm_cli.io.run_identity import identity_of
 from ddpm_cli.io.text import printable
-
-_DATE_TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")  # as `run_dir.create` names them
 
 
 class Newest(NamedTuple):
@@ -30,7 +27,7 @@ def newest_of(directory: Path) -> Newest | None:
     """
     if not os.path.isdir(directory):  # False too for what can be no path, as a name of 300 letters
         return None
-    runs = [path for path in directory.iterdir() if _DATE_TIME.fullmatch(path.name) and _is_run(path)]
+    runs = [path for path in directory.iterdir() if is_dated(path) and _is_run(path)]
     saved = sorted((path for path in runs if by_step(path / CHECKPOINTS)), key=_begun)
     if (directory / CHECKPOINTS).is_dir():
         if saved:
