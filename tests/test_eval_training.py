@@ -183,7 +183,8 @@ def test_a_run_says_and_records_what_it_measures(whole: Path):
     assert "eval     step 3: heldout " in log
     found = evaluations(whole)
     assert [line["step"] for line in found] == [3, 6]
-    assert {key.partition("/")[0] for key in found[0]} == {"step", "eval", "eval_error", "heldout_by_t"}
+    groups = {"step", "epoch", "images", "time", "eval", "eval_error", "heldout_by_t"}
+    assert {key.partition("/")[0] for key in found[0]} == groups
     steps = [line["step"] for line in lines_of(whole / "metrics.jsonl")]
     assert steps == [2, 3, 4, 6, 6]
     assert recorded_to(whole / "metrics.jsonl") == 6

@@ -1,4 +1,13 @@
-"""metrics.jsonl, a JSON object per line, which may be anybody's: read up to the first line that is none of ours."""
+"""metrics.jsonl, a JSON object per line, which may be anybody's: read up to the first line that is none of ours.
+
+Beside the figures of a step each line says when and where that was:
+
+    step                 how many had been done
+    epoch, images        how often training had gone through its images, and how many that were: in the stream of
+                         batches of this size, whatever another run saw that this one was forked from
+    time/unix            seconds since the beginning of 1970, by the clock of the machine: where a run was resumed, the
+                         time that it stood still is part of it
+"""
 
 import json
 import math
@@ -10,6 +19,8 @@ from typing import Any
 
 LONGEST_LINE = 2**16  # bytes
 LOSS = "loss/mean"
+EPOCH, IMAGES, TIME = "epoch", "images", "time/unix"
+PLACE = (EPOCH, IMAGES, TIME)  # what is no figure
 
 
 def lines_of(metrics: Path) -> Iterator[dict[str, Any]]:

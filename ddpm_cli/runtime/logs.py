@@ -26,8 +26,9 @@ class _Terminal(logging.Handler):
             return
         if getattr(record, "on_bar", False) and sys.stderr.isatty() and sys.stdout.isatty():
             return
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        with tqdm.external_write_mode(sys.stdout):  # the bar goes, and comes back once the line is really there
+            sys.stdout.write(f"{self.format(record)}\n")
+            sys.stdout.flush()
 
 
 class _File(logging.FileHandler):

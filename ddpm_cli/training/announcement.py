@@ -29,7 +29,7 @@ def announce(trainer: Trainer, options: TrainOptions, directory: Path, *, resume
     images, config = trainer.batches.images, trainer.config
     parameters = sum(p.numel() for p in trainer.ddpm.parameters())
     count = trainer.batches.count
-    epochs = config.steps * config.batch_size / count
+    epochs = config.steps * config.batch_size / trainer.batches.epoch_images
     left_out = f"; left out: {images.left_out}" if images.left_out else ""
     held_out = f"; held out: {len(images) - count:,}" if count < len(images) else ""
     log.info(f"data     {images.name}: {len(images):,} images, {size_text(images.shape)}{held_out}{left_out}")

@@ -207,6 +207,8 @@ class TrainingRun:
             loggers=self._begun_loggers(),
             first_step=self.first_step,
             steps=self.trainer.config.steps,
+            batch_size=self.trainer.config.batch_size,
+            epoch_images=self.trainer.batches.epoch_images,
             timesteps=self.trainer.ddpm.schedule.timesteps,
             device=self.trainer.compute.device,
         )
