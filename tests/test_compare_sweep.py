@@ -147,6 +147,23 @@ def test_where_there_is_nothing_to_compare_nothing_is_written(tmp_path: Path, la
     assert not list(tmp_path.rglob("compare.*"))
 
 
+def test_columns_have_the_names_under_which_the_runs_are_shown(tmp_path: Path):
+    """Those of a version that knows epochs; see `ddpm_cli.io.tensorboard_tags`."""
+    runs = [written(tmp_path, i, [f"seed={i}"], [1.0]) for i in range(2)]
+    for run in runs:
+        file = run / "metrics.jsonl"
+        lines = file.read_text(encoding="utf-8") + '{"step": 20, "eval/fd_classifier": 3.5}\n'
+        file.write_text(lines.replace('"step"', '"epoch": 1.0, "step"'), encoding="utf-8")
+    compare_sweep(tmp_path, runs)
+    found = [(info.name.tag, info.display_name) for info in Tab(tmp_path).experiment.metric_infos]
+    assert found == [
+        ("loss/mean", "loss"),
+        ("loss/heldout", "held-out loss"),
+        ("quality/fd_classifier", "fd_classifier"),
+        ("time/images_per_second", "images per second"),
+    ]
+
+
 def test_curves_of_evaluations_while_training_are_columns_too(tmp_path: Path):
     assert EVALUATED == "eval/"
     runs = [written(tmp_path, i, [f"seed={i}"], [1.0]) for i in range(2)]

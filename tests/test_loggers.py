@@ -12,6 +12,8 @@ import pytest
 from commands import TINY, Process, assert_one_message, only, run_ranks, start, train, wait_for
 from safetensors.numpy import load_file
 
+from ddpm_cli.io.metrics_file import PLACE
+
 STEPS = 6
 RUN = [*TINY, f"trainer.steps={STEPS}", "trainer.checkpoint_every=2", "trainer.preview_every=4", "name=x"]
 
@@ -120,7 +122,7 @@ def test_a_logger_of_ones_own_is_told_everything_once(place: Path, undisturbed: 
         (line["step"], key): value
         for line in lines
         for key, value in line.items()
-        if key != "step" and value is not None
+        if key not in ("step", *PLACE) and value is not None
     }
     told = {(step, key): value for step, values in calls(place, "scalars") for key, value in values.items()}
     assert told == recorded

@@ -89,7 +89,7 @@ def test_a_terminal_that_is_gone_ends_the_run_saved(tmp_path: Path):
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     process = start("train", os.ttyname(theirs), *LONG, "name=x", code=ON_A_TERMINAL, cwd=tmp_path)
     said = b""
-    while b"img/s" not in said:
+    while b" left, loss " not in said:
         assert select.select([ours], [], [], 60)[0], said
         said += os.read(ours, 1000)
     os.close(theirs)

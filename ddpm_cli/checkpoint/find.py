@@ -6,6 +6,7 @@ from pathlib import Path
 from ddpm_cli.checkpoint.metadata import EMA_FILE, FILES, MANIFEST_FILE, CheckpointError
 from ddpm_cli.checkpoint.verify import Verified, compare, described
 from ddpm_cli.io.command_line import command, override
+from ddpm_cli.io.named_runs import newest_of
 from ddpm_cli.io.run_dir import BEST_FILE, CHECKPOINTS, best_checkpoint, by_step, step_of
 from ddpm_cli.io.run_identity import runs_below
 
@@ -42,6 +43,8 @@ def newest_whole(run_directory: Path) -> tuple[Verified, dict[Path, str]]:
 def find(path: str | Path, *, program: str = "ddpm-sample", key: str = "ckpt") -> Path:
     """What `ckpt=` means: the newest checkpoint of a run directory, its best.json, a checkpoint, or its EMA file.
 
+    Of a directory of runs of one name it is that of the run begun last, as `ddpm_cli.io.named_runs` has it.
+
     Args:
         program, key: the command, and its option, for a message that says which runs there are.
 
@@ -54,6 +57,12 @@ def find(path: str | Path, *, program: str = "ddpm-sample", key: str = "ckpt") -
     path = Path(path)
     if not os.path.lexists(path):
         raise CheckpointError(f"{path} does not exist")
+    try:
+        of_name = newest_of(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    if of_name is not None:
+        return newest(of_name.directory)
     if path.name == BEST_FILE and os.path.isfile(path):
         try:
             return best_checkpoint(path)

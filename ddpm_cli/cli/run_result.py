@@ -15,6 +15,7 @@ from typing import Any
 from ddpm_cli.config.errors import ConfigError, shown
 from ddpm_cli.config.outcome import Outcome
 from ddpm_cli.io import durable, plain_files, run_dir
+from ddpm_cli.io.named_runs import newest_of
 from ddpm_cli.io.own_output import RESULT_FILE
 from ddpm_cli.runtime.exit_codes import RunError, Stopped
 
@@ -105,7 +106,8 @@ def run_resumed(resume: str, work: Callable[[], Any]) -> Any:
     A mistake in the command line changes nothing of what is known.
     """
     try:
-        directory, _ = run_dir.run_and_checkpoint(resume)
+        of_name = newest_of(Path(resume)) if resume else None
+        directory, _ = run_dir.run_and_checkpoint(resume) if of_name is None else (of_name.directory, None)
     except ValueError:  # for `work` to say
         return work()
     result = result_in(directory)

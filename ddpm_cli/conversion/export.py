@@ -13,6 +13,7 @@ from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.export_options import ExportOptions
 from ddpm_cli.config.invocation import Invocation
 from ddpm_cli.conversion.output import written_whole
+from ddpm_cli.io.named_runs import newest_of
 from ddpm_cli.io.text import printable
 from ddpm_cli.runtime.exit_codes import Stopped
 from ddpm_cli.runtime.signals import Stop
@@ -32,13 +33,18 @@ def start(config: dict, invocation: Invocation, stop: Stop) -> None:
     """
     options = ExportOptions(**config)
     out = _checked_out(options, invocation)
+    with naming("ckpt"):
+        newest = newest_of(Path(options.ckpt))
+    if newest is not None:
+        options = replace(options, ckpt=str(newest.directory))
     try:
         exported = _exported(options, invocation.changes)
         _write(exported, out, stop)
     except Stopped as stopped:
         raise Stopped(f"{stop.signal}: stopped. Nothing has been written") from stopped
     stop.finish()
-    print("\n".join(map(printable, [*exported.described, f"saved    {out}"])))
+    taken = [] if newest is None else [newest.said]
+    print("\n".join(map(printable, [*taken, *exported.described, f"saved    {out}"])))
 
 
 def _checked_out(options: ExportOptions, invocation: Invocation) -> Path:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ddpm_cli.io.text import printable
+from ddpm_cli.runtime.logs import say_held
 
 MOST_BYTES = 2**29  # of an archive, or of a file in it
 
@@ -143,6 +144,7 @@ def _fetch(url: str, archive: Archive) -> None:
     """Download the archive; it gets its own name only once its MD5 is right."""
     from torchvision.datasets.utils import download_url
 
+    say_held()
     partial = archive.path.with_name(f"{archive.path.name}.part")
     # torchvision shows a progress bar: welcome on a terminal, litter in a log.
     quiet = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())

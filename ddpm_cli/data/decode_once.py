@@ -18,6 +18,7 @@ from ddpm_cli.data.windows import Windows
 from ddpm_cli.data.worker_pool import WorkerDiedError, WorkerPool
 from ddpm_cli.io.text import printable
 from ddpm_cli.runtime.cgroup import cpus
+from ddpm_cli.runtime.logs import say_held
 
 CHUNK = 16  # images a process decodes before it reports
 MIB = 2**20
@@ -81,6 +82,8 @@ def _decode_all(
         The checksums of all images, uint32 `[N]`, and those that cannot be decoded.
     """
     workers = 0 if len(names) < FEW_IMAGES else cpus() if workers == -1 else workers
+    if len(names) >= FEW_IMAGES:
+        say_held()
     checksums, bad, large = np.zeros(len(names), np.uint32), [], []
     chunks = [range(first, min(first + CHUNK, len(names))) for first in range(0, len(names), CHUNK)]
     image_bytes = cache.image_bytes

@@ -94,6 +94,11 @@ class BatchLoader:
         return len(self.images) if self._kept is None else len(self._kept)
 
     @property
+    def epoch_images(self) -> int:
+        """How many different images there are in the stream: with `repeat` at most those of so many batches."""
+        return min(self.count, self.repeat * self.batch_size) if self.repeat > 0 else self.count
+
+    @property
     def trained(self) -> np.ndarray:
         """int64 `[count]`, increasing: the images of the set that are in the stream."""
         return np.arange(len(self.images)) if self._kept is None else self._kept

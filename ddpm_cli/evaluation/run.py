@@ -4,6 +4,7 @@ Heavy modules are imported inside the functions: `--help` and a mistyped key are
 """
 
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from ddpm_cli.runtime.exit_codes import RunError
 from ddpm_cli.runtime.logs import said_on_terminal
 from ddpm_cli.runtime.signals import Stop
 from ddpm_cli.sampling.ending import say_on_stderr
+from ddpm_cli.sampling.model import run_meant
 
 if TYPE_CHECKING:
     from ddpm_cli.evaluation.setting import Setting
@@ -55,8 +57,13 @@ def _evaluate(task: Task, held: ExitStack) -> Outcome:
     held.enter_context(console.telling(say_on_stderr("eval")))
     if world.main:
         held.enter_context(said_on_terminal())
-    setting = prepare(options, task.invocation.changes, world)
+    newest = None if options.ckpt is None else run_meant(options.ckpt, world)
+    if newest is not None:
+        task = task._replace(options=replace(options, ckpt=str(newest.directory)))
+    setting = prepare(task.options, task.invocation.changes, world)
     directory = world.on_main(lambda: _directory(task, setting, held))
+    if world.main and newest is not None:
+        print(newest.said)
     records: list[Record] = []
     paths: list[str] = []
     for selection in setting.checkpoints or [None]:

@@ -1,4 +1,12 @@
-"""Reads metrics.jsonl, a JSON object per line, which may be anybody's: up to the first line that is not ours."""
+"""Reads metrics.jsonl, a JSON object per line, which may be anybody's: up to the first line that is not ours.
+
+Beside its figures each line says when they were measured:
+
+    step                 optimizer steps done
+    epoch, images        passes through the training images, and images seen: counted by this run's batch size, without
+                         those that the run it was forked from saw
+    time/unix            seconds since 1970 by the machine's clock; the pause before a run was resumed is part of it
+"""
 
 import json
 import math
@@ -10,6 +18,8 @@ from typing import Any
 
 LONGEST_LINE = 2**16  # bytes
 LOSS = "loss/mean"
+EPOCH, IMAGES, TIME = "epoch", "images", "time/unix"
+PLACE = (EPOCH, IMAGES, TIME)  # what is no figure
 
 
 def lines_of(metrics: Path) -> Iterator[dict[str, Any]]:

@@ -85,6 +85,11 @@ def create(output_dir: str | Path, name: str) -> Path:
             return directory
 
 
+def is_dated(directory: Path) -> bool:
+    """Whether a directory is called <date>_<time>, as `create` calls them."""
+    return re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?", directory.name) is not None
+
+
 def best_checkpoint(file: Path) -> Path:
     """The checkpoint that a run's best.json names; the file may be anybody's, and the checkpoint is in that run.
 

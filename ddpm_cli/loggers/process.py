@@ -22,7 +22,7 @@ from typing import Any
 
 from ddpm_cli.config.instantiate import instantiate
 from ddpm_cli.io import lock, run_dir
-from ddpm_cli.io.metrics_file import lines_of
+from ddpm_cli.io.metrics_file import PLACE, lines_of
 from ddpm_cli.io.text import printable
 from ddpm_cli.loggers.kept import Kept
 from ddpm_cli.loggers.logger import PREVIEW, Ending, Logger, RunInfo
@@ -115,7 +115,7 @@ class _Shown:
                 break
             step_done, values = line.pop("step"), {}
             for name, value in line.items():
-                if isinstance(value, int | float) and math.isfinite(value):
+                if isinstance(value, int | float) and math.isfinite(value) and name not in PLACE:
                     values[name] = float(value)
             self.scalars(step_done, values)
         for drawn, picture in run_dir.by_step(run / run_dir.PREVIEWS, ".png").items():

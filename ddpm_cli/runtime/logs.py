@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,8 @@ from ddpm_cli.runtime import console
 
 log = logging.getLogger("ddpm_cli")
 FOR_FILE = {"for_file": True}  # as `extra`: for the file alone, the terminal hears of it another way
+
+_held: list[str] = []
 
 _FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
 
@@ -26,8 +28,9 @@ class _Terminal(logging.Handler):
             return
         if getattr(record, "on_bar", False) and sys.stderr.isatty() and sys.stdout.isatty():
             return
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        with tqdm.external_write_mode(sys.stdout):  # the bar goes, and comes back once the line is really there
+            sys.stdout.write(f"{self.format(record)}\n")
+            sys.stdout.flush()
 
 
 class _File(logging.FileHandler):
@@ -53,6 +56,17 @@ class _Early(logging.Handler):
         self.kept.append(record)
         if logging.lastResort is not None:
             logging.lastResort.handle(record)
+
+
+def hold(warnings: Iterable[str]) -> None:
+    """Keep warnings that are to be said before the next thing that takes long, and not beside a mistake found first."""
+    _held[:] = warnings
+
+
+def say_held() -> None:
+    """Say what is held, before something that takes long."""
+    while _held:
+        log.warning(_held.pop(0))
 
 
 _early = _Early()

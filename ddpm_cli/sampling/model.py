@@ -6,11 +6,13 @@ Heavy modules are imported inside the functions: `--help` and mistyped keys are 
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from ddpm_cli.config.drawing_options import DrawingOptions
 from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.io import durable
+from ddpm_cli.io.named_runs import Newest, newest_of
 
 if TYPE_CHECKING:
     from ddpm_cli.checkpoint.pretrained import Pretrained, Selection
@@ -61,6 +63,12 @@ def choose(options: DrawingOptions, world: "World") -> "Compute":
 
     with naming("device"):
         return choose_compute(options.device, options.precision, local_rank=world.local_rank)
+
+
+def run_meant(ckpt: str, world: "World") -> Newest | None:
+    """The run that rank 0 has found for a `ckpt=` that names a directory of runs; None: it names no such directory."""
+    with naming("ckpt"):
+        return world.on_main(lambda: newest_of(Path(ckpt)))
 
 
 def select(options: DrawingOptions, path: str, world: "World") -> "Selection":

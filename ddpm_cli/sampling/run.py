@@ -24,7 +24,7 @@ from ddpm_cli.runtime.signals import Stop
 from ddpm_cli.sampling.build import build_loop, identity
 from ddpm_cli.sampling.classes import class_numbers, classes_text
 from ddpm_cli.sampling.ending import ending_well, same_command, say_on_stderr
-from ddpm_cli.sampling.model import agreed, choose, compile_now, rebuild, select, with_own_threshold
+from ddpm_cli.sampling.model import agreed, choose, compile_now, rebuild, run_meant, select, with_own_threshold
 from ddpm_cli.sampling.optimized import until_chosen, with_chosen
 
 if TYPE_CHECKING:
@@ -74,6 +74,9 @@ def _sample(task: _Task, held: ExitStack) -> Path:
 
     world = task.world
     held.enter_context(console.telling(say_on_stderr("sample")))
+    newest = run_meant(task.options.ckpt, world)
+    if newest is not None:
+        task = task._replace(options=replace(task.options, ckpt=str(newest.directory)))
     task, pretrained, loop = _prepared(task)
     options = task.options
     decisive = identity(pretrained, loop, options)
@@ -83,6 +86,8 @@ def _sample(task: _Task, held: ExitStack) -> Path:
     channels, height, width = pretrained.image_shape
     batches = {"batch_size": options.batch_size, "shape": (loop.plan.images, height, width, channels)}
     directory, finished = world.broadcast(_begin(task, decisive, batches, held) if world.main else (None, None))
+    if world.main and newest is not None:
+        print(newest.said)
     if finished:
         task.stop.finish()
         if world.main:

@@ -12,6 +12,7 @@ from ddpm_cli.io.images import grid, on_checks, save_png
 from ddpm_cli.io.run_identity import identity_of
 from ddpm_cli.io.text import printable, size_text
 from ddpm_cli.runtime.logs import log
+from ddpm_cli.training.recipe import doubts_of_data
 from ddpm_cli.training.trainer import Trainer
 
 CLASSES_SHOWN = 20  # by name
@@ -29,7 +30,7 @@ def announce(trainer: Trainer, options: TrainOptions, directory: Path, *, resume
     images, config = trainer.batches.images, trainer.config
     parameters = sum(p.numel() for p in trainer.ddpm.parameters())
     count = trainer.batches.count
-    epochs = config.steps * config.batch_size / count
+    epochs = config.steps * config.batch_size / trainer.batches.epoch_images
     left_out = f"; left out: {images.left_out}" if images.left_out else ""
     held_out = f"; held out: {len(images) - count:,}" if count < len(images) else ""
     log.info(f"data     {images.name}: {len(images):,} images, {size_text(images.shape)}{held_out}{left_out}")
@@ -55,6 +56,8 @@ def announce(trainer: Trainer, options: TrainOptions, directory: Path, *, resume
     log.info(f"device   {trainer.compute}{together}{sharded}{compiled}")
     parts = f" in {config.micro_batches} parts" if config.micro_batches > 1 else ""
     log.info(f"steps    {config.steps:,} of batch {config.batch_size}{parts} ({epochs:,.1f} epochs)")
+    for doubt in doubts_of_data(config, count):
+        log.warning(doubt)
     if config.overfit_batches > 0:
         log.warning(f"overfit  {_overfit(config.overfit_batches)} again and again, of {count:,} images")
     if config.eval_every > 0:

@@ -17,6 +17,8 @@ from ddpm_cli.config.instantiate import instantiate
 from ddpm_cli.config.sampler_spacing import check_not_optimized
 from ddpm_cli.config.train_options import TrainOptions
 from ddpm_cli.io.text import size_text
+from ddpm_cli.runtime.logs import hold, say_held
+from ddpm_cli.training.recipe import doubts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,8 +86,12 @@ def build_training(
     with naming("trainer"):
         compute = choose_compute(parts.config.device, parts.config.precision, local_rank=world.local_rank)
     check_compatible(parts, compute, world)
+    if world.main:
+        decays, parameters = options.ema.get("decays", ()), sum(p.numel() for p in parts.ddpm.parameters())
+        hold(doubts(parts.config, decays=decays, parameters=parameters, device=compute.device.type))
     begin_with(parts)
     images, held_out = _images(parts, options, world, classes)
+    say_held()
 
     replica = place(parts, compute, world)
     config = parts.config

@@ -1,16 +1,48 @@
-"""What is said of a run that ends before its last step, and where that is kept."""
+"""What is said of a run that ends: of one that is done where everything is, of others why, and what is lost."""
 
 import logging
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.distributed.process_group import LostRankError
+from ddpm_cli.io import run_dir
+from ddpm_cli.io.command_line import command, override
 from ddpm_cli.io.text import printable
 from ddpm_cli.runtime.device import out_of_memory
 from ddpm_cli.runtime.exit_codes import FAILED, INTERRUPTED, RunError
 from ddpm_cli.runtime.logs import FOR_FILE, log
 from ddpm_cli.training.trainer import Trainer
+
+FEW_STEPS = 25  # of a solver that draws as well in them as all timesteps do
+
+
+def what_next(trainer: Trainer, directory: Path, loggers: Sequence[str]) -> list[str]:
+    """Of a run that is done, where its pictures are, and the commands that one wants next, a line each.
+
+    Args:
+        loggers: overrides that a command has to say again.
+    """
+    config, timesteps = trainer.config, trainer.ddpm.schedule.timesteps
+    watched = (directory / run_dir.TENSORBOARD).is_dir()
+    *_, picture = [None, *run_dir.by_step(directory / run_dir.PREVIEWS, ".png").values()]
+    ckpt = override("ckpt", directory)
+    few = ("sampler=dpmpp_2m_sde", f"sampler.steps={min(FEW_STEPS, timesteps)}")
+    further = [f"trainer.steps={2 * config.steps}"]
+    if config.lr_decay != "constant":  # it has come down, and has to be told to begin again
+        further.append(f"trainer.lr_decay={config.lr_decay}")
+    # Beside its siblings it has a name there.
+    shown = directory.parent if run_dir.is_dated(directory) else directory
+    lines = {
+        "pictures": None if picture is None else printable(str(picture)),
+        "sample": command("ddpm-sample", ckpt, *few),
+        "watch": command("tensorboard", "--logdir", str(shown)) if watched else None,
+        "resume": command("ddpm-train", override("resume", directory), *further, *loggers),
+        "evaluate": command("ddpm-eval", ckpt),
+    }
+    return [f"{what:8} {line}" for what, line in lines.items() if line is not None]
 
 
 def reason(error: BaseException, trainer: Trainer) -> tuple[str, int]:

@@ -57,7 +57,7 @@ def read_origin(invocation: Invocation, world: "World") -> Origin:
         raise ConfigError("fork: starts a new run, resume=RUN_DIR resumes the old one; leave out either")
     assert invocation.fork is not None
     with naming("fork"):
-        run, checkpoint = run_and_checkpoint(invocation.fork, "fork")
+        run, checkpoint, _ = run_and_checkpoint(invocation.fork, "fork")
         saved = read_checkpoint(run, checkpoint, trusted({}, invocation), world)
         identity = identity_of(run)
     config = compare.fork(saved.metadata.config, invocation.changes, invocation.chosen)

@@ -2,10 +2,11 @@
 
 import json
 import math
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from ddpm_cli.evaluation.timestep_bins import mean_by_t
 from ddpm_cli.io.event_files import Appended
 from ddpm_cli.io.images import as_png, grid, on_checks, save_png
-from ddpm_cli.io.metrics_file import LOSS
+from ddpm_cli.io.metrics_file import EPOCH, IMAGES, LOSS, TIME
 from ddpm_cli.io.run_dir import step_name
 from ddpm_cli.loggers.logger import PREVIEW, Ending, State
 from ddpm_cli.loggers.of_run import RunLoggers
@@ -24,6 +25,35 @@ from ddpm_cli.training.measured import ERROR, Evaluation
 from ddpm_cli.training.step_stats import Progress
 
 
+class Bar(tqdm):
+    """How far training is, in a terminal: steps, epochs, speed, time left."""
+
+    def __init__(self, *, batch_size: int, epoch_images: int, **options: Any):
+        self.batch_size = batch_size
+        self.epoch_images = epoch_images
+        super().__init__(
+            **options,
+            smoothing=0.05,  # of the speed: a preview in between is not to count for much
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, epoch {epochs}, {speed} img/s, {remaining} left"
+            "{postfix}",
+        )
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What `bar_format` has words for."""
+        found = dict(super().format_dict)
+        rate = found["rate"] or ((self.n - self.initial) / found["elapsed"] if found["elapsed"] > 0 else 0.0)
+        epochs = [self.epochs_of(step) for step in (self.n, self.total)]
+        found["epochs"] = "/".join(f"{count:,.{1 if epochs[1] < 1000 else 0}f}" for count in epochs)
+        found["speed"] = f"{rate * self.batch_size:,.0f}" if rate > 0 else "?"
+        return found
+
+    def epochs_of(self, step: int) -> float:
+        """How often the stream of batches has gone through its images after a step."""
+        return step * self.batch_size / self.epoch_images
+
+
 class MetricsLogger:
     """Writes to a run's records, to the log, and to its loggers.
 
@@ -31,6 +61,7 @@ class MetricsLogger:
         metrics, previews: the file (one JSON object per line) and the directory to write to.
         loggers: have begun; are ended with this.
         first_step, steps: where the bar starts and ends.
+        batch_size, epoch_images: how many images a step has, and how many different ones there are.
         timesteps: T, to sort losses by noise level.
         device: whose memory to report; only CUDA's is.
 
@@ -46,6 +77,8 @@ class MetricsLogger:
         loggers: RunLoggers,
         first_step: int,
         steps: int,
+        batch_size: int,
+        epoch_images: int,
         timesteps: int,
         device: torch.device,
     ):
@@ -57,7 +90,8 @@ class MetricsLogger:
         self._step = first_step  # of what has been shown last
         self.metrics = Appended(metrics)
         # disable=None: no bar where stderr is no terminal; log lines are printed there instead.
-        self.bar = tqdm(total=steps, initial=first_step, unit="step", desc="training", disable=None, dynamic_ncols=True)
+        images = {"batch_size": batch_size, "epoch_images": epoch_images}
+        self.bar = Bar(total=steps, initial=first_step, disable=None, **images)
 
     def __enter__(self) -> Self:
         return self
@@ -92,7 +126,7 @@ class MetricsLogger:
             scalars["memory/gpu_peak_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         scalars |= self._loss_by_t(progress)
         self._record(progress.step, scalars)
-        self.bar.set_postfix_str(f"loss {progress.loss:.4f}, {progress.images_per_second:,.0f} img/s", refresh=False)
+        self.bar.set_postfix_str(f"loss {progress.loss:.4f}", refresh=False)
         log.info(
             f"step {progress.step}/{self.bar.total}  loss {progress.loss:.4f}  grad norm {progress.grad_norm:.3f}  "
             f"lr {progress.learning_rate:.2e}  {progress.images_per_second:,.0f} img/s  "
@@ -115,7 +149,9 @@ class MetricsLogger:
         self.loggers.scalars(step, scalars)
         # JSON has no NaN, which is the gradient norm's mean where every step overflowed.
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self.metrics.write(f"{json.dumps({'step': step} | finite)}\n".encode())
+        images = step * self.bar.batch_size
+        place = {"step": step, EPOCH: round(self.bar.epochs_of(step), 4), IMAGES: images, TIME: round(time.time(), 3)}
+        self.metrics.write(f"{json.dumps(place | finite)}\n".encode())
 
     def preview(self, step: int, images: Tensor) -> None:
         """Show uint8 samples `[N, C, H, W]` as a grid, in loggers and as a PNG, which says that it is on record."""

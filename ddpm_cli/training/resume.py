@@ -16,6 +16,7 @@ from ddpm_cli.config.schema import check, targets_in
 from ddpm_cli.config.train_options import OPTIONS, TrainOptions
 from ddpm_cli.io import durable, run_dir
 from ddpm_cli.io.command_line import override, word
+from ddpm_cli.io.named_runs import newest_of
 from ddpm_cli.io.run_identity import identity_of
 from ddpm_cli.training.build import build_training
 
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
 
 
 AUTO = "auto"  # resume=auto: resume the newest run of this name, if there is one
+
+
+class Named(NamedTuple):
+    """What a command line names to begin from."""
+
+    run: Path
+    checkpoint: Path | None  # in it; None: the newest that is whole
+    said: str | None = None  # which run it is, where a directory of several was named
 
 
 class Saved(NamedTuple):
@@ -53,14 +62,19 @@ def directory_key(invocation: Invocation) -> str:
     return "hydra.run.dir" if invocation.sweep_directory is None else "hydra.sweep.dir"
 
 
-def run_and_checkpoint(named: str, key: str) -> tuple[Path, Path | None]:
+def run_and_checkpoint(named: str, key: str) -> Named:
     """The run directory in what `resume=` or `fork=` (`key`) names, and the checkpoint in it if one is named.
+
+    Of a directory of runs of one name it is the run begun last, as `ddpm_cli.io.named_runs` has it.
 
     Raises:
         ValueError: if it names neither.
     """
     try:
-        return run_dir.run_and_checkpoint(named)
+        of_name = newest_of(Path(named)) if named else None
+        if of_name is not None:
+            return Named(of_name.directory, None, of_name.said)
+        return Named(*run_dir.run_and_checkpoint(named))
     except ValueError as error:
         from ddpm_cli.checkpoint.find import runs_to_choose_from
 

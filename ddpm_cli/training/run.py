@@ -16,7 +16,6 @@ from ddpm_cli.config.compare import LOGGER
 from ddpm_cli.config.errors import ConfigError
 from ddpm_cli.distributed.process_group import LostRankError
 from ddpm_cli.io import durable, run_dir
-from ddpm_cli.io.command_line import command, override
 from ddpm_cli.io.metrics_file import last_loss
 from ddpm_cli.io.run_identity import identity_of
 from ddpm_cli.io.text import printable
@@ -32,6 +31,7 @@ from ddpm_cli.training.best import write_best
 from ddpm_cli.training.build import Training
 from ddpm_cli.training.cut_back import cut_back
 from ddpm_cli.training.evaluations import Evaluations
+from ddpm_cli.training.length import Length
 from ddpm_cli.training.measured import final_figures, outcome
 from ddpm_cli.training.metrics import MetricsLogger
 from ddpm_cli.training.previews import preview
@@ -59,6 +59,7 @@ class TrainingRun:
         self.loggers, self.sweep = training.loggers, sweep
         self.evaluations = Evaluations(training)
         self.checkpoints = Checkpoints(self.trainer, self.options, directory)
+        self.length = Length(self.trainer)
         self.stop = stop
         self.first_step = self.trainer.step
         self.recorded_step = self.first_step - self.trainer.owes_progress  # of what is on record to stay
@@ -102,8 +103,8 @@ class TrainingRun:
                 self.stop.defer("saving after this step")
                 self._train(metrics)
             log.info(f"saved    {self.checkpoints.newest}")
-            for what, program in (("sample", "ddpm-sample"), ("evaluate", "ddpm-eval")):
-                log.info(f"{what:8} {command(program, override('ckpt', self.directory))}")
+            for line in ending.what_next(self.trainer, self.directory, self.checkpoints.loggers):
+                log.info(line)
         except Stopped as stopped:
             ending.put_on_record(str(stopped))
             raise
@@ -126,9 +127,11 @@ class TrainingRun:
         with self._profiled() as step_is_done:
             for progress in trainer.run():
                 step_is_done()
+                self.length.step_ended(progress)
                 self._after_step(metrics, progress)
                 if trainer.step < trainer.config.steps:
                     self._end_if_asked(metrics)
+                self.length.step_begins()
         if self.evaluations.missing:  # asked to stop, and it may take long
             self._end_if_asked(metrics)
         if self._preview_is_missing():  # asked to stop, but nothing else is left to do
@@ -204,6 +207,8 @@ class TrainingRun:
             loggers=self._begun_loggers(),
             first_step=self.first_step,
             steps=self.trainer.config.steps,
+            batch_size=self.trainer.config.batch_size,
+            epoch_images=self.trainer.batches.epoch_images,
             timesteps=self.trainer.ddpm.schedule.timesteps,
             device=self.trainer.compute.device,
         )

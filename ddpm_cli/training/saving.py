@@ -137,7 +137,7 @@ class Checkpoints:
         return "Nothing of it reached the weights, and resuming replays exactly this step"
 
     @property
-    def _loggers(self) -> list[str]:
+    def loggers(self) -> list[str]:
         """The options that must be given again when the run is resumed."""
         return overrides(self.options.logger)
 
@@ -146,11 +146,11 @@ class Checkpoints:
         if self.step is None:
             return f"No checkpoint had been saved in {self.directory}"
         resume = override("resume", self.directory)
-        return f"From step {self.step:,} on: {command('ddpm-train', resume, *self._loggers)}"
+        return f"From step {self.step:,} on: {command('ddpm-train', resume, *self.loggers)}"
 
     def how_to_go_another_way(self) -> str:
         """An addition to it, if the same step would fail in the same way again."""
         if self.step is None:
             return ""
-        another = command("ddpm-train", override("fork", self.newest), *self._loggers)
+        another = command("ddpm-train", override("fork", self.newest), *self.loggers)
         return f"; with other settings: {another} KEY=VALUE, say a smaller optimizer.lr"

@@ -135,7 +135,8 @@ def _meant(config: dict, invocation: Invocation) -> _Meant:
             raise ConfigError("hydra.run.dir: resume= names the directory already; leave out either")
         with naming("resume"):
             assert invocation.resume is not None
-            return _Meant(*run_and_checkpoint(invocation.resume, "resume"))
+            found = run_and_checkpoint(invocation.resume, "resume")
+            return _Meant(found.run, found.checkpoint, () if found.said is None else (f"resume   {found.said}",))
     in_sweep = invocation.sweep_directory
     if in_sweep is not None and (in_sweep / run_dir.CHECKPOINTS).is_dir():
         return _Meant(in_sweep)  # it has been stopped, and the sweep goes on; or a queue starts the job again
@@ -189,7 +190,7 @@ def _check_same_origin(directory: Path, identity: "Identity | None", config: dic
     if invocation.fork is not None:
         own = None if identity is None else identity.fork_of
         with naming("fork"):
-            run, _ = run_and_checkpoint(invocation.fork, "fork")
+            run = run_and_checkpoint(invocation.fork, "fork").run
         origin = run_identity.identity_of(run)
         if own is not None and origin is not None and own == origin.id:
             return
