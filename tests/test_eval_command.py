@@ -323,7 +323,7 @@ def test_a_classifier_that_is_trained_is_told_of_once(trained, tmp_path: Path):
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = evaluate(*options, cwd=tmp_path, code=HASTY, **cache)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^features a classifier of digits, trained in \d+ s: \d.*% of 179 held out", done.stdout), (
+    assert re.search(r"^features a classifier of digits, trained in \d+ s: \d.*% of 179 held-out", done.stdout), (
         done.stdout
     )
     again = evaluate(*options, "seed=1", cwd=tmp_path, code=HASTY, **cache)

@@ -18,7 +18,7 @@ from ddpm_cli.config.shipped import configs_directory
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-FOR_US = {"bench", "test"}  # not for users
+FOR_US = {"bench", "docs", "test"}  # not for users
 COMES_WITH = {"pyyaml": "omegaconf", "huggingface-hub": "timm"}  # packages that another one brings
 
 # By module, the option of a group that cannot be without it, and the extra that brings it.

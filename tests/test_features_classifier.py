@@ -253,7 +253,7 @@ def test_it_says_what_it_has_learnt(hasty: Path, caplog, monkeypatch):
     shuffled = squares(number=400)
     labels = np.random.default_rng(1).integers(0, 2, 400)
     weights_of(replace(shuffled, labels=labels))
-    assert "the classifier has learnt little, choose features=efficientnet_lite0" in caplog.text
+    assert "the classifier has learnt little; choose features=efficientnet_lite0" in caplog.text
 
 
 # A file that is given -------------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def test_it_is_left_out_where_that_is_asked_for(tmp_path: Path):
         assert done.returncode == 0, done.stderr
         assert (only(tmp_path / "outputs" / f"r{there}") / ".hydra").exists() is there
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs"]
-    says = "hydra.output_subdir: has no effect here; .hydra in the directory"
+    says = "hydra.output_subdir: has no effect here; a run's directory records its configuration in .hydra"
     assert_one_message(train(*QUICK, "hydra.output_subdir=other", cwd=tmp_path), "train", says)
 
 

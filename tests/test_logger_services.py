@@ -239,7 +239,10 @@ def only_mlflow_run(place: Path) -> tuple[MlflowClient, str]:
     [
         (["logger=wandbb"], r"logger=wandbb: no such option \(did you mean 'wandb'\?\)"),
         (["logger=[tensorboard,mflow]"], "logger=mflow: no such option"),
-        (["logger.wandb.project=a"], r"logger.wandb.project: wandb is not chosen; logger=\[tensorboard,wandb\] does"),
+        (
+            ["logger.wandb.project=a"],
+            r"logger.wandb.project: wandb is not chosen; logger=\[tensorboard,wandb\]",
+        ),
         (["logger=wandb", "logger.wandb.projekt=a"], r"logger.wandb.projekt: no such option \(did you mean 'project'"),
         (["logger=wandb", "logger.wandb.mode=ofline"], "logger.wandb.mode: expected one of online, offline"),
         (["logger=wandb", "logger.wandb.tags=[[a]]"], "logger.wandb.tags: expected a list of texts"),

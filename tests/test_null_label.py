@@ -22,7 +22,7 @@ from ddpm_cli.models.unet import UNet
 from ddpm_cli.runtime.seeds import derive_seed
 
 LABELS = ("data.num_classes=10", "model.null_label=false")
-DRAWN = "classes: the network takes a label with each image; they are drawn by the seed, all as often"
+DRAWN = "classes: the network needs a label for each image; the seed draws them, each equally often"
 
 
 @pytest.fixture(scope="module")

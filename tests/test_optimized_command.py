@@ -69,7 +69,7 @@ def test_the_second_command_finds_what_the_first_has_chosen_and_draws_with_it(he
     for out, more in {"first": [], "second": ["seed=0"], "other_seed": ["seed=5"]}.items():
         again = sample_here("ckpt=run", "n=3", *CHOSEN, "save=npz", *more, f"out={out}")
         assert again.returncode == 0, again.stderr
-        assert f"as {here}/run/timesteps/{file.name} has them" in again.stdout
+        assert f", from {here}/run/timesteps/{file.name}" in again.stdout
     named = [f"sampler.steps={times}".replace(" ", "")]
     assert sample("ckpt=run", "n=3", "sampler=unipc", *named, "save=npz", "out=named", cwd=here).returncode == 0
     pixels = {out: np.load(here / out / "samples.npz")["arr_0"] for out in ("first", "second", "named", "other_seed")}
@@ -146,7 +146,7 @@ def test_an_evaluation_takes_them_from_the_same_file_and_puts_them_on_record(her
     few = ["n=8", "features=pixels", "metrics=[fd]", "out=eval"]
     done = run("eval", "ckpt=run", *CHOSEN, *few, cwd=here)
     assert done.returncode == 0, done.stderr
-    assert f"as {file} has them" in done.stdout
+    assert f", from {file}" in done.stdout
     (record,) = (here / "eval").glob("*.json")
     samples = json.loads(record.read_text())["samples"]
     assert (samples["sampler"]["spacing"], samples["sampler"]["steps"]) == ("optimized", chosen(file))
@@ -167,7 +167,7 @@ def test_a_sweep_and_several_processes_share_one_choice(here: Path):
     assert swept.returncode == 0, swept.stderr
     (file,) = kept(here)
     assert swept.stdout.count("which end") == 1
-    assert swept.stdout.count("has them") == 2
+    assert swept.stdout.count(f", from {file}") == 2
     file.unlink()
     together = run_ranks("sample", "ckpt=run", "n=4", "batch_size=2", *CHOSEN, "out=two", cwd=here)
     assert together.returncode == 0, together.stderr
@@ -189,7 +189,7 @@ MISTAKES = {
     "sampler=unipc sampler.steps=[19,4,1]": "sampler.spacing: optimized chooses the timesteps, but sampler.steps lists",
     "sampler=ddpm": "sampler.steps: optimized needs a number of timesteps to choose, such as sampler.steps=8",
     "sampler=unipc sampler.steps=25": "sampler: steps must be between 1 and the schedule's 20 timesteps, got 25",
-    "sampler=ddpm sampler.steps=15 mode=inpaint image=grey.png mask=mask.png": "sampler.spacing: optimized is for",
+    "sampler=ddpm sampler.steps=15 mode=inpaint image=grey.png mask=mask.png": "sampler.spacing: optimized is only for",
     "sampler=ddim sampler.steps=5 mode=reconstruct n=1 image=grey.png": "sampler.spacing: optimized is only for",
 }
 

@@ -159,7 +159,7 @@ def test_damage_that_comes_later_is_found_in_the_image_that_is_read(pictures, tm
     assert pixels[np.array([4, 6, 4])].shape == (3, 3, SIZE, SIZE)
     for spoil in (lambda: None, lambda: os.truncate(path, 200)):  # a map would be killed by the second (SIGBUS)
         spoil()
-        with pytest.raises(DamagedCacheError, match=rf"{path} is damaged, image 5 .* remove that file"):
+        with pytest.raises(DamagedCacheError, match=rf"{path} is damaged: image 5 .* remove that file"):
             pixels[np.array([5])]
 
 
@@ -321,6 +321,6 @@ def test_a_cache_that_is_damaged_while_training_ends_the_run_by_its_name(of_fold
     done = train(f"resume={run}", *where, cwd=home)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert re.search(rf"step 2: .*{path.name} is damaged, image \d+ .*remove that file", done.stderr), done.stderr
+    assert re.search(rf"step 2: .*{path.name} is damaged: image \d+ .*remove that file", done.stderr), done.stderr
     path.unlink()
     assert train(f"resume={run}", *where, cwd=home).returncode == 0

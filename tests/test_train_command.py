@@ -104,7 +104,7 @@ def test_help_explains_itself(program: str, tmp_path: Path):
     values = [r"seed=0 .*function of \(seed, i\)"]
     if program == "train":
         groups += [r"schedule=cosine .*: cosine, custom, linear"]
-        values = [r"name=null .*the run is outputs/NAME/DATE_TIME"]
+        values = [r"name=null .*directory is outputs/NAME/DATE_TIME"]
     for says in groups + values:
         assert re.search(rf"^  {says}", done.stdout, re.MULTILINE), says
     assert list(tmp_path.iterdir()) == []

@@ -269,4 +269,4 @@ def test_hydra_run_dir_is_where_pictures_go(tmp_path: Path, trained: tuple):
     assert drawn.returncode == 0, drawn.stderr
     assert (tmp_path / "x=(1)" / "samples.png").exists()
     both = sample(f"ckpt={trained[0]}", "n=1", "hydra.run.dir=x", "out=y", cwd=tmp_path)
-    assert_one_message(both, "sample", "hydra.run.dir: out= says already where to")
+    assert_one_message(both, "sample", "hydra.run.dir: out= names the directory already")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ddpm_cli.data.image_set import ImageSet
 
 _WELL_KNOWN, _THEIR_CLASSES = "ddpm_cli.data.datasets.", 10
-_OTHERS = "to compare with other images, set reference=images reference.path=DIR"
+_OTHERS = "To compare with other images, set reference=images reference.path=DIR"
 
 
 def data_node(metadata: Metadata, run: "Path | None", place: DataPlace, *, trust: Iterable[str]) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def run_images(metadata: Metadata, node: dict[str, Any]) -> RunImages:
     try:
         images = _labelled(node).numbered_as(metadata.classes)
     except (ConfigError, OSError) as error:
-        raise ConfigError(f"{error}. If the images have been moved, set data.path= or data.root=; {_OTHERS}") from error
+        raise ConfigError(f"{error}. If the images have been moved, set data.path= or data.root=. {_OTHERS}") from error
     differs = difference(
         images if metadata.classes else replace(images, labels=None, class_names=()),
         count=metadata.images,

@@ -187,4 +187,4 @@ def _check_trajectory(file: Path) -> None:
     except ValueError:
         whole = False
     if not whole:
-        raise ValueError(f"{file} is not whole; remove {file.parent} to begin anew")
+        raise ValueError(f"{file} is incomplete; remove {file.parent} to start again")

@@ -69,7 +69,6 @@ def _sample(task: _Task, held: ExitStack) -> Path:
     from ddpm_cli.sampling import image_store
     from ddpm_cli.sampling.film import FILM_IMAGES
     from ddpm_cli.sampling.image_store import ImageStore
-    from ddpm_cli.sampling.outputs import write
     from ddpm_cli.sampling.provenance import provenance
 
     world = task.world
@@ -91,8 +90,7 @@ def _sample(task: _Task, held: ExitStack) -> Path:
     if finished:
         task.stop.finish()
         if world.main:
-            listed = [printable(str(path)) for path in finished]
-            print("\n".join([f"{printable(str(directory))} holds these images already:", *listed]))
+            print("\n".join(printable(str(text)) for text in (f"{directory} holds these images already:", *finished)))
         return directory / GRID_FILE
     if not world.main:
         durable.wait_for(*image_store.files(directory))
@@ -114,13 +112,20 @@ def _sample(task: _Task, held: ExitStack) -> Path:
         task.stop.defer("finishing the pictures")
         if world.main:
             durable.wait_for(*store.trajectory_files(followed))
-            written = write(store, loop.plan, save=options.save, drawn_by=drawn_by, class_names=task.class_names)
-            _keep_record(task, directory)
-            store.end()
-            task.stop.finish()
-            print("\n".join(printable(str(path)) for path in written))
+            _finish(task, store, loop, directory, drawn_by)
         task.stop.finish()
     return directory / GRID_FILE
+
+
+def _finish(task: _Task, store: "ImageStore", loop: "SamplingLoop", directory: Path, drawn_by: str) -> None:
+    """Write the pictures, and say where they are."""
+    from ddpm_cli.sampling.outputs import write
+
+    written = write(store, loop.plan, save=task.options.save, drawn_by=drawn_by, class_names=task.class_names)
+    _keep_record(task, directory)
+    store.end()
+    task.stop.finish()
+    print("\n".join(printable(str(path)) for path in written))
 
 
 def _with_what_it_knows(task: _Task, selection: "Selection") -> _Task:
@@ -204,7 +209,7 @@ def _wanted(task: _Task) -> Path | None:
     if out is None:
         return in_hydra
     if in_hydra is not None:
-        raise ConfigError("hydra.run.dir: out= says already where to; give one of them")
+        raise ConfigError("hydra.run.dir: out= names the directory already; leave out either")
     return Path(out)
 
 
@@ -216,7 +221,7 @@ def _announce(task: _Task, pretrained: "Pretrained", loop: "SamplingLoop", store
     on = f"{loop.compute}{together}{compiled}"
     print(f"{printable(options.ckpt)}: step {pretrained.step:,}, {options.weights} weights{length}, on {on}")
     if loop.plan.labels is not None and options.classes is None:
-        print("classes: the network takes a label with each image; they are drawn by the seed, all as often")
+        print("classes: the network needs a label for each image; the seed draws them, each equally often")
     elif loop.plan.labels is not None:
         print(f"classes: {classes_text(list(dict.fromkeys(loop.plan.labels)), task.class_names)}")
     if loop.guide is not None:
