@@ -68,6 +68,7 @@ def loss_on_the_batch_over_others(run: Path) -> float:
     return float(on_seen / on_others)
 
 
+@pytest.mark.slow
 def test_limit_does_everything_once_and_is_begun_anew_each_time(tmp_path: Path):
     for count in (1, 2):
         done = train(*SMALL, "debug=limit", cwd=tmp_path)

@@ -56,6 +56,7 @@ def whole(labelled: Path, tmp_path_factory) -> dict:
     return record(place / "out")
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_figures(labelled: Path, whole: dict, tmp_path: Path):
     chance, out = random.Random(0), tmp_path / "out"
     for _ in range(2):

@@ -253,6 +253,7 @@ def test_thresholds_come_along(node: dict, threshold: Any, tmp_path: Path):
 SOLVERS = {DPMSolverPP2M: DPMSolverMultistepScheduler, UniPC: UniPCMultistepScheduler}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clips", [False, True])
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("name", ["linear", "cosine", "linear with zero terminal SNR", "custom that ends in noise"])

@@ -381,6 +381,7 @@ def test_efficientnet_sees_what_is_in_photographs(efficientnet: EfficientNetLite
         assert int(efficientnet._network._fc(efficientnet(photograph)).argmax()) in classes
 
 
+@pytest.mark.slow
 def test_photographs_are_nearer_to_each_other_than_to_what_was_harmed(efficientnet: EfficientNetLite0):
     some = patches(48)
     some = some[torch.linspace(0, len(some) - 1, 32).long()]

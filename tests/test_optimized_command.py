@@ -99,6 +99,7 @@ def test_another_setting_is_another_choice(change: str, chosen_once: Path, tmp_p
     assert len(files) == 2
 
 
+@pytest.mark.slow
 def test_damage_is_told_and_made_good(chosen_once: Path, tmp_path: Path, sample_here, monkeypatch):
     here = shutil.copytree(chosen_once, tmp_path / "here")
     monkeypatch.chdir(here)
@@ -155,6 +156,7 @@ def test_an_evaluation_takes_them_from_the_same_file_and_puts_them_on_record(her
     assert "holds these figures already" in again.stdout
 
 
+@pytest.mark.slow
 def test_classes_are_part_of_the_setting_in_whatever_order(labelled: Path, tmp_path: Path):
     shutil.copytree(labelled, tmp_path / "run")
     for number, classes in enumerate(("[0,3]", "[3,0]", "[0,1]")):
@@ -162,6 +164,7 @@ def test_classes_are_part_of_the_setting_in_whatever_order(labelled: Path, tmp_p
     assert len(kept(tmp_path)) == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_and_several_processes_share_one_choice(here: Path):
     swept = sample("-m", "ckpt=run", "n=2", *CHOSEN, "seed=0,1,2", "hydra.sweep.dir=sweep", cwd=here)
     assert swept.returncode == 0, swept.stderr

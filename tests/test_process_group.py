@@ -110,6 +110,7 @@ def test_ranks_that_look_late_go_back_to_the_step_that_was_not_finite(shard: str
     assert all(torch.equal(value, kept[1][name]) for name, value in kept[0].items())
 
 
+@pytest.mark.slow
 def test_shards_resume_bit_for_bit(tmp_path: Path):
     options = [*TINY_RUN, "trainer.fsdp=true", "trainer.preview_every=0", "model.dropout=0.2"]
     options += FEW_SHAPES

@@ -48,6 +48,7 @@ def whole(labelled: Path, tmp_path_factory) -> dict[str, bytes]:
     return contents(place / "out")
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_bytes(labelled: Path, whole, tmp_path: Path):
     chance, out = random.Random(0), tmp_path / "out"
     arguments = [f"ckpt={labelled}", *MANY, "out=out"]

@@ -137,6 +137,7 @@ def test_noisy_samplers_are_the_papers_chains(sampler: Sampler, rule: chains.Rul
     torch.testing.assert_close(responses.T @ responses, covariance, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "rule", "times"), CHAINS.values(), ids=CHAINS)
 def test_noisy_samplers_draw_correlated_data(sampler: Sampler, rule: chains.Rule, times: list[int]):
     n, generator = 50_000, torch.Generator().manual_seed(0)
