@@ -60,7 +60,7 @@ def test_no_recipe_of_ours_is_doubted_where_it_is_meant_to_run(arguments: list[s
 def test_a_few_steps_of_a_large_network_on_a_cpu_are_a_test_of_it():
     assert doubted(["data=folder", "data.path=x", "debug=limit"], "cpu") == []
     (said,) = doubted(["data=folder", "data.path=x"], "cpu")
-    assert said.startswith("model: 74,051,331 parameters are a network for a GPU, and this is a CPU, for 500,000 steps")
+    assert said.startswith("model: a network of 74,051,331 parameters is too large to train on a CPU for 500,000 steps")
 
 
 def test_a_warmup_that_outlasts_the_run_is_doubted_with_the_rate_that_it_comes_to():
@@ -69,9 +69,9 @@ def test_a_warmup_that_outlasts_the_run_is_doubted_with_the_rate_that_it_comes_t
     last = lr_schedule.factor(299, steps=300, warmup_steps=5000, decay="constant")
     assert last == pytest.approx(0.06)
     assert said.startswith(
-        "trainer.warmup_steps: the learning rate rises over 5,000 steps, and the run has 300: it ends"
+        "trainer.warmup_steps: the learning rate rises over 5,000 steps, but the run has only 300: it ends"
     )
-    assert "at 0.06 of optimizer.lr; trainer.warmup_steps=15 leaves it the rest" in said
+    assert "at 0.06 of optimizer.lr; set trainer.warmup_steps=15" in said
     assert doubts(TrainerConfig(steps=300, batch_size=8, warmup_steps=300), **ALRIGHT) == []
 
 
@@ -97,8 +97,8 @@ def test_no_average_is_too_long_for_a_run_but_two_may_be_the_same():
     assert torch.equal(same, of_both)
     (said,) = doubts(config, **ALRIGHT | {"decays": [0.9999, 0.99, 0.9]})
     assert said == (
-        "ema.decays: 0.9999, 0.99 are the same average over 200 steps: the first of them to differ does so after 890; "
-        "ema.decays=[0.9999,0.9] has it once"
+        "ema.decays: 0.9999, 0.99 give the same average over 200 steps: they differ only after 890; "
+        "set ema.decays=[0.9999,0.9] to keep it once"
     )
     first, second = averages([0.9999, 0.99], 892)
     assert not torch.equal(first, second)
@@ -109,21 +109,21 @@ def test_a_batch_that_is_larger_than_the_set_is_doubted():
     assert doubts_of_data(TrainerConfig(steps=1, batch_size=40), 40) == []
     (said,) = doubts_of_data(TrainerConfig(steps=1, batch_size=128), 40)
     assert said == (
-        "trainer.batch_size: 128 is more than the 40 images, each of which is in every batch 3.2 times; "
-        "trainer.batch_size=40 has each once"
+        "trainer.batch_size: 128 is more than the 40 images, so each is in every batch 3.2 times; "
+        "set trainer.batch_size=40 to have each once"
     )
 
 
 def test_the_command_says_it_and_trains_but_not_beside_a_mistake(tmp_path: Path):
     doubtful = [*TINY, "trainer.warmup_steps=50", "ema.decays=[0.9999,0.999]", "trainer.preview_every=0"]
     doubtful.append("trainer.steps=2")
-    early = ["trainer.warmup_steps: the learning", "ema.decays: 0.9999, 0.999 are"]
+    early = ["trainer.warmup_steps: the learning", "ema.decays: 0.9999, 0.999 give"]
     refused = train(*doubtful, "data=mnist", "data.root=nowhere", cwd=tmp_path)
     assert_one_message(refused, "train", "data: .*is missing")
     done = train(*doubtful, "trainer.batch_size=2000", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [line[: len(say)] for line, say in zip(done.stderr.splitlines(), early, strict=True)] == early
-    assert "\ntrainer.batch_size: 2000 is more than the 1,797 images, each of which is in every batch 1.11 times" in (
+    assert "\ntrainer.batch_size: 2000 is more than the 1,797 images, so each is in every batch 1.11 times" in (
         done.stdout
     )
     log = (only(tmp_path / "outputs" / "digits") / "train.log").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What is said of a recipe that runs, and cannot come to what it is for: a line each, with the key to change."""
+"""Warnings about a recipe that runs but cannot work as intended: one line each, with the key to change."""
 
 from collections.abc import Sequence
 
@@ -20,8 +20,8 @@ def doubts(config: TrainerConfig, *, decays: Sequence[float], parameters: int, d
     images = config.steps * config.batch_size
     if device == "cpu" and parameters > LARGE_ON_A_CPU and images > MANY_ON_A_CPU:
         said.append(
-            f"model: {parameters:,} parameters are a network for a GPU, and this is a CPU, for {config.steps:,} steps "
-            f"of batch {config.batch_size}; model.base_channels, data.image_size or model=unet_16 make it smaller"
+            f"model: a network of {parameters:,} parameters is too large to train on a CPU for {config.steps:,} steps "
+            f"of batch {config.batch_size}; make it smaller with model.base_channels, data.image_size or model=unet_16"
         )
     return said
 
@@ -32,8 +32,8 @@ def doubts_of_data(config: TrainerConfig, count: int) -> list[str]:
         return []
     times = config.batch_size / count
     return [
-        f"trainer.batch_size: {config.batch_size} is more than the {count:,} images, each of which is in every batch "
-        f"{times:.3g} times; trainer.batch_size={count} has each once"
+        f"trainer.batch_size: {config.batch_size} is more than the {count:,} images, so each is in every batch "
+        f"{times:.3g} times; set trainer.batch_size={count} to have each once"
     ]
 
 
@@ -42,8 +42,8 @@ def _of_warmup(config: TrainerConfig) -> list[str]:
     if warmup <= steps:
         return []
     return [
-        f"trainer.warmup_steps: the learning rate rises over {warmup:,} steps, and the run has {steps:,}: it ends at "
-        f"{steps / warmup:.2g} of optimizer.lr; trainer.warmup_steps={max(1, steps // 20)} leaves it the rest"
+        f"trainer.warmup_steps: the learning rate rises over {warmup:,} steps, but the run has only {steps:,}: it ends "
+        f"at {steps / warmup:.2g} of optimizer.lr; set trainer.warmup_steps={max(1, steps // 20)}"
     ]
 
 
@@ -55,8 +55,8 @@ def _of_averages(steps: int, decays: Sequence[float]) -> list[str]:
     named = ", ".join(repr(decay) for decay in growing)
     other = ",".join(repr(decay) for decay in decays if decay not in growing[1:])
     return [
-        f"ema.decays: {named} are the same average over {steps:,} steps: the first of them to differ does so after "
-        f"{round(min(map(updates_until, growing))):,}; ema.decays=[{other}] has it once"
+        f"ema.decays: {named} give the same average over {steps:,} steps: they differ only after "
+        f"{round(min(map(updates_until, growing))):,}; set ema.decays=[{other}] to keep it once"
     ]
 
 
