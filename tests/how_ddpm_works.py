@@ -141,13 +141,9 @@ def _guidance(ddpm: DDPM, earlier: DDPM, shape: tuple[int, int, int]) -> None:
 
 def _drawn(ddpm: DDPM, sampler: Sampler, shape: tuple[int, int, int], **options: Any) -> Tensor:
     """The same ten images of any sampler."""
-    noise, x = ImageNoise(0, range(10), shape), torch.empty(0)
-    denoise = ddpm.denoiser(**options)
-    for x in ddpm.reverse_process(  # noqa: B007
-        sampler.solve(denoise, ddpm.schedule, sampler.times(ddpm.schedule), noise(), noise)
-    ):
-        pass
-    return x
+    noise, times = ImageNoise(0, range(10), shape), sampler.times(ddpm.schedule)
+    *_, last = ddpm.reverse_process(sampler.solve(ddpm.denoiser(**options), ddpm.schedule, times, noise(), noise))
+    return last
 
 
 def _table(rows: Sequence[Tensor], columns: Sequence[str], names: Sequence[str]) -> Figure:

@@ -3,17 +3,17 @@
 import re
 import shlex
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from commands import TINY, only, train
 
+from ddpm_cli.io.text import duration_text
 from ddpm_cli.runtime.logs import log
 from ddpm_cli.training import length
 from ddpm_cli.training.checks import Disk, saved_and_kept
-from ddpm_cli.training.length import MEASURED_SECONDS, Pace, duration
+from ddpm_cli.training.length import MEASURED_SECONDS, Pace
 from ddpm_cli.training.length import _say as say
 from ddpm_cli.training.trainer_config import TrainerConfig
 
@@ -65,7 +65,7 @@ def test_where_steps_do_not_wait_for_the_device_the_moments_count_at_which_the_l
     [(0.4, "0 s"), (99, "99 s"), (125, "2 min"), (3600 * 2 + 300, "2 h 5 min"), (3600 * 75, "3 days 3 h")],
 )
 def test_spans_of_time_are_said_as_people_do(seconds: float, says: str):
-    assert duration(timedelta(seconds=seconds)) == says
+    assert duration_text(seconds) == says
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_of_several_ranks_the_first_one_says_it_once(
     monkeypatch.setattr(length, "disk_of", lambda trainer: Disk(10**6, 3, 0))
     config, world = TrainerConfig(steps=100, batch_size=8), SimpleNamespace(main=main)
     trainer = SimpleNamespace(step=7, config=config, world=world, defers_finite_check=False)
-    of_rank = length.Length(trainer)  # pyright: ignore[reportArgumentType]
+    of_rank = length.Length(trainer)
     for step in (7, *range(8, 20)):  # it has been resumed, and owes the log an entry first
         trainer.step = step
         of_rank.step_ended(None)

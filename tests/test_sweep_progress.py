@@ -7,7 +7,7 @@ import pytest
 
 from ddpm_cli.cli.run_result import RunResult
 from ddpm_cli.cli.sweep_plan import PlannedRun
-from ddpm_cli.cli.sweep_progress import SweepProgress, in_columns, roughly, varying
+from ddpm_cli.cli.sweep_progress import SweepProgress, in_columns, varying
 
 OVERRIDES = [["a=1", f"lr={lr}", f"seed={seed}"] for lr in ("1e-4", "2e-4") for seed in (0, 1)]
 
@@ -68,8 +68,3 @@ def test_what_belongs_together_stands_below_each_other():
         "10  lr=1     FAILED: so long that no other line is padded to it",
     ]
     assert in_columns([]) == []
-
-
-def test_times_are_rough():
-    said = [roughly(seconds) for seconds in (0.2, 44, 94, 96, 5400, 7200, 400_000)]
-    assert said == ["10 s", "40 s", "90 s", "2 min", "90 min", "2 h", "5 days"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ddpm_cli.cli.run_result import result_in
 from ddpm_cli.cli.sweep_plan import PlannedRun
 from ddpm_cli.config.errors import ConfigError
-from ddpm_cli.io.text import printable
+from ddpm_cli.io.text import duration_text, printable
 
 
 @dataclass
@@ -39,7 +39,7 @@ class SweepProgress:
             return ""
         to_come = self.runs[number:]
         seconds = sum(self.seconds) / len(self.seconds) * (len(to_come) - self._done(to_come))
-        return f"  ({self._done(self.runs)} done, about {roughly(seconds)} left)"
+        return f"  ({self._done(self.runs)} done, about {duration_text(seconds)} left)"
 
     def _done(self, runs: Sequence[PlannedRun]) -> int:
         count = 0
@@ -48,15 +48,6 @@ class SweepProgress:
                 result = result_in(run.directory)
                 count += result is not None and result.done
         return count
-
-
-def roughly(seconds: float) -> str:
-    """A time that is a guess."""
-    if seconds < 95:
-        return f"{max(10, 10 * round(seconds / 10))} s"
-    if seconds < 95 * 60:
-        return f"{round(seconds / 60)} min"
-    return f"{round(seconds / 3600)} h" if seconds < 48 * 3600 else f"{round(seconds / 86_400)} days"
 
 
 def varying(overrides: Sequence[Sequence[str]]) -> list[list[str]]:

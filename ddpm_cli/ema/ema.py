@@ -115,7 +115,7 @@ class EMA:
         }
 
     def _current(self, decay: float) -> float:
-        return min(decay, (1 + self.updates) / (10 + self.updates))
+        return min(decay, _risen(self.updates))
 
     def _further(self) -> Iterator[tuple[str, list[Tensor]]]:
         for decay, averages in self._exponential.items():
@@ -136,3 +136,13 @@ def _follow(parameters: list[Tensor], averages: list[Tensor], weight: float, *, 
     steps = torch._foreach_sub(parameters, averages)  # pyright: ignore[reportPrivateImportUsage]
     torch._foreach_mul_(steps, weight * (1 - unless))  # pyright: ignore[reportPrivateImportUsage]
     torch._foreach_add_(averages, steps)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _risen(updates: int) -> float:
+    """The most that a decay can be after as many updates."""
+    return (1 + updates) / (10 + updates)
+
+
+def updates_until(decay: float) -> float:
+    """After how many updates an average has its decay: where `_risen` is it."""
+    return (10 * decay - 1) / (1 - decay)

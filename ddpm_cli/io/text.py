@@ -12,6 +12,19 @@ def _printable(character: str) -> str:
     return character if character.isprintable() else repr(character)[1:-1]
 
 
+def duration_text(seconds: float) -> str:
+    """A span of time to its two largest units at most, as people say it."""
+    seconds = round(seconds)
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 100:
+        return f"{seconds} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours // 24} days {hours % 24} h"
+
+
 def size_text(shape: tuple[int, int, int]) -> str:
     """The size of an image of `shape` (C, H, W) for people: height x width x channels."""
     channels, height, width = shape

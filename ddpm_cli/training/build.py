@@ -18,7 +18,6 @@ from ddpm_cli.config.sampler_spacing import check_not_optimized
 from ddpm_cli.config.train_options import TrainOptions
 from ddpm_cli.io.text import size_text
 from ddpm_cli.runtime.logs import hold, say_held
-from ddpm_cli.training.recipe import doubts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,6 +77,7 @@ def build_training(
     """
     from ddpm_cli.data.holdout import selected
     from ddpm_cli.runtime.device import choose_compute
+    from ddpm_cli.training.recipe import doubts
     from ddpm_cli.training.trainer import Trainer
 
     check_not_optimized(options.sampler)

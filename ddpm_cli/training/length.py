@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
+from ddpm_cli.io.text import duration_text
 from ddpm_cli.runtime.logs import log
 from ddpm_cli.training.checks import Disk, disk_of
 from ddpm_cli.training.step_stats import Progress
@@ -93,22 +94,9 @@ def _say(seconds: float, config: TrainerConfig, step: int, disk: Disk) -> None:
     else:
         beside = "" if config.eval_every == 0 else ", evaluations aside"
         log.info(
-            f"length   {seconds:.3g} s per step: {duration(left)} left{beside}, done about "
+            f"length   {seconds:.3g} s per step: {duration_text(left.total_seconds())} left{beside}, done about "
             f"{_when(datetime.now(), left)}; {_disk(disk)}"
         )
-
-
-def duration(span: timedelta) -> str:
-    """A span of time to two figures, as people say it."""
-    seconds = round(span.total_seconds())
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if seconds < 100:
-        return f"{seconds} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if hours < 48:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{hours // 24} days {hours % 24} h"
 
 
 def _when(now: datetime, left: timedelta) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ddpm_cli.ema.ema import updates_until
 from ddpm_cli.training.trainer_config import TrainerConfig
 
 LARGE_ON_A_CPU = 20_000_000  # parameters: the networks for 32 x 32 pixels and more have more, those for 28 x 28 fewer
@@ -58,8 +59,3 @@ def _of_averages(steps: int, decays: Sequence[float]) -> list[str]:
         f"ema.decays: {named} give the same average over {steps:,} steps: they differ only after "
         f"{round(min(map(updates_until, growing))):,}; set ema.decays=[{other}] to keep it once"
     ]
-
-
-def updates_until(decay: float) -> float:
-    """After how many updates an average has its decay d: as soon as (1 + n) / (10 + n) is d."""
-    return (10 * decay - 1) / (1 - decay)
