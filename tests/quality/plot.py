@@ -20,7 +20,8 @@ def save(path: Path, seconds: Sequence[float], found: Mapping[str, Sequence[Sequ
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(seconds, [f"{second:g}" for second in seconds])
-    axes.set(xlabel="seconds of training on two CPU cores", ylabel="Frechet distance, less is better", title=title)
+    axes.set(xlabel="seconds of training on two CPU cores", ylabel="Frechet distance, less is better")
+    axes.set_title(title, fontsize="medium", wrap=True)
     axes.grid(which="both", color="#e3e8ee")
     axes.legend(frameon=False)
     for side in ("top", "right"):
