@@ -60,7 +60,7 @@ def test_shares_of_an_evaluation_are_of_one_whole(figures: dict):
     assert {entry["who"] for entry in parts} == {"features", "reference", "figures"}
     assert sum(entry["median"] for entry in parts) == pytest.approx(whole["median"])
     assert 0 < whole["median"] < 100
-    assert "64 images of 20 calls" in figures["printed"]
+    assert "64 images in 20 calls each" in figures["printed"]
 
 
 @pytest.mark.slow
@@ -142,11 +142,11 @@ def test_frechet_distances_are_timed_beside_the_peers(monkeypatch):
     found = distances.entries(rounds=3)
     assert [(entry["who"], entry["rounds"]) for entry in found] == [
         ("ours", 3),
-        ("ours, of 20 images", 3),
+        ("ours, from 20 images", 3),
         ("torch-fidelity", 1),
     ]
     assert "ratio" in found[2]
-    assert {entry["row"] for entry in found} == {"Frechet distance of 32 dimensions"}
+    assert {entry["row"] for entry in found} == {"Frechet distance in 32 dimensions"}
 
 
 def test_a_missing_peer_is_left_out_and_said(monkeypatch):

@@ -25,7 +25,7 @@ SETTINGS = {
     "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
     **{f"GOMP_SPINCOUNT={count}": {"GOMP_SPINCOUNT": str(count)} for count in (1_000, 30_000, 100_000)},
 }
-COMPANY = {"alone": None, "beside a process": 0, "beside a niced process": 19}
+COMPANY = {"alone": None, "next to a process": 0, "next to a niced process": 19}
 
 
 def beside_another(place: Place, rounds: int, seconds: float, settings: int) -> list[dict]:

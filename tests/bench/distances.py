@@ -26,7 +26,7 @@ def entries(rounds: int) -> list[dict]:
     told = [{"mu": one.mean, "sigma": one.covariance} for one in (full, other)]
     calls: dict[str, Callable[[], object]] = {
         "ours": lambda: frechet_distance(full, other),
-        f"ours, of {FEW:,} images": lambda: frechet_distance(full, singular),
+        f"ours, from {FEW:,} images": lambda: frechet_distance(full, singular),
     }
     if version("torch-fidelity") is not None:
         from torch_fidelity.metric_fid import fid_statistics_to_metric
@@ -44,7 +44,7 @@ def entries(rounds: int) -> list[dict]:
 
 
 def _entry(who: str, taken: list[float], ours: list[float]) -> dict:
-    entry = {"row": f"Frechet distance of {DIMENSIONS} dimensions", "who": who, "unit": "s", **spread(taken)}
+    entry = {"row": f"Frechet distance in {DIMENSIONS} dimensions", "who": who, "unit": "s", **spread(taken)}
     if who == "torch-fidelity":
         entry["ratio"] = spread([theirs / own for theirs, own in zip(taken, ours, strict=False)])
     return entry

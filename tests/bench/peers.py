@@ -54,7 +54,7 @@ def _manner(peer: str, precision: str) -> str:
     if precision == "fp32":
         return "as shipped: fp32"
     # denoising-diffusion-pytorch has a process per CPU anyway.
-    return f"{precision}, {loaders()} processes load" if peer == "diffusers" else precision
+    return f"{precision}, {loaders()} loading processes" if peer == "diffusers" else precision
 
 
 def loaders() -> int:

@@ -7,7 +7,7 @@ import tables_in_docs
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "performance.md"
 EVALUATION = "--only evaluation --only frechet"
-HEADER = ["| what | who | median (lowest to highest) | ours / this one | beside |", "| --- | --- | --- | --- | --- |"]
+HEADER = ["| what | who | median (lowest to highest) | ours / this one | details |", "| --- | --- | --- | --- | --- |"]
 
 
 def lines(figures: dict, config: str) -> list[str]:
@@ -63,15 +63,17 @@ def _beside(entry: dict, figures: dict, found: dict) -> str:
     said = []
     if "forward_flops" in entry:
         said.append(
-            f"{entry['forward_flops'] / 1e9:.3g} GFLOP an image, {entry['training_flops'] / 1e9:.3g} in training"
+            f"{entry['forward_flops'] / 1e9:.3g} GFLOP per image, {entry['training_flops'] / 1e9:.3g} in training"
         )
     if "share_of_alone" in entry:
         said.append(f"{entry['share_of_alone']:.0%} of its speed alone")
     if "peak_bytes" in entry:
-        said.append(f"{entry['peak_bytes'] / 2**20:,.0f} MiB at most")
+        said.append(f"{entry['peak_bytes'] / 2**20:,.0f} MiB at peak")
     if "drawn" in entry:
         drawn = entry["drawn"]
-        said.append(f"{drawn['images']:,} images of {drawn['calls']} calls, {_short(drawn['per_second'])} a second")
+        said.append(
+            f"{drawn['images']:,} images in {drawn['calls']} calls each, {_short(drawn['per_second'])} images/s"
+        )
     if entry["row"] == "training" and entry.get("first_seconds") is not None:
         said.append(f"{_short(entry['first_seconds'])} s to build it and train the first step")
     achieved = _achieved(entry, found)

@@ -24,14 +24,15 @@ from walks import (
 
 from ddpm_cli.diffusion.variance import FixedLarge, FixedSmall, Variance
 
-LARGEST = "largest number of the state, or 1"
+LARGEST = "largest value of the state, or 1"
 
 
 def table(*, jobs: int, steps: int) -> list[str]:
     return [
-        f"Against diffusers {version('diffusers')}, with the same network and the same noise; schedules of 1000 steps. "
-        "Steps in float32, with x_0 clipped and not; walks in float64, every state of them; diffusers' tables made "
-        "again in float64. The network of each step and walk is asked for eps, for v and for x_0, with both schedules.",
+        f"Compared with diffusers {version('diffusers')}, with the same network and the same noise; schedules of 1000 "
+        "steps. Single steps are in float32, with and without clipping of x_0; whole trajectories are in float64, and "
+        "every state is compared. The tables of diffusers are recomputed in float64. Steps and trajectories are "
+        "compared for networks that predict eps, v and x_0, with the linear and the cosine schedule.",
         "",
         "| compared | comparisons | worst deviation | relative to |",
         "| --- | --- | --- | --- |",
@@ -99,7 +100,8 @@ def _walks() -> list[str]:
 def _of_walks(name: str, walks: Iterable[Iterable[Walk]]) -> str:
     every = list(itertools.chain.from_iterable(walks))
     found, expected = [x for walk in every for x in walk.found], [x for walk in every for x in walk.expected]
-    return _row(f"{name}, whole walks", f"{len(every)} walks, {len(found)} states", worst(found, expected), LARGEST)
+    compared = f"{len(every)} trajectories, {len(found)} states"
+    return _row(f"{name}, whole trajectories", compared, worst(found, expected), LARGEST)
 
 
 def _row(compared: str, comparisons: str, deviation: float, relative_to: str) -> str:
@@ -121,8 +123,8 @@ def _bounds() -> list[str]:
         rows.append(f"| {name} | {bound:.4f} | {known:.4f} + {gap:.4f} | {bound - expected:+.4f} | {error:.4f} |")
     return [
         f"The variational bound of {entropy.IMAGES} images of Gaussian pixels with the exact denoiser, "
-        f"T = {entropy.TIMESTEPS}, in bits per dimension. With a variance of the reverse steps that is not the exact "
-        "one, it is more than the entropy by a divergence that is known too.",
+        f"T = {entropy.TIMESTEPS}, in bits per dimension. If the variance of the reverse steps is not the exact one, "
+        "the bound exceeds the entropy by a divergence that is also known.",
         "",
         "| variance | bound | entropy + divergence | difference | Monte-Carlo error |",
         "| --- | --- | --- | --- | --- |",

@@ -23,10 +23,10 @@ SEEDS = range(3)  # of the noise of the images
 def table(*, jobs: int, steps: int) -> list[str]:
     (ddpm,) = trained([3 * steps], prediction=Velocity(), schedule=cosine())
     return [
-        f"The network of the table above, {3 * steps} steps. Distance of features, n = {SAMPLES}, the mean over "
-        f"{len(SEEDS)} noises and how far one of them is from it: of the best of the fixed spacings "
-        f"({', '.join(FIXED)}) in each column, and of timesteps chosen on {NOISES} noises of their own. Heun's calls "
-        "are odd: one fewer than an even column says.",
+        f"The network of the table above, {3 * steps} steps. Frechet distance of features of {SAMPLES} samples, mean "
+        f"± standard deviation over {len(SEEDS)} seeds of the noise: for the best fixed spacing ({', '.join(FIXED)}) "
+        f"in each column, and for timesteps optimized on {NOISES} other noise samples. Heun makes an odd number of "
+        "calls: in an even column, one fewer.",
         "",
         *rows(ddpm, CALLS),
     ]

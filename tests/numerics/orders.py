@@ -23,10 +23,10 @@ def table(*, jobs: int, steps: int) -> list[str]:
     coarser = integrated(CLUSTERS, smooth_schedule(), x, steps=1000)
     difference = (coarser - exact["clusters"]).square().mean().sqrt().item()
     lines = [
-        f"Root mean square error at t = 0 of {len(x)} points of {x.shape[-1]} dimensions, in float64, and the slope p "
-        "fitted to error ~ intervals^-p. The Gaussian's flow has a closed form; the mixture's is integrated by the "
-        f"classical Runge-Kutta method in 2000 steps, from which 1000 steps differ by {difference:.0e}. heun calls the "
-        "network twice in an interval.",
+        f"Root mean square error at t = 0 of {len(x)} points in {x.shape[-1]} dimensions, in float64, and the slope p "
+        "of the fit error ~ intervals^-p. The probability flow has a closed form for the Gaussian; for the mixture it "
+        "is integrated by the classical Runge-Kutta method in 2000 steps, and 1000 steps differ from that by "
+        f"{difference:.0e}. heun calls the network twice per interval.",
         "",
         f"| data | solver | slope | {' | '.join(f'{n} intervals' for n in INTERVALS)} |",
         f"| --- | --- |{' --- |' * (len(INTERVALS) + 1)}",

@@ -39,10 +39,10 @@ def table(*, jobs: int, steps: int) -> list[str]:
         scores = dict(zip(variants, pool.map(scored, variants, itertools.repeat(marks)), strict=True))
     columns = ["prediction", "schedule", "round trip, dB", "deviation", *(f"speckled: {name}" for name in SAMPLERS)]
     return [
-        f"After {marks[0]} and after {marks[1]} steps of batch 64 on digits of 8 x 8. Round trip: PSNR of {INVERTED} "
-        "digits after mode=reconstruct, 50 steps each way. Deviation: the standard deviation of x_T between them; that "
-        f"of noise is 1. Speckled: of {SAMPLES} samples from the same noise, those rougher (root mean square of the "
-        "discrete Laplacian) than 99.9 % of the digits are.",
+        f"After {marks[0]} and after {marks[1]} steps with batches of 64 on digits of 8 x 8. Round trip: PSNR of "
+        f"{INVERTED} digits after mode=reconstruct, 50 steps each way. Deviation: the standard deviation of x_T, "
+        f"halfway; that of noise is 1. Speckled: how many of {SAMPLES} samples from the same noise are rougher (root "
+        "mean square of the discrete Laplacian) than 99.9 % of the digits.",
         "",
         f"| {' | '.join(columns)} |",
         f"|{' --- |' * len(columns)}",

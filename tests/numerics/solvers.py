@@ -35,11 +35,11 @@ def table(*, jobs: int, steps: int) -> list[str]:
     spread = torch.tensor([distances(sampled(ddpm, twenty, seed=seed))[1] for seed in SEEDS]).std().item()
     enough = best + 2 * spread
     lines = [
-        f"One network: prediction=v schedule=cosine, {3 * steps} steps of batch 64 on digits of 8 x 8. Distance of "
-        f"features, n = {SAMPLES}, all from the same noise; 1000 ancestral steps (ddpm): **{best:.2f}**. Another "
-        f"noise moves a figure by {spread:.2f} (standard deviation of dpmpp_2m in 20 calls over {len(SEEDS)} noises), "
-        f"so that {enough:.2f}, two of these more, counts as reached. Heun's calls are odd: one fewer than an even "
-        "column says.",
+        f"One network: prediction=v schedule=cosine, {3 * steps} steps with batches of 64 on digits of 8 x 8. Frechet "
+        f"distance of features of {SAMPLES} samples, all from the same noise; ancestral sampling (ddpm) in 1000 steps: "
+        f"**{best:.2f}**. Different noise changes a figure by {spread:.2f} (standard deviation of dpmpp_2m in 20 calls "
+        f"over {len(SEEDS)} seeds), so the last column counts up to {enough:.2f}, two standard deviations more, as "
+        "equal. Heun makes an odd number of calls: in an even column, one fewer.",
         "",
         f"| solver | {' | '.join(f'{calls} calls' for calls in STEPS)} | calls to {enough:.2f} |",
         f"| --- |{' --- |' * (len(STEPS) + 1)}",

@@ -33,9 +33,10 @@ def table(*, jobs: int, steps: int) -> list[str]:
     pixels, features = frechet(*(h.flatten(1) for h in halves)), frechet(*(classifier.body(h) for h in halves))
     ranked = sorted(variants, key=lambda variant: scores[variant][-1][2])
     return [
-        f"{marks[-1]} steps of batch 64; n = {SAMPLES} samples by dpmpp_2m in 20 calls against {len(x)} digits of "
-        f"8 x 8. The classifier is right on {accuracy:.1%} of digits it has not seen. One half of the digits against "
-        f"the other: pixels {pixels:.2f}, features {features:.1f}.",
+        f"{marks[-1]} steps with batches of 64. Frechet distances of pixels and of a classifier's features between "
+        f"{SAMPLES} samples by dpmpp_2m in 20 calls and {len(x)} digits of 8 x 8. The classifier is right on "
+        f"{accuracy:.1%} of held-out digits. Between the two halves of the digits: pixels {pixels:.2f}, features "
+        f"{features:.1f}.",
         "",
         f"| prediction | weighting | schedule | pixels | features | steps to {goal:.0f} |",
         "| --- | --- | --- | --- | --- | --- |",

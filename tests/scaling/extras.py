@@ -23,7 +23,7 @@ def table() -> list[str]:
         times: dict[str, list[float]] = torch.load(found)
     return [
         f"Measured (torch {torch.__version__}, {cpus()} CPU cores, load average {load:.1f} before): {ROUNDS} rounds of "
-        f"{CALLS} calls, in two processes with gloo.",
+        f"{CALLS} calls, between two processes over gloo.",
         "",
         "| every step | median | smallest to largest round |",
         "| --- | --- | --- |",

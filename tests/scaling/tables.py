@@ -15,18 +15,18 @@ JPEG_BYTES = 23_000  # as in tests/shards_speed.py, of about 256 x 256
 
 
 def assumptions() -> list[str]:
-    given = GIVEN
+    given, between = GIVEN, f"{_us(GIVEN.hop_between)} per hop"
     rows = {
         "peak rate of a GPU, bf16, dense": f"{given.peak / 1e12:.0f} TFLOP/s (data sheet of the H100 SXM)",
-        "of that, in training": f"{given.fraction:.0%} (this project's target)",
-        "launch of a kernel, uncompiled": f"{given.launch * 1e6:.0f} us of the host's time",
-        "GPUs of a machine": f"{given.gpus_per_machine}",
-        "ring inside a machine": f"{given.inside / 1e9:.0f} GB/s (80 % of NVLink 4), {_us(given.hop_inside)} a hop",
-        f"ring between machines, {FAST.name}": f"{FAST.between / 1e9:.0f} GB/s (80 %), {_us(given.hop_between)} a hop",
-        f"ring between machines, {SLOW.name}": f"{SLOW.between / 1e9:.0f} GB/s (80 %), {_us(given.hop_between)} a hop",
-        "bucket of gradients": f"{given.bucket / 2**20:.0f} MiB (DistributedDataParallel's default)",
+        "fraction of it reached in training": f"{given.fraction:.0%} (this project's target)",
+        "launching a kernel, uncompiled": f"{given.launch * 1e6:.0f} us of the host's time",
+        "GPUs per machine": f"{given.gpus_per_machine}",
+        "ring inside a machine": f"{given.inside / 1e9:.0f} GB/s (80 % of NVLink 4), {_us(given.hop_inside)} per hop",
+        f"ring between machines, {FAST.name}": f"{FAST.between / 1e9:.0f} GB/s (80 %), {between}",
+        f"ring between machines, {SLOW.name}": f"{SLOW.between / 1e9:.0f} GB/s (80 %), {between}",
+        "gradient bucket": f"{given.bucket / 2**20:.0f} MiB (DistributedDataParallel's default)",
         "message between two hosts, gloo": f"{_us(given.hop_hosts)}",
-        "random numbers": f"{given.noise / 1e12:.0f} TB/s",
+        "random number generation": f"{given.noise / 1e12:.0f} TB/s",
     }
     return _table(["assumed", "value"], rows.items())
 
@@ -43,8 +43,8 @@ def counted() -> list[str]:
             f"{network.kernels:,}: {_ms(whole.launching)}",
             f"{network.batch_per_gpu}: {_ms(whole.compute)}",
         ])  # fmt: skip
-    header = ["network", "parameters", "gradients", "forward, training (an image)", "kernels, launching them"]
-    return _table([*header, "images a step, computing them"], rows)
+    header = ["network", "parameters", "gradients", "forward, training (per image)", "kernels: launch time"]
+    return _table([*header, "images per step: compute time"], rows)
 
 
 def communication() -> list[str]:
@@ -59,7 +59,7 @@ def communication() -> list[str]:
                 *(_ms(sharded.communication), _ms(sharded.exposed)),
             ])  # fmt: skip
     header = ["network", "GPUs", "between machines", "all-reduce", "backward pass", "all-reduce not hidden"]
-    return _table([*header, "fsdp=true", "not hidden"], rows)
+    return _table([*header, "fsdp=true", "fsdp=true not hidden"], rows)
 
 
 def weak() -> list[str]:
@@ -73,7 +73,7 @@ def weak() -> list[str]:
             rows.append(
                 [network.name, str(gpus), _between(gpus, fabric), f"{batch:,}", *_speed(found, batch), efficiency]
             )
-    header = ["network", "GPUs", "between machines", "batch", "a step", "images/s", "of N times one GPU"]
+    header = ["network", "GPUs", "between machines", "batch", "step time", "images/s", "scaling efficiency"]
     return _table(header, rows)
 
 
@@ -94,8 +94,8 @@ def strong() -> list[str]:
                     f"{one.seconds / found.seconds:.1f}",
                     f"{_ms(graphs.seconds)}: {one.seconds / graphs.seconds:.1f}",
                 ])  # fmt: skip
-    header = ["network", "batch", "GPUs", "images a GPU", "a step", "times one GPU", "without launching"]
-    return _table(header, rows)
+    header = ["network", "batch", "GPUs", "images per GPU", "step time", "speedup"]
+    return _table([*header, "without launching (step time: speedup)"], rows)
 
 
 def sharded() -> list[str]:
@@ -115,10 +115,10 @@ def sharded() -> list[str]:
         "network",
         "GPUs",
         "between machines",
-        "state, whole",
+        "state, unsharded",
         "images/s",
         "state, fsdp=true",
-        "a step",
+        "step time",
         "images/s",
     ]
     return _table(header, rows)
@@ -149,8 +149,8 @@ def extras() -> list[str]:
                 *(network.name, str(gpus), f"{batch:,}"),
                 *(_us(found.flag), _us(found.gathering), f"{_us(found.noise)}, {_mb(noise)}", _ms(found.compute)),
             ])  # fmt: skip
-    header = ["network", "GPUs", "batch", "flag (host)", "gathering losses", "noise of the whole batch", "computing"]
-    return [*measured.table(), "", "By arithmetic:", "", *_table(header, rows)]
+    header = ["network", "GPUs", "batch", "flag (host)", "gathering losses", "noise of the whole batch"]
+    return [*measured.table(), "", "Calculated:", "", *_table([*header, "computation"], rows)]
 
 
 def _weak(network: Network, gpus: int, fabric: Fabric, *, shard: bool = False) -> Step:
