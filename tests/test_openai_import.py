@@ -303,6 +303,8 @@ def test_without_a_preset_nothing_is_guessed():
     [
         ({"num_heads": None}, "one of num_heads and num_head_channels must be a number .* got None and None"),
         ({"num_head_channels": 64}, "got 2 and 64"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1"),
+        ({"dropout": -0.1}, r"dropout must lie in \[0, 1\), got -0.1"),
         ({"diffusion_steps": 0}, "diffusion_steps must be at least 1, got 0"),
         ({"noise_schedule": "sqrt"}, "noise_schedule must be linear or cosine, got 'sqrt'"),
     ],

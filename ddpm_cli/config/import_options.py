@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ddpm_cli.config.errors import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
@@ -16,6 +18,12 @@ class ImportOptions:
     prediction: dict | None
     variance: dict | None
     threshold: dict | None
+
+    def __post_init__(self) -> None:
+        size = self.image_size
+        sides = [size, size] if isinstance(size, int) else size
+        if sides is not None and not (len(sides) == 2 and all(side >= 1 for side in sides)):
+            raise ConfigError(f"image_size: must be at least 1, or [height, width] of at least 1 each, got {size}")
 
 
 OPTIONS = "ddpm_cli.config.import_options.ImportOptions"

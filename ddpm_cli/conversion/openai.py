@@ -64,6 +64,8 @@ class Flags:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout:g}")
         if self.noise_schedule not in get_args(_Noise):
             raise ValueError(f"noise_schedule must be linear or cosine, got {self.noise_schedule!r}")
 

@@ -66,9 +66,13 @@ def _check_place(options: ImportOptions, invocation: Invocation) -> None:
 
 
 def _read(source: Path, options: ImportOptions) -> Imported:
+    from ddpm_cli.checkpoint.validate import check_config
     from ddpm_cli.conversion.read import read_source
 
-    preset = None if options.preset is None else instantiate(options.preset, "preset")
+    preset = None
+    if options.preset is not None:
+        check_config({"preset": options.preset}, trust=frozenset(targets_in(options.preset)))
+        preset = instantiate(options.preset, "preset")
     given = Given(image_size=options.image_size, preset=preset, chosen=frozenset(_chosen(options)))
     with naming("source"):
         return read_source(source, given)

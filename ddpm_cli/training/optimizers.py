@@ -1,5 +1,6 @@
 """Optimizers, by torch. The learning rate given here is the peak; `lr_schedule.py` shapes it over the run."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -19,7 +20,9 @@ def adamw(
     Raises:
         ValueError: if a value is out of its range.
     """
-    _check_lr(lr)
+    _check(lr, betas, eps)
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay must not be negative, got {weight_decay:g}")
     return torch.optim.AdamW(parameters, lr, betas, eps, weight_decay, fused=True)
 
 
@@ -35,11 +38,16 @@ def adam(
     Raises:
         ValueError: if a value is out of its range.
     """
-    _check_lr(lr)
+    _check(lr, betas, eps)
     return torch.optim.Adam(parameters, lr, betas, eps, fused=True)
 
 
-def _check_lr(lr: float) -> None:
-    # torch checks the others itself, but takes a learning rate of 0, which trains nothing.
-    if not 0 < lr < float("inf"):
-        raise ValueError(f"lr must be positive, got {lr:g}")
+def _check(lr: float, betas: tuple[float, float], eps: float) -> None:
+    # torch takes 0 for two of them: a learning rate that trains nothing, and an eps that makes 0 / 0 of a gradient of 0,
+    # which all layers but the last have in the first step. Its own messages do not name the keys.
+    for name, value in (("lr", lr), ("eps", eps)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive, got {value:g}")
+    for beta in betas:
+        if not 0 <= beta < 1:
+            raise ValueError(f"betas must lie in [0, 1), got {beta:g}")
