@@ -1,10 +1,12 @@
 """What the YAML files' comments say of options: the reader, the help texts, and the page that is made of them."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from reference import DOCUMENT, page
+from ranges import split_range
+from reference import COMMANDS, DOCUMENT, named, page
 
 from ddpm_cli.cli.resolvers import HELP_COLUMNS, help_on_groups, help_on_values
 from ddpm_cli.config.comments import Option, read_comments
@@ -80,12 +82,21 @@ def test_the_page_is_the_one_that_the_files_make():
 @pytest.mark.parametrize(
     ("key", "values"),
     [
-        ("trainer.steps", "whole number"),
+        ("trainer.steps", "whole number, at least 1"),
         ("trainer.compile", "`true`, `false`, `auto`, `graphs`"),
-        ("trainer.grad_clip", "number, `null`"),
-        ("guidance.interval", "[whole number, whole number], `null`"),
-        ("ema.decays", "list of numbers"),
-        ("data.holdout", "whole number"),
+        ("trainer.grad_clip", "number above 0, `null`"),
+        ("trainer.label_dropout", "number from 0 to 1, `null`"),
+        ("trainer.device", "text"),
+        ("guidance.interval", "[whole number, whole number], at least 0, `null`"),
+        ("ema.decays", "list of numbers, at least 0, below 1"),
+        ("model.time_freq_shift", "`0`, `1`"),
+        ("preset.num_heads", "whole number from 1 to 1,024, `null`"),
+        ("data.background", "`white`, `black`, `keep`, `ignore`, list of whole numbers from 0 to 255"),
+        ("data.value_range", "list of numbers, `null`"),
+        ("data.split", "text"),
+        ("data.holdout", "whole number, at least 0"),
+        ("classes", "list of whole numbers or texts, whole number, text, `null`"),
+        ("sampler.variance", "option of a group, `null`"),
         ("init.strict", "`true`, `false`"),
         ("save", "`grid`, `images`, `npz`"),
     ],
@@ -95,5 +106,45 @@ def test_the_page_says_what_a_key_takes(key: str, values: str):
     assert row == values
 
 
-def test_every_option_says_what_it_is():
+def test_the_page_gives_each_option_the_types_of_its_own():
+    rows = [line.split(" | ") for line in page().splitlines() if line.startswith("| `sampler.steps` |")]
+    assert [row[3].endswith("`null`") for row in rows] == [row[1] == "`ddpm`" for row in rows]
+
+
+def test_no_cell_of_the_page_ends_early():
+    for first, second in pairwise(page().splitlines()):
+        if first.startswith("| ") and second.startswith("| "):
+            assert len(re.findall(r"(?<!\\)\|", first)) == len(re.findall(r"(?<!\\)\|", second)), second
+
+
+def test_every_option_and_every_key_says_what_it_is():
     assert [str(file) for file in FILES if not read_comments(file).meaning] == []
+    own = [(file, f"{file.parent.name}.") for file in FILES if file.parent.name not in ("debug", "experiment")]
+    own += [(configs_directory() / f"{command}.yaml", "") for command in COMMANDS]
+    keys = [option for file, group in own for option in named(file).options if option.key.startswith(group)]
+    assert [option.key for option in keys if not split_range(option.meaning)[0]] == []
+
+
+@pytest.mark.parametrize(
+    ("comment", "meaning", "inside", "outside"),
+    [
+        ("images (at least 1), and more", "images, and more", [1, 2], [0, -1]),
+        ("share (above 0, at most 1); 1: all", "share; 1: all", [0.1, 1], [0, 1.1]),
+        ("share (at least 0, below 0.25)", "share", [0, 0.2], [-0.1, 0.25]),
+        ("(from -1 to 1,024)", "", [-1, 0, 1024], [-2, 1025]),
+        ("colour (only 1, 3 or 4)", "colour", [1, 3, 4], [0, 2, 5]),
+        ("labels (only 10)", "labels", [10], [9, 11]),
+    ],
+)
+def test_a_range_is_read(comment: str, meaning: str, inside: list, outside: list):
+    rest, limits = split_range(comment)
+    assert rest == meaning
+    assert limits is not None
+    assert all(value in limits for value in inside)
+    assert not any(value in limits for value in outside)
+
+
+def test_what_is_no_range_is_left_and_two_are_refused():
+    assert split_range("a (b), (at first 3), 2 (of 4)") == ("a (b), (at first 3), 2 (of 4)", None)
+    with pytest.raises(ValueError, match="more than one range"):
+        split_range("x (at least 1), y (above 2)")

@@ -43,8 +43,8 @@ def adam(
 
 
 def _check(lr: float, betas: tuple[float, float], eps: float) -> None:
-    # torch takes 0 for two of them: a learning rate that trains nothing, and an eps that makes 0 / 0 of a gradient of 0,
-    # which all layers but the last have in the first step. Its own messages do not name the keys.
+    # torch takes 0 for two of them: a learning rate that trains nothing, and an eps that makes 0 / 0 of a gradient of
+    # 0, which all layers but the last have in the first step. Its own messages do not name the keys.
     for name, value in (("lr", lr), ("eps", eps)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive, got {value:g}")
