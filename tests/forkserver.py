@@ -21,6 +21,7 @@ import socket
 import sys
 import tempfile
 import types
+import weakref
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,8 +58,13 @@ def preload() -> None:
     for program in ("train", "sample", "eval", "import", "export"):  # what a process reads once of our own YAML files
         resolvers.help_on_groups(program)
         resolvers.help_on_values(program)
-    sys.modules["ddpm_cli.config.shipped"].shipped_targets()
+    for targets in sys.modules["ddpm_cli.config.shipped"].shipped_targets().values():
+        for target in targets:
+            sys.modules["ddpm_cli.config.signatures"].signature(target)
     gc.collect()
+    for what in gc.get_objects():
+        if type(what) is weakref.finalize:
+            what.atexit = False  # what this process has made is not for a forked one to take down
     gc.freeze()  # a forked process looks through nothing that is here already, and so need not copy it
     assert not THREADS.exists() or len(list(THREADS.iterdir())) == 1
 

@@ -19,6 +19,7 @@ from ddpm_cli.cli import lazy_help
 from ddpm_cli.cli.arguments import read_arguments
 from ddpm_cli.cli.error_messages import explain
 from ddpm_cli.cli.hydra_launchers import stop_workers
+from ddpm_cli.cli.hydra_mode import compose_once
 from ddpm_cli.cli.job import Job
 from ddpm_cli.cli.launchers import speaks
 from ddpm_cli.cli.other_primary import completed
@@ -83,6 +84,7 @@ def _launch(job: Job, config_name: str, report: SweepReport) -> None:
         with stop.unmistaken(), report.told_by_hydra(), job.run_directory.told_by_hydra():
             sys.argv[1:] = completed(read_arguments(sys.argv[1:]), config_name).as_hydra_takes_them()
             check_what_hydra_loads()
+            compose_once()
             with lazy_help.unchecked():
                 hydra.main(version_base="1.3", config_path=str(configs_directory()), config_name=config_name)(job)()
             if report.begun:
