@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def adamw(
@@ -23,7 +23,7 @@ def adamw(
     _check(lr, betas, eps)
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay must not be negative, got {weight_decay:g}")
-    return torch.optim.AdamW(parameters, lr, betas, eps, weight_decay, fused=True)
+    return _Adam(parameters, lr, betas, eps, weight_decay, fused=True, decoupled_weight_decay=True)
 
 
 def adam(
@@ -39,7 +39,7 @@ def adam(
         ValueError: if a value is out of its range.
     """
     _check(lr, betas, eps)
-    return torch.optim.Adam(parameters, lr, betas, eps, fused=True)
+    return _Adam(parameters, lr, betas, eps, fused=True)
 
 
 def _check(lr: float, betas: tuple[float, float], eps: float) -> None:
@@ -51,3 +51,21 @@ def _check(lr: float, betas: tuple[float, float], eps: float) -> None:
     for beta in betas:
         if not 0 <= beta < 1:
             raise ValueError(f"betas must lie in [0, 1), got {beta:g}")
+
+
+class _Adam(torch.optim.Adam):
+    """torch's Adam and AdamW, without a copy of every gradient in channels last that the CPU's kernel makes unread."""
+
+    def _init_group(self, group, params_with_grad, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps):
+        has_complex = super()._init_group(
+            group, params_with_grad, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps
+        )
+        grads[:] = map(_in_memory_order, grads)
+        return has_complex
+
+
+def _in_memory_order(gradient: Tensor) -> Tensor:
+    """A gradient in channels last on a CPU, as a contiguous view: the kernel reads what lies in memory."""
+    if type(gradient) is not Tensor or gradient.device.type != "cpu" or gradient.is_contiguous():
+        return gradient
+    return gradient.permute(0, 2, 3, 1) if gradient.is_contiguous(memory_format=torch.channels_last) else gradient
