@@ -23,7 +23,7 @@ def adamw(
     _check(lr, betas, eps)
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay must not be negative, got {weight_decay:g}")
-    return _Adam(parameters, lr, betas, eps, weight_decay, fused=True, decoupled_weight_decay=True)
+    return _without_copies(torch.optim.AdamW(parameters, lr, betas, eps, weight_decay, fused=True))
 
 
 def adam(
@@ -39,7 +39,7 @@ def adam(
         ValueError: if a value is out of its range.
     """
     _check(lr, betas, eps)
-    return _Adam(parameters, lr, betas, eps, fused=True)
+    return _without_copies(torch.optim.Adam(parameters, lr, betas, eps, fused=True))
 
 
 def _check(lr: float, betas: tuple[float, float], eps: float) -> None:
@@ -53,15 +53,17 @@ def _check(lr: float, betas: tuple[float, float], eps: float) -> None:
             raise ValueError(f"betas must lie in [0, 1), got {beta:g}")
 
 
-class _Adam(torch.optim.Adam):
-    """torch's Adam and AdamW, without a copy of every gradient in channels last that the CPU's kernel makes unread."""
+def _without_copies(optimizer: torch.optim.Adam) -> torch.optim.Optimizer:
+    """The optimizer without a copy of every gradient in channels last, which torch's kernel for a CPU makes unread."""
+    collect = optimizer._init_group
 
-    def _init_group(self, group, params_with_grad, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps):
-        has_complex = super()._init_group(
-            group, params_with_grad, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps
-        )
+    def collect_in_memory_order(group, params_with_grad, grads, *state):
+        has_complex = collect(group, params_with_grad, grads, *state)
         grads[:] = map(_in_memory_order, grads)
         return has_complex
+
+    vars(optimizer)["_init_group"] = collect_in_memory_order
+    return optimizer
 
 
 def _in_memory_order(gradient: Tensor) -> Tensor:
