@@ -76,7 +76,12 @@ MISTAKES = {
     "++experimen=quickstart": r"experimen: no such option \(did you mean 'experiment'\?\)",
     "schedule=": "schedule=: no such option; choose from cosine, custom, linear",
     "+prediction._partial_=true": "prediction._partial_: cannot be true",
-    "model.base_channels=100000000": "model: ",
+    "model.base_channels=100000000": "model.base_channels: no checkpoint may hold this: 100000000 is beyond 4096",
+    "model.num_res_blocks=1000000": "model.num_res_blocks: no checkpoint may hold this: 1000000 is beyond 16",
+    # before the images are looked at, which may take hours
+    "data=folder data.path=nowhere optimizer.betas=[0.9,1.0]": r"optimizer: betas must lie in \[0, 1\), got 1",
+    "data=folder data.path=nowhere ema.decays=[1.0]": r"ema: decays must lie in \[0, 1\), got 1",
+    "data=folder data.path=nowhere data.holdout=-1": "data: holdout must not be negative, got -1",
     "prediction=eps schedule.zero_terminal_snr=true": "prediction=eps cannot work .* choose prediction=v or",
     "variance=learned_range": "loss=simple does not train the variance .* choose loss=hybrid or loss=vlb",
     "loss=hybrid": "choose variance=learned_range, or loss=simple or loss=vlb",

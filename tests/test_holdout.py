@@ -126,7 +126,7 @@ def test_a_run_resumes_exactly_and_guards_the_whole_set(tmp_path: Path):
     ("option", "says"),
     [
         ("data.holdout=1797", r"data.holdout: must be from 0 to 1796, of 1797 images, got 1797"),
-        ("data.holdout=-1", r"data.holdout: must be from 0 to 1796"),
+        ("data.holdout=-1", r"data: holdout must not be negative, got -1"),
         ("data.holdout=1790", r"data.holdout: leaves 7 of 1797 images, fewer than a batch \(trainer.batch_size=8\)"),
         ("data.holdout=some", "data.holdout: expected a whole number"),
     ],

@@ -28,9 +28,11 @@ def without_common(data: dict[str, Any]) -> tuple[dict[str, Any], Common]:
     """A node of `data` without its common options, for its target, and these options.
 
     Raises:
-        ValueError: for a value of another type.
+        ValueError: for a value of another type, or out of range.
     """
     common = Common(**{key: data[key] for key in common_options("data") if key in data})
     if not isinstance(common.holdout, int) or isinstance(common.holdout, bool):  # a target that takes anything
         raise ValueError(f"holdout must be a whole number, got {common.holdout!r}")
+    if common.holdout < 0:
+        raise ValueError(f"holdout must not be negative, got {common.holdout}")
     return {key: value for key, value in data.items() if key not in common_options("data")}, common

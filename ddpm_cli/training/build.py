@@ -15,6 +15,7 @@ from ddpm_cli.config.errors import ConfigError, naming
 from ddpm_cli.config.figures import check_figures
 from ddpm_cli.config.instantiate import instantiate
 from ddpm_cli.config.sampler_spacing import check_not_optimized
+from ddpm_cli.config.schema import targets_in
 from ddpm_cli.config.train_options import TrainOptions
 from ddpm_cli.io.text import size_text
 from ddpm_cli.runtime.logs import hold, say_held
@@ -159,12 +160,15 @@ def instantiate_parts(options: TrainOptions) -> Parts:
     """Build every node but `data`. The network's random numbers depend only on the seed, not on earlier draws.
 
     Raises:
-        ConfigError: if a node refuses a value, or the network and its diffusion cannot work together.
+        ConfigError: if a node refuses a value, a number is beyond what a checkpoint may hold, or the network and its
+            diffusion cannot work together.
     """
     import torch
 
+    from ddpm_cli.checkpoint.validate import check_config
     from ddpm_cli.runtime.seeds import derive_seed
 
+    check_config(asdict(options), trust=frozenset(targets_in(asdict(options))))
     config = instantiate(options.trainer, "trainer")
     torch.manual_seed(derive_seed(options.seed, "weights"))
     ddpm = build_ddpm(asdict(options))
@@ -198,6 +202,7 @@ def check_compatible(parts: Parts, compute: "Compute", world: "World") -> None:
     ddpm, config = parts.ddpm, parts.config
     with naming("trainer"):
         _check_loop(config, compute, world)
+    _check_what_follows_the_network(parts)
     if config.activation_checkpointing and not isinstance(ddpm.model, _CanCheckpoint):
         name = type(ddpm.model).__name__
         raise ConfigError(f"trainer.activation_checkpointing: {name} does not support it (it has no such attribute)")
@@ -208,6 +213,16 @@ def check_compatible(parts: Parts, compute: "Compute", world: "World") -> None:
         ddpm.check_weighting()
     if getattr(ddpm.model, "learn_variance", False) and not ddpm.learns_variance:
         raise ConfigError("model: learn_variance has no effect with a fixed variance; variance=learned_range sets it")
+
+
+def _check_what_follows_the_network(parts: Parts) -> None:
+    """Make of one weight what is made of the network itself only when the images have been read."""
+    from torch import nn
+
+    with naming("optimizer"):
+        parts.optimizer(nn.Linear(1, 1).parameters())
+    with naming("ema"):
+        parts.ema(nn.Linear(1, 1), nn.Linear(1, 1))
 
 
 def check_images(parts: Parts, images: "ImageSet", image_size: object) -> None:
