@@ -1,25 +1,28 @@
 """The commands as a user runs them, in processes of their own, on a network of a second.
 
-A new interpreter takes seconds to import torch, and there are hundreds of commands here. So they are forked: the first
-`run` or `start` of a pytest process begins a server (`forkserver.py`), a process with one thread that imports what the
-commands import and then waits; for each command it forks a process, which takes on the directory, environment,
-arguments, `sys.path` and outputs of a new interpreter, in a session of its own, and then runs the command's module as
-`__main__`, as `python -m` does. What ends it - an exit status, an exception, a signal - is told as subprocess tells it.
+A new interpreter takes seconds to import torch, and there are hundreds of commands here. So they are forked, by
+a server (`forkserver.py`) that all pytest processes share: a process with one thread that imports what the commands
+import and then waits; for each command it forks a process, which takes on the directory, environment, arguments,
+`sys.path` and outputs of a new interpreter, in a session of its own, and then runs the command's module as `__main__`,
+as `python -m` does. What ends it - an exit status, an exception, a signal - is told as subprocess tells it.
 Not the same as in a new interpreter are import times and the order of imports, the seed of hashes, the environment that
 libraries read when they are imported, and how an interpreter is torn down; for these, and for launchers, there is
 `fresh=True`, and subprocess.
 """
 
+import atexit
 import concurrent.futures
 import functools
 import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,6 +43,7 @@ TINY_RUN = [*TINY, "trainer.steps=4", "trainer.preview_every=2", "trainer.checkp
 
 # Beginnings of the variables that are read before a command comes to read any.
 READ_AT_START = ("LANG", "LC_", "LD_", "MKL_", "OMP_", "PYTHON", "TORCH")
+SERVER = "COMMANDS_SERVER"  # the variable that says where the server listens
 FORKED_TOO = ("PYTHONPATH", "PYTHONUNBUFFERED")
 
 
@@ -106,24 +110,39 @@ def wait_for(condition: Callable[[], object], process: Process) -> None:
         time.sleep(0.01)
 
 
-@functools.cache
-def _server() -> socket.socket:
-    """The end of the server's socket at which commands are asked for. The server ends when it is closed."""
-    ours, theirs = socket.socketpair()
+def begin_server() -> None:
+    """Begin the server, for this process and those that it starts from now on. It ends with this process."""
+    place = tempfile.mkdtemp(prefix="commands-")
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
     # Neither OpenMP nor pyarrow's allocator, which pandas brings where it is installed, is to begin a thread.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
     path = environment.pop("PYTHONPATH", "")
-    with theirs:
+    life, theirs = socket.socketpair()
+    os.environ[SERVER] = str(Path(place, "socket"))
+    with theirs, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.environ[SERVER])
+        listener.listen()
+        descriptors = (listener.fileno(), theirs.fileno())
         subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("forkserver.py")), str(theirs.fileno()), path],
+            [sys.executable, str(Path(__file__).with_name("forkserver.py")), *map(str, descriptors), path],
             cwd=Path(__file__).parents[1],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
+            pass_fds=descriptors,
             start_new_session=True,
         )
-    return ours
+    atexit.register(life.close)  # and this holds it until then
+
+
+@functools.cache
+def _server() -> socket.socket:
+    """A connection to the server, at which commands are asked for; those that were ends with it."""
+    if SERVER not in os.environ:
+        begin_server()
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(os.environ[SERVER])
+    return connection
 
 
 def start(

@@ -1,10 +1,11 @@
 """A process that has imported what the commands import and forks them; `commands` starts it and says what it is for.
 
-    python forkserver.py FD PYTHONPATH
+    python forkserver.py LISTENER LIFE PYTHONPATH
 
-FD is one end of a Unix socket. A request is the length of a JSON object in four bytes, with which come three
-descriptors - standard output, standard error, and where to tell - and the object: `module` or `code`, `arguments`,
-`cwd`, `environment`. Told are two lines: the process's id at once, and in the end its exit status as subprocess has it.
+LISTENER is a Unix socket to which clients connect; the server ends when the other end of LIFE is closed. A request is
+the length of a JSON object in four bytes, with which come three descriptors - standard output, standard error, and
+where to tell - and the object: `module` or `code`, `arguments`, `cwd`, `environment`. Told are two lines: the process's
+id at once, and in the end its exit status as subprocess has it.
 """
 
 import atexit
@@ -22,8 +23,9 @@ import sys
 import tempfile
 import types
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from PIL import Image
@@ -62,6 +64,7 @@ def preload() -> None:
         for target in targets:
             sys.modules["ddpm_cli.config.signatures"].signature(target)
     gc.collect()
+    gc.set_threshold(50_000)  # most of what a command makes is there to stay: looking through it is a tenth of its time
     for what in gc.get_objects():
         if type(what) is weakref.finalize:
             what.atexit = False  # what this process has made is not for a forked one to take down
@@ -69,16 +72,33 @@ def preload() -> None:
     assert not THREADS.exists() or len(list(THREADS.iterdir())) == 1
 
 
-def serve(requests: socket.socket) -> dict[str, Any]:
-    """Fork a process for each request, and return in it, with what it is to do. Ends with the one who asks."""
-    forked: dict[int, int] = {}  # by id, the descriptor to which its end is told
+@dataclass
+class Forked:
+    """A process, the client that has asked for it, and the descriptor to which its end is told."""
+
+    client: socket.socket
+    told: int
+
+
+def serve(listener: socket.socket, life: socket.socket) -> dict[str, Any]:
+    """Fork a process for each request, and return in it, with what it is to do. Ends with the one who has begun it."""
+    clients: list[socket.socket] = []
+    forked: dict[int, Forked] = {}  # by id
     while True:
-        ready, _, _ = select.select([requests], [], [], POLL_SECONDS if forked else None)
-        if ready:
-            size, descriptors, _, _ = socket.recv_fds(requests, 4, 3)
+        ready, _, _ = select.select([listener, life, *clients], [], [], POLL_SECONDS if forked else None)
+        if life in ready:
+            _kill(list(forked))
+            os._exit(0)
+        if listener in ready:
+            clients.append(listener.accept()[0])
+        for client in set(ready).intersection(clients):
+            size, descriptors, _, _ = socket.recv_fds(client, 4, 3)
             if not size:
-                _end(list(forked))
-            request = json.loads(_receive(requests, int.from_bytes(size, "big")))
+                _kill([pid for pid, process in forked.items() if process.client is client])
+                clients.remove(client)
+                client.close()
+                continue
+            request = json.loads(_receive(client, int.from_bytes(size, "big")))
             out, err, told = descriptors
             pid = os.fork()
             if pid == 0:
@@ -86,25 +106,26 @@ def serve(requests: socket.socket) -> dict[str, Any]:
                 os.dup2(out, 1)
                 os.dup2(err, 2)
                 _tell(told, os.getpid())
-                for descriptor in (requests.detach(), *descriptors, *forked.values()):
+                sockets = (one.detach() for one in (listener, life, *clients))
+                for descriptor in (*sockets, *descriptors, *(process.told for process in forked.values())):
                     os.close(descriptor)
                 return request
             os.close(out)
             os.close(err)
-            forked[pid] = told
+            forked[pid] = Forked(client, told)
         for pid in list(forked):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
-                _tell(forked[pid], os.waitstatus_to_exitcode(status))
-                os.close(forked.pop(pid))
+                told = forked.pop(pid).told
+                _tell(told, os.waitstatus_to_exitcode(status))
+                os.close(told)
 
 
-def _end(forked: list[int]) -> NoReturn:
-    """End this process and, with all that they have started, those that it has forked."""
+def _kill(forked: list[int]) -> None:
+    """Kill processes with all that they have started."""
     for pid in forked:
         with contextlib.suppress(ProcessLookupError):  # it may not lead a group yet
             os.killpg(pid, signal.SIGKILL)
-    os._exit(0)
 
 
 def _tell(descriptor: int, number: int) -> None:
@@ -164,11 +185,11 @@ def main() -> None:
     leaving = Leaving()
     atexit.register(leaving)  # the first to be registered is the last to be called
     signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell has put the tests into the background
-    descriptor, path = sys.argv[1:]
+    listener, life, path = sys.argv[1:]
     installed = sys.path[1:]
     sys.path[:] = [*filter(None, path.split(os.pathsep)), *installed]
     preload()
-    become(serve(socket.socket(fileno=int(descriptor))), installed, leaving)
+    become(serve(*(socket.socket(fileno=int(descriptor)) for descriptor in (listener, life))), installed, leaving)
 
 
 if __name__ == "__main__":
