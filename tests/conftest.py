@@ -139,3 +139,4 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """What is imported now is here to stay: the collector need not look through it again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000)

@@ -138,6 +138,7 @@ def test_a_sweep_ends_by_comparing_its_runs_and_none_fails_of_it(tmp_path: Path)
     assert (tmp_path / "sweep" / "compare.html").read_text(encoding="utf-8") == "mine"
 
 
+@pytest.mark.slow
 def test_where_there_is_nothing_to_compare_nothing_is_written(tmp_path: Path, labelled: Path):
     failed = train(*TINY_SWEEP, "model.dropout=7,8", cwd=tmp_path)
     assert failed.returncode == 1

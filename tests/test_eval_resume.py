@@ -106,6 +106,7 @@ def test_a_signal_before_anything_is_drawn_leaves_nothing(labelled: Path, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_make_one_evaluation(labelled: Path, whole: dict, tmp_path: Path):
     process = begin(f"ckpt={labelled}", *MANY, cwd=tmp_path)
     wait_for(lambda: batches_done(tmp_path / "out") > 0, process)
@@ -118,6 +119,7 @@ def test_two_processes_do_not_make_one_evaluation(labelled: Path, whole: dict, t
     assert record(tmp_path / "out") == whole
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_work_and_find_the_same(labelled: Path, whole: dict, tmp_path: Path):
     done = run_ranks("eval", f"ckpt={labelled}", *MANY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -261,6 +261,7 @@ def test_a_sweep_begins_each_run_with_the_weights(home: Path, trained):
         assert first_loss(home / "sweep" / number) == pytest.approx(loss_of_first_batch(ddpm), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_begin_with_the_weights_that_one_does(home: Path, trained):
     directory, _ = trained
     done = run_ranks("train", f"init={directory}", *ONE_STEP, cwd=home)

@@ -125,7 +125,8 @@ def stopped_at(place: Path, line: str, *arguments: str, number: int) -> Path:
 LONG = [*TINY, "trainer.steps=120", "trainer.checkpoint_every=20", "trainer.preview_every=40", "name=x"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_is_stopped_or_killed_goes_on_as_the_same_one_and_shows_no_step_twice(number, tmp_path: Path):
     arguments = [*LONG, *WANDB, "logger=[tensorboard,wandb,mlflow]", *MLFLOW[1:]]
     directory = stopped_at(tmp_path, '"step": 50', *arguments, number=number)

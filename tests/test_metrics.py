@@ -17,7 +17,7 @@ from test_signals import ON_A_TERMINAL
 from ddpm_cli.data.datasets import digits
 from ddpm_cli.data.loader import BatchLoader
 
-RUN = [*TINY, "trainer.preview_every=0", "trainer.batch_size=600"]
+RUN = [*TINY, "trainer.preview_every=0", "trainer.batch_size=600", "data.image_size=8"]
 
 
 # Of so short a run nothing would be said otherwise while there is a bar.

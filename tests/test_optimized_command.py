@@ -84,9 +84,9 @@ def test_the_second_command_finds_what_the_first_has_chosen_and_draws_with_it(he
     "change",
     [
         "sampler.steps=3",
-        "sampler=ddim sampler.spacing=optimized",
-        "weights=model",
-        "threshold=none",
+        pytest.param("sampler=ddim sampler.spacing=optimized", marks=pytest.mark.slow),
+        pytest.param("weights=model", marks=pytest.mark.slow),
+        pytest.param("threshold=none", marks=pytest.mark.slow),
         "ckpt=run/checkpoints/step_00000002",
         "guidance=autoguidance guidance.guide=run/checkpoints/step_00000002",
     ],

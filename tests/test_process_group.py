@@ -128,6 +128,7 @@ def test_shards_resume_bit_for_bit(tmp_path: Path):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_a_preview_leaves_an_average_in_shards(tmp_path: Path):
     """Also where no checkpoint, for which everything is put together and taken apart, follows it at once."""
     options = [*TINY_RUN, *FEW_SHAPES, "trainer.fsdp=true", "trainer.steps=3", "trainer.preview_every=1"]

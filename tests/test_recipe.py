@@ -116,7 +116,7 @@ def test_a_batch_that_is_larger_than_the_set_is_doubted():
 
 def test_the_command_says_it_and_trains_but_not_beside_a_mistake(tmp_path: Path):
     doubtful = [*TINY, "trainer.warmup_steps=50", "ema.decays=[0.9999,0.999]", "trainer.preview_every=0"]
-    doubtful.append("trainer.steps=2")
+    doubtful += ["trainer.steps=2", "data.image_size=8"]
     early = ["trainer.warmup_steps: the learning", "ema.decays: 0.9999, 0.999 give"]
     refused = train(*doubtful, "data=mnist", "data.root=nowhere", cwd=tmp_path)
     assert_one_message(refused, "train", "data: .*is missing")

@@ -92,6 +92,7 @@ def test_one_that_dies_does_not_keep_the_other_and_one_goes_on_alone(labelled: P
     assert contents(tmp_path / "out") == whole
 
 
+@pytest.mark.slow
 def test_two_go_on_with_what_one_began_and_both_end_at_a_signal(labelled: Path, whole, tmp_path: Path):
     arguments = [f"ckpt={labelled}", *MANY, "out=out"]
     alone = start("sample", *arguments, cwd=tmp_path)

@@ -168,7 +168,8 @@ def instantiate_parts(options: TrainOptions) -> Parts:
     from ddpm_cli.checkpoint.validate import check_config
     from ddpm_cli.runtime.seeds import derive_seed
 
-    check_config(asdict(options), trust=frozenset(targets_in(asdict(options))))
+    nodes = {group: node for group, node in asdict(options).items() if group != "data"}
+    check_config(nodes, trust=frozenset(targets_in(nodes)))
     config = instantiate(options.trainer, "trainer")
     torch.manual_seed(derive_seed(options.seed, "weights"))
     ddpm = build_ddpm(asdict(options))
