@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from bench import __main__ as bench
-from bench import distances, network, peers, processes, rows, tables
+from bench import distances, network, peers, processes, rows, small, tables
 from bench.cases import CASES, Place
 from bench.clock import Contestant, entries, race
 
@@ -137,8 +137,8 @@ def test_who_fails_leaves_the_race_to_the_others():
 
 
 def test_frechet_distances_are_timed_beside_the_peers(monkeypatch):
-    for name, small in (("DIMENSIONS", 32), ("ENOUGH", 80), ("FEW", 20)):
-        monkeypatch.setattr(distances, name, small)
+    for name, count in (("DIMENSIONS", 32), ("ENOUGH", 80), ("FEW", 20)):
+        monkeypatch.setattr(distances, name, count)
     found = distances.entries(rounds=3)
     assert [(entry["who"], entry["rounds"]) for entry in found] == [
         ("ours", 3),
@@ -189,3 +189,16 @@ def test_tables_have_their_places_in_the_document(figures: dict, tmp_path: Path,
         tables.keep(figures | {"device": device, "configs": configs}, ["once", "evaluation", "configs"])
     assert document.read_text(encoding="utf-8").count("| training | denoising-diffusion-pytorch |") == 6
     assert "not measured yet" not in document.read_text(encoding="utf-8")
+
+
+def test_small_images_are_timed_for_ours_and_diffusers(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(small, "SHAPES", ((8, 2),))
+    monkeypatch.setattr(small, "IMAGES", 2)
+    found = list(small.measured(Place(CASES["tiny"], "cpu", "fp32", tmp_path), rounds=2))
+    assert [(entry["row"], entry["who"], "ratio" in entry) for entry in found] == [
+        ("8 x 8, batch 2: forward", "ours", False),
+        ("8 x 8, batch 2: forward", "diffusers", True),
+        ("8 x 8, batch 2: forward and backward", "ours", False),
+        ("8 x 8, batch 2: forward and backward", "diffusers", True),
+    ]
+    assert all(entry["low"] > 0 for entry in found)

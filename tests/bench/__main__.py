@@ -67,7 +67,7 @@ def measure(arguments: argparse.Namespace) -> dict:
 
     from bench import machine, peers
     from bench.cases import CASES, Place
-    from bench.rows import FULL, OF_A_CASE, OF_EVALUATION, ON_CUDA, ONCE, QUICK
+    from bench.rows import FULL, OF_A_CASE, OF_EVALUATION, ON_CPU, ON_CUDA, ONCE, QUICK
     from ddpm_cli.runtime.device import choose_compute
 
     try:
@@ -80,6 +80,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     names = arguments.config or (["cifar10", "digits"] if device == "cuda" else ["digits", "cifar10"])
     of_a_case = OF_A_CASE | (ON_CUDA if device == "cuda" else {})
     groups = {"once": ONCE, "configs": of_a_case, "evaluation": OF_EVALUATION}
+    groups |= {"small": ON_CPU} if device == "cpu" else {}
     there = [name for group in groups.values() for name in group]
     unknown = set(arguments.only or ()).difference(there)
     if unknown:
@@ -97,6 +98,7 @@ def measure(arguments: argparse.Namespace) -> dict:
         "machine": machine.describe(device),
         "once": [],
         "evaluation": [],
+        "small": [],
         "configs": {},
         "left_out": rows.left_out,
         "cuda_memory": torch.cuda.mem_get_info()[1] if device == "cuda" else None,
@@ -176,7 +178,7 @@ def _print(figures: dict) -> None:
     from bench import tables
 
     said = tables.with_entries(figures)
-    for group in ("once", "evaluation"):
+    for group in tables.OF_MACHINE:
         if group in said:
             print("", *tables.machine_lines(figures, group), sep="\n")
     for name in figures["configs"] if "configs" in said else ():

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench import busy, distances, evaluations, machine, network, ours, peers, processes
+from bench import busy, distances, evaluations, machine, network, ours, peers, processes, small
 from bench.cases import Place
 from bench.clock import clean_up, entries, race, spread
 
@@ -106,6 +106,11 @@ def frechet(place: Place, effort: Effort) -> list[dict]:
     return distances.entries(effort.rounds)
 
 
+def small_images(place: Place, effort: Effort) -> list[dict]:
+    """Of the digits recipe's network, whatever the first configuration is."""
+    return list(small.measured(place, 3 * effort.rounds))
+
+
 Row = Callable[[Place, Effort], list[dict]]
 # What is said of a machine, once.
 ONCE: dict[str, Row] = {"arithmetic": rates, "start-up": start_up, "busy": beside_another}
@@ -121,3 +126,5 @@ OF_A_CASE: dict[str, Row] = {
     "first-step": first_step,
 }
 ON_CUDA: dict[str, Row] = {"many": many}
+# In a table of its own.
+ON_CPU: dict[str, Row] = {"small": small_images}

@@ -6,7 +6,8 @@ from pathlib import Path
 import tables_in_docs
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "performance.md"
-EVALUATION = "--only evaluation --only frechet"
+# What belongs to no configuration: the group of entries, and what the command has beside the device.
+OF_MACHINE = {"once": "", "evaluation": " --only evaluation --only frechet", "small": " --only small"}
 HEADER = ["| what | who | median (lowest to highest) | ours / this one | details |", "| --- | --- | --- | --- | --- |"]
 
 
@@ -21,7 +22,7 @@ def lines(figures: dict, config: str) -> list[str]:
 
 
 def machine_lines(figures: dict, group: str) -> list[str]:
-    """The Markdown of what belongs to no configuration: `once`, or `evaluation`."""
+    """The Markdown of a group of OF_MACHINE."""
     return [
         *_heading(figures, figures["precision"]),
         *HEADER,
@@ -104,7 +105,7 @@ def _short(number: float) -> str:
 
 def with_entries(figures: dict) -> list[str]:
     """The groups of which all tables have something to say."""
-    said = {"once": [figures["once"]], "evaluation": [figures["evaluation"]]}
+    said = {group: [figures.get(group, [])] for group in OF_MACHINE}
     said["configs"] = [found["entries"] for found in figures["configs"].values()]
     return [group for group, tables in said.items() if all(tables)]
 
@@ -115,8 +116,8 @@ def keep(figures: dict, groups: Collection[str]) -> None:
     tables = {}
     if "configs" in groups:
         tables = {f"--device {device} --config {name}": lines(figures, name) for name in figures["configs"]}
-    for group, call in (("once", f"--device {device}"), ("evaluation", f"--device {device} {EVALUATION}")):
+    for group, options in OF_MACHINE.items():
         if group in groups:
-            tables[call] = machine_lines(figures, group)
+            tables[f"--device {device}{options}"] = machine_lines(figures, group)
     for call, table in tables.items():
         tables_in_docs.write(DOCUMENT, f"scripts/bench {call}", call, table)
