@@ -11,9 +11,22 @@ def write(document: Path, command: str, name: str, lines: Sequence[str]) -> None
     Raises SystemExit if the document has not one place for it.
     """
     text = document.read_text(encoding="utf-8")
-    begin, end = f"<!-- {command} writes from here -->", f"<!-- to here: {name} -->"
-    place = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
-    if len(place.findall(text)) != 1:
+    found = _place(document, command, name)
+    document.write_text(
+        "\n".join([text[: found.start(1)].rstrip("\n"), *lines, text[found.end(1) :]]), encoding="utf-8"
+    )
+
+
+def read(document: Path, command: str, name: str) -> list[str]:
+    """The lines that stand there. Raises SystemExit as `write` does."""
+    return _place(document, command, name)[1].splitlines()
+
+
+def _place(document: Path, command: str, name: str) -> re.Match[str]:
+    begin, end = f"<!-- {command} writes from here -->\n", f"<!-- to here: {name} -->"
+    found = list(
+        re.finditer(f"{re.escape(begin)}(.*?){re.escape(end)}", document.read_text(encoding="utf-8"), re.DOTALL)
+    )
+    if len(found) != 1:
         raise SystemExit(f"{document.name} has no place for {name}")
-    table = "\n".join([begin, *lines, end])
-    document.write_text(place.sub(lambda _: table, text), encoding="utf-8")
+    return found[0]

@@ -15,6 +15,7 @@ TABLES = {
     "variants": "numerics.variants.table",
     "solvers": "numerics.solvers.table",
     "few_calls": "numerics.few_calls.table",
+    "calls_picture": "numerics.calls_picture.table",
     "small_snr": "numerics.small_snr.table",
 }
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "numerics.md"

@@ -60,7 +60,8 @@ def _recipes(arguments: argparse.Namespace) -> list[str]:
 def _autoguidance(arguments: argparse.Namespace) -> list[str]:
     from quality import autoguidance
 
-    return autoguidance.lines(arguments.directory, seeds=arguments.seeds)
+    picture = (arguments.directory if arguments.only_print else DOCS) / "quality_autoguidance.png"
+    return autoguidance.lines(arguments.directory, seeds=arguments.seeds, picture=picture)
 
 
 TABLES = {

@@ -3,8 +3,26 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = ("#2166ac", "#d6604d", "#7f8c8d")
+
+
+def save_scales(path: Path, scales: Sequence[float], measured: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """By what is measured, its values `[scale][seed]`: a plot for each, of their mean and the interval they lie in."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.5), layout="constrained")
+    for axes, (what, values), colour in zip(figure.subplots(1, len(measured)), measured.items(), COLOURS, strict=False):
+        axes.plot(scales, [mean(of) for of in values], marker="o", color=colour)
+        axes.fill_between(scales, [min(of) for of in values], [max(of) for of in values], color=colour, alpha=0.2)
+        axes.set_xticks(scales, [f"{scale:g}" for scale in scales])
+        axes.set(xlabel="guidance.scale; 1: no guidance", ylabel=what)
+        _plain(axes)
+    figure.savefig(path, dpi=120)
 
 
 def save(path: Path, seconds: Sequence[float], found: Mapping[str, Sequence[Sequence[float]]], title: str) -> None:
@@ -22,8 +40,12 @@ def save(path: Path, seconds: Sequence[float], found: Mapping[str, Sequence[Sequ
     axes.set_xticks(seconds, [f"{second:g}" for second in seconds])
     axes.set(xlabel="seconds of training on two CPU cores", ylabel="Frechet distance, less is better")
     axes.set_title(title, fontsize="medium", wrap=True)
-    axes.grid(which="both", color="#e3e8ee")
     axes.legend(frameon=False)
+    _plain(axes)
+    figure.savefig(path, dpi=120)
+
+
+def _plain(axes: "Axes") -> None:
+    axes.grid(which="both", color="#e3e8ee")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    figure.savefig(path, dpi=120)
