@@ -310,6 +310,7 @@ def test_without_the_package_the_message_says_how_it_comes(monkeypatch):
 # In a run ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_resumes_bit_for_bit_and_on_no_other_pictures(pictures, tmp_path):
     shards(tmp_path, pictures)
     data = ["data=huggingface", "data.dataset=pets", "data.num_classes=3", *SMALL]

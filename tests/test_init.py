@@ -223,6 +223,7 @@ def test_killed_it_ends_bit_for_bit_where_it_would_have_ended_without_its_source
     assert further.returncode == 0, further.stderr
 
 
+@pytest.mark.slow
 def test_a_name_means_the_run_that_began_with_these_weights(home: Path, trained):
     directory, _ = trained
     assert train(f"init={directory}", *ONE_STEP, cwd=home).returncode == 0

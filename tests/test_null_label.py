@@ -100,6 +100,7 @@ def test_the_bound_of_images_without_labels_is_refused():
 # By the commands -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_is_previewed_measured_and_resumed(needy: Path, tmp_path: Path):
     assert (needy / "previews" / "step_00000004.png").is_file()
     entries = [json.loads(line) for line in (needy / "metrics.jsonl").read_text().splitlines()]

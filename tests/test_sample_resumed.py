@@ -206,6 +206,7 @@ def contents_below(directory: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_draw_in_one_directory(labelled: Path, whole, tmp_path: Path):
     arguments = [f"ckpt={labelled}", *MANY, "out=out"]
     process = begin(*arguments, cwd=tmp_path)

@@ -99,6 +99,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path):
     assert (only(tmp_path / "outputs" / "digits") / "train.log").read_text().endswith(says)
 
 
+@pytest.mark.slow
 def test_a_signal_in_a_preview_does_not_wait_for_it(tmp_path: Path):
     endless = [*LONG, "trainer.preview_every=3", "trainer.preview_images=2048", "schedule.timesteps=200"]
     process = begin(*endless, "sampler.steps=200", cwd=tmp_path, says="step 2/")
