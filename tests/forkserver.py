@@ -64,7 +64,7 @@ def preload() -> None:
         for target in targets:
             sys.modules["ddpm_cli.config.signatures"].signature(target)
     gc.collect()
-    gc.set_threshold(50_000)  # most of what a command makes is there to stay: looking through it is a tenth of its time
+    gc.set_threshold(50_000)  # most of what a command makes is there to stay: looking through it finds little
     for what in gc.get_objects():
         if type(what) is weakref.finalize:
             what.atexit = False  # what this process has made is not for a forked one to take down
@@ -73,7 +73,7 @@ def preload() -> None:
 
 
 @dataclass
-class Forked:
+class Child:
     """A process, the client that has asked for it, and the descriptor to which its end is told."""
 
     client: socket.socket
@@ -83,7 +83,7 @@ class Forked:
 def serve(listener: socket.socket, life: socket.socket) -> dict[str, Any]:
     """Fork a process for each request, and return in it, with what it is to do. Ends with the one who has begun it."""
     clients: list[socket.socket] = []
-    forked: dict[int, Forked] = {}  # by id
+    forked: dict[int, Child] = {}  # by id
     while True:
         ready, _, _ = select.select([listener, life, *clients], [], [], POLL_SECONDS if forked else None)
         if life in ready:
@@ -112,7 +112,7 @@ def serve(listener: socket.socket, life: socket.socket) -> dict[str, Any]:
                 return request
             os.close(out)
             os.close(err)
-            forked[pid] = Forked(client, told)
+            forked[pid] = Child(client, told)
         for pid in list(forked):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:

@@ -10,11 +10,9 @@ def write(document: Path, command: str, name: str, lines: Sequence[str]) -> None
 
     Raises SystemExit if the document has not one place for it.
     """
-    text = document.read_text(encoding="utf-8")
     found = _place(document, command, name)
-    document.write_text(
-        "\n".join([text[: found.start(1)].rstrip("\n"), *lines, text[found.end(1) :]]), encoding="utf-8"
-    )
+    before, after = found.string[: found.start(1)].rstrip("\n"), found.string[found.end(1) :]
+    document.write_text("\n".join([before, *lines, after]), encoding="utf-8")
 
 
 def read(document: Path, command: str, name: str) -> list[str]:

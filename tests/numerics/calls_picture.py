@@ -43,6 +43,7 @@ def save(
 ) -> None:
     from matplotlib.figure import Figure
 
+    assert len(many) <= len(COLOURS)
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for (name, curve), colour in zip(many.items(), COLOURS, strict=False):

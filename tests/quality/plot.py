@@ -15,6 +15,7 @@ def save_scales(path: Path, scales: Sequence[float], measured: Mapping[str, Sequ
     """By what is measured, its values `[scale][seed]`: a plot for each, of their mean and the interval they lie in."""
     from matplotlib.figure import Figure
 
+    assert len(measured) <= len(COLOURS)
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     for axes, (what, values), colour in zip(figure.subplots(1, len(measured)), measured.items(), COLOURS, strict=False):
         axes.plot(scales, [mean(of) for of in values], marker="o", color=colour)
