@@ -95,6 +95,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("page", "program", "arguments"), DISTINCT, ids=[f"{page}: {' '.join([p, *a])}" for page, p, a in DISTINCT]
 )
+@pytest.mark.slow
 def test_commands_compose(page: str, program: str, arguments: list[str], own: Path, monkeypatch: pytest.MonkeyPatch):
     """Each with keys that there are and values of their types, as the command itself checks before it does anything."""
     if program == "compare":

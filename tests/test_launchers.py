@@ -129,6 +129,7 @@ def how_to_go_on(done: subprocess.CompletedProcess) -> list[str]:
 
 @as_stand_in
 @pytest.mark.parametrize("launcher", [[], pytest.param(["hydra/launcher=joblib"], marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_stopped_sweep_goes_on_by_the_command_it_says(launcher: list[str], begin, tmp_path: Path):
     """One run done, one stopped, one not begun: in the end all are, and the first has not been run again."""
     one_by_one = ["hydra.launcher.n_jobs=1"] if launcher else []

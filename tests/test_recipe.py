@@ -145,6 +145,7 @@ def test_it_is_said_before_many_pictures_are_decoded(tmp_path: Path):
     assert second.startswith("ddpm-train: data: 1 images in ")
 
 
+@pytest.mark.slow
 def test_the_recipe_of_the_quickstart_says_nothing(tmp_path: Path):
     done = train("experiment=quickstart", *TINY[:3], "trainer.steps=200", "trainer.batch_size=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -71,6 +71,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(labelled: Path, whol
     assert sorted(whole) == ["config.yaml", "samples.json", "samples.npz", "samples.png", "steps.gif", "steps.png"]
 
 
+@pytest.mark.slow
 def test_asked_to_stop_it_says_what_is_there_and_the_command_that_goes_on(labelled: Path, whole, tmp_path: Path):
     """Without `out`, too: the place has been made for this run, and the command names it."""
     process = begin(f"ckpt={labelled}", *MANY, cwd=tmp_path)
